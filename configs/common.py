@@ -1,0 +1,28 @@
+"""Small builders of values that many configs share. Each config file still shows its whole structure."""
+
+import ml_collections
+
+
+def d(**entries):
+    """A section of a config."""
+    return ml_collections.ConfigDict(entries)
+
+
+def adamw(lr, betas, weight_decay=0.03):
+    """AdamW as U-ViT uses it: the weight decay reaches every parameter."""
+    return d(name="adamw", lr=lr, betas=betas, weight_decay=weight_decay)
+
+
+def warm_up(steps):
+    """Linear warm-up, then constant: U-ViT's 'customized' schedule."""
+    return d(name="customized", warmup_steps=steps)
+
+
+def metrics(*, features=("inception",), fid_stat="", n_samples=10_000, algorithm="dpm_solver", sample_steps=50):
+    """How a network is scored: feature networks, scores, and the smaller evaluation during training.
+
+    n_samples, algorithm and sample_steps belong to evaluations and previews during training; the final one uses
+    `config.sample`. Guidance is the same in both.
+    """
+    return d(features=features, names=("fd", "kid", "pr", "dc", "is"), fid_stat=fid_stat, bootstrap=30,
+             n_samples=n_samples, algorithm=algorithm, sample_steps=sample_steps)

@@ -1,0 +1,17 @@
+"""The config that a run wrote down: --config=configs/from_run.py:RUN/config.json (eval.py and sample.py do it by themselves)."""
+
+import json
+
+import ml_collections
+
+
+def get_config(path):
+    with open(path) as stream:
+        content = json.load(stream)
+
+    def restore(value):  # JSON knows no tuples, and ml_collections overrides only those
+        if isinstance(value, dict):
+            return {key: restore(part) for key, part in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    return ml_collections.ConfigDict(restore(content))

@@ -1,0 +1,125 @@
+"""The command line of every script: --config, --config.a.b=value, --workdir, --nnet_path.
+
+A script ends with `cli.main(train)`; `train(config, workdir)` gets a locked, validated config. What a user did wrong
+ends in one line that names the thing, not in a traceback (`--verbosity=1` shows it).
+"""
+
+import inspect
+import logging
+import math
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_JSON_CONFIG = Path(__file__).parent.parent / "configs" / "from_run.py"
+
+# Dotted names, wherever they occur in a config, and what their number must satisfy.
+_POSITIVE = ("train.batch_size", "train.n_steps", "train.accumulation", "train.keep_checkpoints", "optimizer.lr",
+             "sample.sample_steps", "sample.n_samples", "sample.mini_batch_size", "dataset.resolution")
+_NOT_NEGATIVE = ("seed", "train.log_interval", "train.eval_interval", "train.save_interval", "train.preview_interval",
+                 "train.validation_interval", "train.workers", "train.grad_clip", "optimizer.weight_decay",
+                 "lr_scheduler.warmup_steps", "metrics.n_samples", "sample.guidance")
+_SHARE = ("train.p_uncond", "train.ema_rate")
+
+_FLAGS = {
+    "workdir": "folder of the run; by default workdir/<config>/<overrides, or default>",
+    "nnet_path": "weights: a .pth or .safetensors file, a <step>.ckpt folder or a run folder; by default the best "
+                 "checkpoint of --workdir",
+}
+
+
+def main(script, **own_flags):
+    """Parse the command line and call `script`.
+
+    Args:
+        script: script(config, workdir[, nnet_path][, <own flag> ...]); its parameter names say which flags it takes.
+        own_flags: {flag name: (default, help)} that only this script has; a str or int default gives the type.
+    """
+    takes = [name for name in inspect.signature(script).parameters if name != "config"]
+    for name in takes:
+        if name in own_flags:
+            default, text = own_flags[name]
+            define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
+            define(name, default, text)
+        else:
+            flags.DEFINE_string(name, "", _FLAGS[name])
+    config_flags.DEFINE_config_file("config", None, "the experiment, a file in configs/", lock_config=True)
+
+    def run(argv):
+        _set_up_log()
+        try:
+            if len(argv) > 1:
+                raise ValueError(f"unexpected argument {argv[1]!r}: options are written --name=value")
+            config = flags.FLAGS.config
+            if config is None:
+                raise ValueError("--config=FILE is missing: name a file in configs/, or give the --workdir of a run")
+            check(config)
+            values = {name: flags.FLAGS[name].value for name in takes}
+            if "workdir" in values and not values["workdir"]:
+                values["workdir"] = default_workdir(flags.FLAGS["config"])
+            script(config, **values)
+        except (ValueError, FileNotFoundError, FloatingPointError, KeyError, TypeError, OSError) as error:
+            logging.debug("", exc_info=True)
+            rank = os.environ.get("RANK")
+            text = error.args[0] if isinstance(error, KeyError) and error.args else error
+            sys.exit(f"error{f' on process {rank}' if rank else ''}: {text}")
+
+    sys.argv = _with_config_of_the_run(sys.argv)  # config_flags reads the overrides from there
+    app.run(run)
+
+
+def check(config):
+    """Raise ValueError for numbers that no run can mean: nan, negative sizes, probabilities beyond 1.
+
+    Types and unknown keys are refused by ml_collections before this.
+    """
+    for path, value in _leaves(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"config.{path} is {value}; a finite number is needed")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if path in _POSITIVE and not value > 0:
+                raise ValueError(f"config.{path} is {value}; it must be greater than 0")
+            if path in _NOT_NEGATIVE and value < 0:
+                raise ValueError(f"config.{path} is {value}; it must not be negative")
+            if path in _SHARE and not 0 <= value <= 1:
+                raise ValueError(f"config.{path} is {value}; it must lie between 0 and 1")
+        if value is None:
+            raise ValueError(f"config.{path} is None, which the command line cannot override; use '' or 0 for off")
+
+
+def default_workdir(flag):
+    """workdir/<config stem>/<overrides joined by '-', or 'default'>, as U-ViT names its runs."""
+    stem = Path(flag.config_filename.split(":")[0]).stem
+    named = {path: value for path, value in sorted(flag.override_values.items())
+             if path.split(".")[0] not in ("sample", "metrics")}
+    parts = [f"{path.rsplit('.', 1)[-1]}={value}".replace(os.sep, "_").replace(" ", "") for path, value in named.items()]
+    return os.path.join("workdir", stem, "-".join(parts)[:200] or "default")
+
+
+def _leaves(config, path=""):
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def _with_config_of_the_run(argv):
+    """Where no --config is given but --workdir is a run, take the config that the run wrote down."""
+    options = dict(part.lstrip("-").split("=", 1) for part in argv[1:] if part.startswith("-") and "=" in part)
+    saved = Path(options.get("workdir", "")) / "config.json"
+    asked = any(part.lstrip("-").split("=")[0] == "config" for part in argv[1:] if part.startswith("-"))
+    if not asked and "workdir" in options and saved.is_file():
+        return [argv[0], f"--config={_JSON_CONFIG}:{saved}", *argv[1:]]
+    return argv
+
+
+def _set_up_log():
+    rank = os.environ.get("RANK")
+    logging.basicConfig(format=f"%(asctime)s{f' [{rank}]' if rank else ''} %(message)s", datefmt="%H:%M:%S", force=True,
+                        level=logging.DEBUG if flags.FLAGS.verbosity > 0 else logging.INFO)
+    for noisy in ("PIL", "matplotlib", "urllib3", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,272 @@
+"""The training loop: batches in, checkpoints, previews and numbers out.
+
+It has never heard of diffusion. A step depends on (seed, step) alone: the batch by the stream's contract, every
+random number by seeding torch before the loss. So a resumed run repeats exactly what the undisturbed one would have
+done, and no generator state needs saving.
+"""
+
+import contextlib
+import difflib
+import logging
+import math
+import sys
+import time
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+EXIT_AFTER_SIGTERM = 143  # 128 + SIGTERM, what schedulers expect of a job that obeyed
+
+# Every key of config.train that `fit` reads, with its default. 0 is off for an interval.
+SETTINGS = dict(n_steps=0, log_interval=10, validation_interval=0, preview_interval=0, eval_interval=0,
+                save_interval=1000, keep_checkpoints=3, accumulation=1, best_metric="")
+
+
+def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None, evaluate=None):
+    """Train until `settings.n_steps`, resuming from the run folder if it holds a checkpoint.
+
+    Args:
+        run, state: engine.Run and engine.State.
+        batches: batches(start) -> iterator of this process's batches of step start, start + 1, ...; a batch is a dict
+            of tensors of which 'index' names the items; `batches.file_name(index)` names one for error messages.
+        loss_fn: loss_fn(net, batch) -> (loss, {name: scalar Tensor}); may draw from torch's default generators, which
+            are seeded for every part of every step and process.
+        settings: config.train; the keys of SETTINGS are read here, others belong to the script.
+        validation: () -> iterator of this process's held-out batches, the same at each call.
+        preview: preview(ema, step) -> uint8 array (H, W, 3) on the main process; called by every process.
+        evaluate: evaluate(ema, step) -> {name: number}; called by every process. `best_metric` names the number whose
+            smallest value marks the best checkpoint, which is kept.
+
+    Raises:
+        FloatingPointError: a loss or gradient was not finite; no weight was changed by it. Names step and files.
+        SystemExit: code 143 after SIGTERM or SIGUSR1 on any process, when all have saved the same step.
+    """
+    settings = {key: settings.get(key, default) for key, default in SETTINGS.items()}
+    checkpoints = run.folder / "ckpts"
+    window = Window(run)
+    extra = state.resume(checkpoints)
+    run.rewind_log(state.step)
+    if extra is not None:
+        window.restore(extra)
+    if state.step >= settings["n_steps"]:
+        logging.info("%s has its %d steps already", run.folder, state.step)
+        return
+
+    def due(name):
+        return settings[name] and (state.step % settings[name] == 0 or state.step == settings["n_steps"])
+
+    bar = tqdm(total=settings["n_steps"], initial=state.step, unit="step", disable=None if run.is_main else True)
+    stream = batches(state.step)
+    state.net.train()
+    for batch in stream:
+        loss, terms = _gradients(run, state, loss_fn, batch, settings["accumulation"])
+        norm, verdict = state.advance(loss)
+        window.add({"loss": loss, "grad_norm": norm, **terms}, verdict, batch["index"], state.step, batches)
+        bar.update()
+        if due("log_interval"):
+            window.check()
+            numbers = window.close()
+            run.log(state.step, "train", numbers | {"lr": state.optimizer.param_groups[0]["lr"]})
+            _show(bar, state.step, settings["n_steps"], numbers)
+        with window.paused():
+            if validation and due("validation_interval"):
+                window.check()
+                run.log(state.step, "validation", validation_loss(run, loss_fn, state.averaged(), validation()))
+            if preview and due("preview_interval"):
+                window.check()
+                _keep_preview(run, preview(state.averaged(), state.step), state.step)
+            best = False
+            if evaluate and due("eval_interval"):
+                window.check()
+                best = _evaluate(run, state, evaluate, settings["best_metric"])
+            stop = run.stop_asked()
+            if best or stop or due("save_interval") or state.step == settings["n_steps"]:
+                window.check()
+                state.save(checkpoints, keep=settings["keep_checkpoints"], extra=window.record())
+        if stop:
+            logging.warning("asked to stop: step %d is saved; the same command goes on from there", state.step)
+            stream.close()
+            bar.close()
+            run.finish()
+            sys.exit(EXIT_AFTER_SIGTERM)
+        if state.step == settings["n_steps"]:
+            break
+    stream.close()
+    bar.close()
+
+
+def check_settings(train, known=()):
+    """Refuse keys of config.train that nobody reads, before anything is built.
+
+    Args:
+        train: config.train.
+        known: the keys that the script itself and the state read.
+    """
+    allowed = {*SETTINGS, *known}
+    for key in train:
+        if key not in allowed:
+            close = difflib.get_close_matches(key, allowed, n=1)
+            raise ValueError(f"unknown setting config.train.{key}" + (f"; did you mean {close[0]}?" if close else
+                             f"; known: {', '.join(sorted(allowed))}"))
+
+
+def validation_loss(run, loss_fn, net, batches):
+    """Mean of the loss over held-out batches with noise and times fixed by (seed, batch), over all processes.
+
+    Returns:
+        {name: float}, each term weighted by the items of its batch.
+    """
+    sums, count = {}, 0
+    with torch.no_grad(), torch.random.fork_rng(_devices(run)):
+        for number, batch in enumerate(batches):
+            _seed(run, 1, number)
+            batch = _to(run.device, batch)
+            with run.accelerator.autocast():
+                loss, terms = loss_fn(net, batch)
+            n = len(batch["index"])
+            count += n
+            for name, value in {"loss": loss, **terms}.items():
+                sums[name] = sums.get(name, 0.0) + value.double() * n
+    names = sorted(sums)
+    total = run.gather_rows(torch.stack([*(sums[name] for name in names), torch.tensor(
+        float(count), dtype=torch.float64, device=run.device)])[None]).sum(0)
+    return dict(zip(names, (total[:-1] / total[-1]).tolist()))
+
+
+class Window:
+    """What the loop has seen since the last log line, kept on the device until that line is due.
+
+    The sums are part of a checkpoint, so that the first log line after a resume is the one of an undisturbed run.
+    """
+
+    def __init__(self, run):
+        self.run = run
+        self._reset()
+
+    def _reset(self):
+        self.names, self.sums, self.count, self.verdicts = [], [], 0, []
+        self._clock, self._images = time.perf_counter(), 0
+
+    def add(self, terms, verdict, index, step, batches):
+        """Note one step: scalar Tensors by name, and which items it used."""
+        values = [value.detach() for value in terms.values()]
+        if self.sums:
+            torch._foreach_add_(self.sums, values)
+        else:
+            self.names, self.sums = list(terms), [value.clone().float() for value in values]
+        self.count += 1
+        self._images += len(index) * self.run.world
+        self.verdicts.append((step, verdict, index, batches))
+
+    def check(self):
+        """Stop the run if a step since the last check was not finite. The one place that waits for the device."""
+        if not self.verdicts:
+            return
+        finite = torch.stack([verdict for _, verdict, _, _ in self.verdicts]).isfinite().tolist()
+        if not all(finite):
+            step, _, index, batches = self.verdicts[finite.index(False)]
+            names = ", ".join(str(batches.file_name(i)) for i in index[:8].tolist())
+            more = f" and {len(index) - 8} more" if len(index) > 8 else ""
+            raise FloatingPointError(
+                f"loss or gradient of step {step} is not finite; no weight was changed by it and the last checkpoint is "
+                f"good. Items of that batch on process {self.run.rank}: {names}{more}. Try a lower optimizer.lr, "
+                "train.grad_clip, or bf16 in place of fp16")
+        self.verdicts.clear()
+
+    def close(self):
+        """The means over all processes since the last log line, with images per second; starts a new window."""
+        means = (torch.stack(self.sums) / self.count).to(torch.float64)
+        means = self.run.gather_rows(means[None]).mean(0).tolist()
+        seconds = time.perf_counter() - self._clock
+        numbers = dict(zip(self.names, means)) | {"images_per_second": self._images / max(seconds, 1e-9)}
+        self._reset()
+        return numbers
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Leave the time spent here - evaluating, saving - out of the images per second."""
+        begun = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - begun
+
+    def record(self):
+        """What a checkpoint keeps of an unfinished window."""
+        return {"count": self.count, "sums": dict(zip(self.names, (float(value) for value in self.sums)))}
+
+    def restore(self, record):
+        """Go on with an unfinished window."""
+        self.count, self.names = record["count"], list(record["sums"])
+        self.sums = [torch.tensor(value, device=self.run.device) for value in record["sums"].values()]
+
+
+def _gradients(run, state, loss_fn, batch, accumulation):
+    """Forward and backward of one step, in `accumulation` parts; returns the mean loss and terms, detached."""
+    batch = _to(run.device, batch)
+    items = len(batch["index"])
+    size = math.ceil(items / accumulation)
+    parts = range(0, items, size)
+    scaler = run.accelerator.scaler
+    totals = {}
+    for number, begin in enumerate(parts):
+        part = {key: value[begin:begin + size] for key, value in batch.items()}
+        share = len(part["index"]) / items
+        _seed(run, 0, state.step, number)
+        with state.gradients_later(number + 1 < len(parts)):
+            loss, terms = loss_fn(state.net, part)
+            scaled = loss if share == 1.0 else loss * share
+            (scaled if scaler is None else scaler.scale(scaled)).backward()
+        for name, value in {"loss": loss, **terms}.items():
+            value = value.detach() if share == 1.0 else value.detach() * share
+            totals[name] = totals[name] + value if name in totals else value
+    return totals.pop("loss"), totals
+
+
+def _evaluate(run, state, evaluate, metric):
+    """Log an evaluation; True if it is the best so far."""
+    scores = evaluate(state.averaged(), state.step)
+    run.log(state.step, "eval", scores)
+    if not metric or metric not in scores:
+        if metric:
+            logging.warning("train.best_metric %r is not among the scores: %s", metric, ", ".join(sorted(scores)))
+        return False
+    # Every process holds the same numbers: evaluation ends with a gather, not with an opinion of rank 0.
+    if math.isfinite(scores[metric]) and scores[metric] < state.best.get("value", math.inf):
+        state.best = {"step": state.step, "metric": metric, "value": scores[metric]}
+        return True
+    return False
+
+
+def _keep_preview(run, grid, step):
+    if run.is_main:
+        from PIL import Image
+        folder = run.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(np.asarray(grid)).save(folder / f"{step}.png")
+        run.tensorboard.add_image("samples", grid, step, dataformats="HWC")
+
+
+def _seed(run, *path):
+    """Seed torch for one part of the work of this process: a function of (seed, rank, path) alone."""
+    torch.manual_seed(int(np.random.SeedSequence([run.seed, run.rank, *path]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _devices(run):
+    return [run.device] if run.device.type == "cuda" else []
+
+
+def _to(device, batch):
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def _show(bar, step, n_steps, numbers):
+    """Loss and speed beside the progress bar, or as a line now and then where the output is not a terminal."""
+    if not bar.disable:
+        bar.set_postfix(loss=f"{numbers['loss']:.4f}", img_s=f"{numbers['images_per_second']:.0f}")
+    elif logging.getLogger().isEnabledFor(logging.INFO) and time.monotonic() - _show.last > 20:
+        _show.last = time.monotonic()
+        logging.info("step %d of %d: loss %.4f, %.0f images/s", step, n_steps, numbers["loss"],
+                     numbers["images_per_second"])
+
+
+_show.last = -math.inf

@@ -1,0 +1,80 @@
+"""Optimizers, learning rates and the update of the weights, without a device synchronisation.
+
+An update of all weights is one fused AdamW call. What surrounds it - gradient norm, clipping, the check for non-finite
+numbers - is a handful of operations on scalars that stay on the device.
+"""
+
+import math
+
+import torch
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+
+
+def make(parameters, *, name="adamw", lr, **kwargs):
+    """An optimizer by name ('adamw', 'adam'), in its fused form; kwargs as in torch.optim (betas, weight_decay, eps)."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}")
+    if not (math.isfinite(lr) and lr > 0):
+        raise ValueError(f"optimizer.lr must be a positive number, not {lr}")
+    return OPTIMIZERS[name](parameters, lr=lr, fused=True, **kwargs)
+
+
+def lr_factor(step, *, name="customized", warmup_steps=0, n_steps=0):
+    """Factor on the learning rate for the update after `step` finished ones.
+
+    'customized' (U-ViT's name) rises linearly from 0 and stays at 1: min(step / warmup_steps, 1), so that the very
+    first update has rate 0 as published. 'cosine' rises the same way, then falls as half a cosine to 0 at n_steps.
+    """
+    if name not in ("customized", "cosine"):
+        raise ValueError(f"unknown lr_scheduler {name!r}; known: customized, cosine")
+    rise = min(step / warmup_steps, 1.0) if warmup_steps > 0 else 1.0
+    if name == "customized":
+        return rise
+    progress = min(max(step - warmup_steps, 0) / max(n_steps - warmup_steps, 1), 1.0)
+    return rise * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+class Update:
+    """One optimizer step that leaves the weights alone once a loss or gradient was not finite.
+
+    The verdict is a scalar on the device that turns NaN for good; the fused optimizers skip their work on the device
+    when told `found_inf` = 1 (the mechanism of torch.amp.GradScaler). So a bad number can never reach a weight, and
+    the host need not look before the next log line.
+    """
+
+    def __init__(self, optimizer, *, grad_clip=0.0, world=1, scaler=None):
+        self.optimizer, self.grad_clip, self.world, self.scaler = optimizer, grad_clip, world, scaler
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.health = torch.zeros((), device=self.parameters[0].device)
+
+    def __call__(self, loss):
+        """Apply the gradients, then clear them.
+
+        Args:
+            loss: detached scalar Tensor of this step; checked together with the gradients.
+
+        Returns:
+            (norm, verdict): scalar Tensors, the gradients' norm before clipping, and a number that is finite if and
+            only if this step was.
+        """
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # In float16 an overflowing gradient is routine: the scaler skips that step and lowers its scale.
+        verdict = loss + norm if self.scaler is None else loss * 1.0
+        if self.world > 1:
+            torch.distributed.all_reduce(verdict)
+        self.health.add_(verdict, alpha=0.0)  # 0 * inf and 0 * nan are nan, and stay
+        scale = (norm / self.grad_clip).clamp_(min=1.0) if self.grad_clip else None
+        if self.scaler is None:
+            self.optimizer.grad_scale, self.optimizer.found_inf = scale, self.health.nan_to_num(nan=1.0)
+            self.optimizer.step()
+        else:
+            if scale is not None:
+                torch._foreach_div_(gradients, scale)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm, verdict

@@ -1,0 +1,277 @@
+"""One run: its processes, its folder, its log.
+
+`start` is called once by a script. It joins the processes that `accelerate launch` or `torchrun` started, claims the
+run folder and writes down what was asked (config.json) and by what it was done (run.json).
+"""
+
+import datetime
+import fcntl
+import gc
+import json
+import logging
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+import torch.distributed
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from libs.engine.checkpoint import write_text
+
+_PACKAGES = ("torch", "torchvision", "accelerate", "diffusers", "transformers", "timm", "numpy", "pillow")
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what SLURM and container schedulers send before they kill
+
+
+class Run:
+    """What the processes of one run share: accelerator, folder, seed, metric log and the wish to stop.
+
+    Attributes:
+        folder: Path of the run folder.
+        seed: int; every random number of the run derives from it.
+        rank, world: this process and how many there are.
+        is_main: True on the one process that writes files.
+    """
+
+    def __init__(self, folder, *, seed=0, mixed_precision="", claim=True):
+        self.folder, self.seed = Path(folder), seed
+        world = int(os.environ.get("WORLD_SIZE", 1))
+        self.accelerator = Accelerator(
+            mixed_precision=mixed_precision or None, cpu=True if not _has_accelerator() else None,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)])
+        if self.accelerator.num_processes != world:
+            raise RuntimeError(f"{world} processes were launched but accelerate joined {self.accelerator.num_processes}; "
+                               "each would train its own copy. Launch with `accelerate launch --multi_gpu` or `torchrun`")
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        self._stop = Stop(self.world)
+        self._tensorboard = self._lock = None
+        if claim and self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _claim(self.folder)
+        self.barrier()
+
+    def barrier(self):
+        """Wait for all processes."""
+        self.accelerator.wait_for_everyone()
+
+    def describe(self, config):
+        """Write config.json and add this session (command, versions, device, commit) to run.json. Main process only."""
+        if not self.is_main:
+            return
+        text = config.to_json_best_effort(indent=1)
+        before = self.folder / "config.json"
+        if before.is_file() and before.read_text() != text:
+            for line in _differences(json.loads(before.read_text()), json.loads(text)):
+                logging.warning("this run continues with another setting: %s", line)
+        write_text(before, text)
+        sessions = read_json(self.folder / "run.json", {"sessions": []})
+        sessions["sessions"].append({
+            "command": shlex.join([Path(sys.executable).name, *sys.argv]), "started": _now(), "processes": self.world,
+            "device": device_name(self.device), "precision": self.accelerator.mixed_precision,
+            "versions": {"python": platform.python_version(), **dict(_versions())}, "git": _commit()})
+        write_text(self.folder / "run.json", json.dumps(sessions, indent=1))
+
+    def log(self, step, kind, values):
+        """Append one line to metrics.jsonl and the same numbers to TensorBoard. Main process only.
+
+        Args:
+            step: number of finished optimizer steps.
+            kind: 'train', 'validation' or 'eval'.
+            values: {name: float}.
+        """
+        if not self.is_main:
+            return
+        with open(self.folder / "metrics.jsonl", "a") as stream:
+            stream.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        for name, value in values.items():
+            self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    @property
+    def tensorboard(self):
+        """TensorBoard's writer, opened at the first use."""
+        if self._tensorboard is None:
+            from torch.utils.tensorboard import SummaryWriter
+            self._tensorboard = SummaryWriter(self.folder / "tensorboard")
+        return self._tensorboard
+
+    def keep(self, name, content):
+        """Write `content` as JSON to a file of the run folder. Main process only."""
+        if self.is_main:
+            write_text(self.folder / name, json.dumps(content, indent=1))
+
+    def rewind_log(self, step):
+        """Drop the metric lines after `step` and a torn last line: those steps are about to be done again."""
+        path = self.folder / "metrics.jsonl"
+        if self.is_main and path.is_file():
+            kept = [line for line in read_metrics(path) if line["step"] <= step]
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def gather_rows(self, rows):
+        """Concatenate the rows of every process, in order of rank; each may bring another number of them.
+
+        Args:
+            rows: Tensor (n, ...), same trailing shape and dtype everywhere.
+
+        Returns:
+            CPU Tensor (sum of n, ...), on every process.
+        """
+        if self.world == 1:
+            return rows.cpu()
+        rows = rows.to(self.device)
+        counts = self.accelerator.gather(torch.tensor([len(rows)], device=self.device)).tolist()
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[:len(rows)] = rows
+        together = self.accelerator.gather(padded).cpu()
+        return torch.cat([part[:count] for part, count in zip(together.split(max(counts)), counts)])
+
+    def main_first(self, function):
+        """Call `function` on the main process, then on the others, which find what it has cached."""
+        with self.accelerator.main_process_first():
+            return function()
+
+    def stop_asked(self):
+        """True on every process at the same step, once SIGTERM or SIGUSR1 has reached any of them."""
+        return self._stop.agreed()
+
+    def finish(self):
+        """Leave cleanly: close logs and the process group. Nothing of the run may be used afterwards."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        self.barrier()
+        gc.collect()  # a finished gloo run may abort at exit while a wrapped network is still alive
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        if self._lock is not None:
+            self._lock.close()
+
+
+class Stop:
+    """A wish to stop that all processes learn of at the same step.
+
+    Each process notes its own signals; the notes are combined by a reduction between hosts that is begun at one step
+    and read at the next, so that no step waits for it and no device is synchronised.
+    """
+
+    def __init__(self, world):
+        self._asked = False
+        self._group = torch.distributed.new_group(backend="gloo") if world > 1 else None
+        self._pending = None
+        for name in _SIGNALS:
+            signal.signal(name, self._note)
+
+    def _note(self, signum, frame):
+        self._asked = True
+
+    def agreed(self):
+        if self._group is None:
+            return self._asked
+        answer = False
+        if self._pending is not None:
+            work, flag = self._pending
+            work.wait()
+            answer = bool(flag.item())
+        flag = torch.tensor([float(self._asked)])
+        self._pending = torch.distributed.all_reduce(flag, group=self._group, async_op=True), flag
+        return answer
+
+
+def start(config, workdir, *, claim=True):
+    """Begin a run: join the other processes, claim `workdir`, log to the terminal.
+
+    Args:
+        config: ConfigDict with `seed` and, where training, `train.mixed_precision` ('' takes what
+            `accelerate launch --mixed_precision` says).
+        workdir: the run folder.
+        claim: False for scripts that only read the folder of another run.
+    """
+    precision = config.train.get("mixed_precision", "") if "train" in config else ""
+    run = Run(workdir, seed=config.seed, mixed_precision=precision, claim=claim)
+    logging.getLogger().setLevel(logging.INFO if run.is_main else logging.WARNING)
+    torch.manual_seed(config.seed)  # of the initial weights; every training step is seeded anew
+    if claim:
+        run.describe(config)
+    return run
+
+
+def read_json(path, default):
+    """The content of a JSON file, or `default` where there is none."""
+    return json.loads(Path(path).read_text()) if Path(path).is_file() else default
+
+
+def read_metrics(path):
+    """The lines of a metrics.jsonl as dicts; a last line torn by a kill is dropped."""
+    lines = []
+    for line in Path(path).read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def device_name(device):
+    """What a person calls the device: the GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        return f"{names[0]}, {torch.get_num_threads()} threads"
+    except (OSError, IndexError):
+        return platform.processor() or device.type
+
+
+def _has_accelerator():
+    return torch.cuda.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available()) \
+        or torch.backends.mps.is_available()
+
+
+def _claim(folder):
+    """Hold a lock on the run folder as long as this process lives; the kernel drops it even after kill -9."""
+    lock = open(folder / ".lock", "w")
+    for _ in range(40):  # a killed predecessor's children may hold on for a moment
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            time.sleep(0.25)
+        except OSError:  # a file system without locks: go on as before
+            return lock
+    raise ValueError(f"another process is using the run folder {folder}; stop it or choose another --workdir")
+
+
+def _differences(old, new, path=""):
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{path}{key}.")
+        elif a != b:
+            yield f"{path}{key} was {a!r}, is now {b!r}"
+
+
+def _versions():
+    for name in _PACKAGES:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            continue
+
+
+def _commit():
+    try:
+        answer = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True,
+                                timeout=5, cwd=Path(__file__).parent)
+        return answer.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _now():
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

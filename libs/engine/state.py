@@ -1,0 +1,198 @@
+"""The state of a training: network, averaged network, optimizer and step; what a checkpoint holds.
+
+Only what requires a gradient is optimized, averaged and saved, so that LoRA and ControlNet checkpoints are small by
+construction. Random numbers and the order of the data are functions of (seed, step), not state: nothing of them needs
+to be saved for a resume to be exact.
+"""
+
+import contextlib
+import copy
+import json
+import logging
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from libs.engine import checkpoint, optim
+
+
+class State:
+    """Network, exponential moving average, optimizer and step of a run.
+
+    Attributes:
+        net: the network to call in the loss: wrapped for N processes and mixed precision.
+        module: the same network bare.
+        ema: float32 copy whose trainable weights are the exponential moving average; frozen weights are shared.
+        step: number of finished optimizer steps.
+        best: {'step', 'metric', 'value'} of the best evaluation so far, or {}.
+    """
+
+    def __init__(self, run, net, *, optimizer, lr_scheduler, ema_rate=0.9999, grad_clip=0.0, compile=False):
+        """
+        Args:
+            run: engine.Run.
+            net: nn.Module; parameters that do not require a gradient stay as they are.
+            optimizer: {'name', 'lr', ...}, see optim.make.
+            lr_scheduler: {'name', 'warmup_steps', ...}, see optim.lr_factor.
+            ema_rate: share of the average that is kept at each step, in [0, 1).
+            grad_clip: largest norm of the gradient; 0 is off.
+            compile: pass the network through torch.compile.
+        """
+        if not 0.0 <= ema_rate < 1.0:
+            raise ValueError(f"train.ema_rate must lie in [0, 1), not {ema_rate}")
+        self.run, self.module, self.ema_rate = run, net.to(run.device), ema_rate
+        trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        if not trained:
+            raise ValueError("the network has no parameter that requires a gradient: nothing to train")
+        # Frozen weights are shared between the network and its average, not copied.
+        self.ema = copy.deepcopy(net, {id(p): p for p in net.parameters() if not p.requires_grad})
+        self.ema.requires_grad_(False).eval()
+        averaged = dict(self.ema.named_parameters())
+        self.names = list(trained)
+        self._weights, self._averages = list(trained.values()), [averaged[name] for name in trained]
+        self.optimizer = optim.make(self._weights, **optimizer)
+        self.lr, self.lr_scheduler = optimizer["lr"], dict(lr_scheduler)
+        optim.lr_factor(0, **self.lr_scheduler)
+        if compile:
+            net.compile()
+        self.net = run.accelerator.prepare(net)
+        self.update = optim.Update(self.optimizer, grad_clip=grad_clip, world=run.world, scaler=run.accelerator.scaler)
+        self.step, self.best = 0, {}
+        self._saved_step = None
+
+    def advance(self, loss):
+        """Finish a step whose gradients are there: update weights and average. See optim.Update for what it returns."""
+        rate = self.lr * optim.lr_factor(self.step, **self.lr_scheduler)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        verdict = self.update(loss)
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averages, self._weights, 1.0 - self.ema_rate)
+        self.step += 1
+        return verdict
+
+    def averaged(self):
+        """The network to evaluate and to sample with: averaged weights, present buffers, eval mode."""
+        for mine, its in zip(self.ema.buffers(), self.module.buffers()):
+            mine.copy_(its)
+        return self.ema
+
+    def save(self, root, *, keep, extra=None):
+        """Write a checkpoint durably, then delete all but the newest `keep` and the best. Called by every process."""
+        if self.run.is_main and self._saved_step != self.step:
+            moments, scalars = {}, {}
+            for name, weight in zip(self.names, self._weights):
+                for key, value in self.optimizer.state.get(weight, {}).items():
+                    (moments if torch.is_tensor(value) else scalars)[f"{key}.{name}"] = value
+            scaler = self.run.accelerator.scaler
+            checkpoint.write(root, self.step, {
+                "nnet": dict(zip(self.names, self._weights)) | dict(self.module.named_buffers()),
+                "nnet_ema": dict(zip(self.names, self._averages)) | dict(self.module.named_buffers()),
+                "optimizer": moments,
+            }, {"step": self.step, "best": self.best, "optimizer": scalars, "extra": extra or {},
+                "scaler": scaler.state_dict() if scaler is not None else {}})
+            checkpoint.prune(root, keep=keep, protect={self.best.get("step")})
+        self._saved_step = self.step
+        self.run.barrier()
+
+    def resume(self, root):
+        """Take over the newest whole checkpoint below `root`, if there is one; returns its `extra`, or None.
+
+        Raises:
+            ValueError: the checkpoint belongs to a network of another shape; what differs is named.
+        """
+        found = checkpoint.read_latest(root)
+        if found is None:
+            return None
+        folder, tensors, record = found
+        _load_into(self.module, tensors["nnet"], self.names, folder)
+        _load_into(self.ema, tensors["nnet_ema"], self.names, folder)
+        weights = dict(zip(self.names, self._weights))
+        for source in (tensors["optimizer"], record["optimizer"]):
+            for key, value in source.items():
+                key, name = key.split(".", 1)
+                # Step counts stay float32, moments take the dtype of their weight's kind; both live on the device.
+                moved = value.to(self.run.device) if torch.is_tensor(value) else value
+                self.optimizer.state[weights[name]][key] = moved
+        if self.run.accelerator.scaler is not None and record["scaler"]:
+            self.run.accelerator.scaler.load_state_dict(record["scaler"])
+        self.step, self.best, self._saved_step = record["step"], record["best"], record["step"]
+        logging.info("resumed from %s", folder)
+        return record["extra"]
+
+    @contextlib.contextmanager
+    def gradients_later(self, later):
+        """While `later` is true, gradients are summed on each process and not yet exchanged (accumulation)."""
+        with self.run.accelerator.no_sync(self.net) if later else contextlib.nullcontext():
+            yield
+
+
+def load_weights(path, *, averaged=True):
+    """The weights of a network from a file, a checkpoint folder or a run folder; nothing is executed.
+
+    Args:
+        path: `.safetensors`, or `.pth`/`.pt`/`.ckpt` with a plain state_dict (the published U-ViT files), or
+            `<step>.ckpt/`, or a run folder with `ckpts/` (its best checkpoint, else the newest whole one).
+        averaged: of our checkpoints take the moving average, which is the better network, not the raw weights.
+
+    Returns:
+        ({name: Tensor}, step or None, Path of what was read).
+    """
+    path = Path(path)
+    if (path / "ckpts").is_dir():
+        path = path / "ckpts"
+    if path.is_dir() and checkpoint.steps(path):
+        folder, tensors, record = checkpoint.read_latest(path)
+        best = record["best"].get("step")
+        if best is not None and best != record["step"]:
+            folder = path / f"{best}.ckpt"
+            tensors, record = checkpoint.read(folder)
+        return tensors["nnet_ema" if averaged else "nnet"], record["step"], folder
+    if (path / checkpoint.MANIFEST).is_file():
+        tensors, record = checkpoint.read(path)
+        return tensors["nnet_ema" if averaged else "nnet"], record["step"], path
+    if path.is_dir():
+        raise ValueError(f"{path} holds no checkpoint: expected <step>.ckpt folders, a ckpts/ folder, or give a weights file")
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}: --nnet_path takes a .pth or .safetensors file, a <step>.ckpt "
+                                "folder or a run folder")
+    if path.suffix == ".safetensors":
+        return load_file(path), None, path
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is not a plain state_dict that can be loaded safely ({type(error).__name__}: {error})"
+                         ) from error
+    if not (isinstance(weights, dict) and weights and all(torch.is_tensor(value) for value in weights.values())):
+        raise ValueError(f"{path} does not hold a state_dict (name -> tensor), but {_kind(weights)}")
+    return weights, None, path
+
+
+def weights_hash(path):
+    """SHA-256 (first 16 hex digits) of the weights at a path that `load_weights` returned."""
+    path = Path(path)
+    if path.is_dir():
+        return checkpoint.read_manifest(path)["nnet_ema.safetensors"]["sha256"][:16]
+    return checkpoint.sha256(path)[:16]
+
+
+def _load_into(module, tensors, names, folder):
+    """Copy saved weights into a network in place, after checking that both have the same names and shapes."""
+    mine = {name: tensor for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    wanted = {*names, *(name for name, _ in module.named_buffers())}
+    problems = [f"{name}: missing in the checkpoint" for name in sorted(wanted - tensors.keys())]
+    problems += [f"{name}: not in this network" for name in sorted(tensors.keys() - wanted)]
+    problems += [f"{name}: {tuple(tensors[name].shape)} in the checkpoint, {tuple(mine[name].shape)} in this network"
+                 for name in sorted(wanted & tensors.keys()) if tensors[name].shape != mine[name].shape]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"{folder} was written by a network of another shape: {'; '.join(problems[:5])}{more}. Use the "
+                         "nnet section of the run's config.json, or another --workdir")
+    with torch.no_grad():
+        for name in wanted:
+            mine[name].copy_(tensors[name])
+
+
+def _kind(value):
+    return f"a dict with keys {json.dumps(list(map(str, value))[:5])}" if isinstance(value, dict) else type(value).__name__

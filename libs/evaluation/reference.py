@@ -1,0 +1,123 @@
+"""The real side of a comparison: feature networks, statistics from files, or computed once from the data."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from libs import data
+from libs.metrics import classifier, features as networks, gaussian
+from libs.pipeline import to_uint8
+
+CACHE = Path("assets/fid_stats/cache")
+NETWORKS = Path("assets/feature_networks")
+KEPT = 10_000  # real feature vectors kept for what needs single images (KID, precision, nearest neighbours)
+
+
+class Reference(NamedTuple):
+    """The real side of a comparison: Gaussian of all images; features, labels and indices of up to 10,000 of them."""
+
+    gaussian: gaussian.Gaussian
+    features: torch.Tensor | None
+    labels: torch.Tensor | None
+    indices: torch.Tensor | None
+    source: str
+
+
+def extractors(run, config, dataset):
+    """The feature networks of config.metrics.features that can be had here, on the run's device.
+
+    'classifier' is trained on the data at hand, once, and kept below assets/feature_networks. A network whose weights
+    are missing is named in a warning and left out.
+
+    Raises:
+        ValueError: none of them can be had.
+    """
+    found, reasons = [], []
+    for name in config.metrics.features:
+        try:
+            if name == "classifier":
+                folder = run.main_first(lambda: feature_network(dataset, seed=config.seed))
+                found.append(networks.extractor(f"classifier:{folder}", device=run.device))
+            else:
+                found.append(run.main_first(lambda: networks.extractor(name, device=run.device)))
+        except (FileNotFoundError, ValueError, OSError) as error:
+            reasons.append(f"{name}: {error}")
+            logging.warning("features %r are left out: %s", name, error)
+    if not found:
+        raise ValueError("no feature network of config.metrics.features is available. " + " | ".join(reasons))
+    return found
+
+
+def feature_network(dataset, *, seed, folder=None):
+    """Folder of a small classifier trained on `dataset`; trained on the first call, then found by the data's fingerprint."""
+    if dataset.labels is None:
+        raise ValueError("features 'classifier' need labelled data; use timm:<network>, dinov2 or inception")
+    folder = Path(folder or NETWORKS / f"{dataset.name}{dataset.shape[-1]}-{dataset.fingerprint[:12]}-{seed}")
+    if not (folder / "config.json").is_file():
+        logging.info("training a feature network on %d images of %s", len(dataset), dataset.name)
+        images = torch.cat([to_uint8(batch["image"]) for batch in data.in_order(dataset, range(len(dataset)), 256)])
+        network = classifier.train_classifier(images, dataset.labels, seed=seed, classes=dataset.classes,
+                                              fingerprint=dataset.fingerprint)
+        network.save(folder)
+    return folder
+
+
+def reference(run, extractor, dataset, *, stats="", batch_size=64, workers=0):
+    """The real side: from a statistics file, or computed once from `dataset` over all processes and cached.
+
+    Args:
+        stats: path of an npz with mu and sigma; where it is missing the statistics are computed, with a warning.
+        dataset: the real images; may be None where `stats` exists.
+
+    The cache key holds the data's fingerprint and the extractor's, so a change of either is noticed.
+    """
+    known = None
+    if stats and Path(stats).is_file():
+        known = gaussian.load_stats(stats, dims=extractor.dims)
+    elif stats:
+        logging.warning("no statistics at %s: they are computed from %s", stats, dataset.name)
+    if dataset is None:
+        return Reference(known, None, None, None, str(stats))
+    key = hashlib.sha256(json.dumps([dataset.fingerprint, extractor.fingerprint, KEPT]).encode()).hexdigest()
+    path = CACHE / f"{dataset.name}-{extractor.name}-{key[:16]}.npz".replace("/", "_")
+    if not path.is_file():
+        computed = _reference_of_data(run, extractor, dataset, batch_size, workers)
+        if run.is_main:
+            CACHE.mkdir(parents=True, exist_ok=True)
+            staging = path.with_suffix(f".staging{run.rank}.npz")
+            np.savez(staging, mu=computed["mu"], sigma=computed["sigma"], n=computed["n"],
+                     features=computed["features"], indices=computed["indices"])
+            staging.replace(path)
+    run.barrier()
+    with np.load(path, allow_pickle=False) as file:
+        stored = {name: torch.from_numpy(file[name]) for name in file.files if name != "n"}
+        n = int(file["n"])
+    labels = None if dataset.labels is None else dataset.labels[stored["indices"]]
+    gauss = known or gaussian.Gaussian(stored["mu"], stored["sigma"], n, extractor.name)
+    source = str(stats) if known else f"{n} images of {dataset.name} ({path.name})"
+    return Reference(gauss, stored["features"], labels, stored["indices"], source)
+
+
+def _reference_of_data(run, extractor, dataset, batch_size, workers):
+    mine = range(run.rank, len(dataset), run.world)
+    kept = set(np.random.default_rng(0).permutation(len(dataset))[:KEPT].tolist())
+    moments, vectors, indices = gaussian.Moments(extractor.dims), [], []
+    for batch in data.in_order(dataset, mine, batch_size, workers=workers):
+        feature = extractor(to_uint8(batch["image"])).cpu()
+        moments.update(feature)
+        for row, index in zip(feature, batch["index"].tolist()):
+            if index in kept:
+                vectors.append(row)
+                indices.append(index)
+    moments.set_state(run.gather_rows(moments.state()[None]).sum(0))
+    vectors = torch.stack(vectors) if vectors else torch.empty(0, extractor.dims)
+    indices = run.gather_rows(torch.tensor(indices, dtype=torch.int64))
+    order = indices.argsort()
+    gauss = moments.gaussian()
+    return {"mu": gauss.mean.numpy(), "sigma": gauss.covariance.numpy(), "n": moments.n,
+            "features": run.gather_rows(vectors)[order].numpy(), "indices": indices[order].numpy()}
