@@ -22,7 +22,8 @@ def train(config, workdir):
     run.keep("classes.json", dataset.classes)
     run.main_first(lambda: data.preflight(dataset, remember=run.folder / "preflight.json"))
     stream = data.Stream(dataset, config.train.batch_size, seed=config.seed, rank=run.rank, world=run.world,
-                         workers=config.train.workers, balanced=config.train.get("balanced", False))
+                         workers=config.train.workers, balanced=config.train.get("balanced", False),
+                         pin_memory=run.device.type == "cuda")
     held_out = data.held_out(config.dataset, config.train.validation_split) if config.train.validation_split else None
     null = dataset.null if config.train.mode == "cond" else {}
 

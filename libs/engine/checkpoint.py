@@ -58,8 +58,10 @@ def write(root, step, tensors, record):
             os.replace(final, root / f"{STAGING}old-{step}-{uuid.uuid4().hex[:8]}")
         os.replace(staging, final)
         _flush(root)
-    except OSError as error:
+    except BaseException as error:  # also what a signal handler raises in the middle
         shutil.rmtree(staging, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         need = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
         free = shutil.disk_usage(root).free
         raise OSError(error.errno, f"cannot write checkpoint {final}: {error.strerror or error}. It needs about "

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from libs.engine import checkpoint
+
 EXIT_AFTER_SIGTERM = 143  # 128 + SIGTERM, what schedulers expect of a job that obeyed
 
 # Every key of config.train that `fit` reads, with its default. 0 is off for an interval.
@@ -45,6 +47,8 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
     settings = {key: settings.get(key, default) for key, default in SETTINGS.items()}
     checkpoints = run.folder / "ckpts"
     window = Window(run)
+    if run.is_main:
+        checkpoint.sweep(checkpoints)
     extra = state.resume(checkpoints)
     run.rewind_log(state.step)
     if extra is not None:

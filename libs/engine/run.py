@@ -132,6 +132,14 @@ class Run:
         together = self.accelerator.gather(padded).cpu()
         return torch.cat([part[:count] for part, count in zip(together.split(max(counts)), counts)])
 
+    def from_main(self, value):
+        """The main process's `value` (anything JSON can hold) on every process."""
+        if self.world == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box)
+        return box[0]
+
     def main_first(self, function):
         """Call `function` on the main process, then on the others, which find what it has cached."""
         with self.accelerator.main_process_first():

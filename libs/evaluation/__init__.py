@@ -7,16 +7,16 @@ score names the features it was computed from, so that nothing is called FID tha
 import json
 import logging
 import time
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from libs import data, metrics
+from libs import metrics
 from libs.engine.checkpoint import write_text
 from libs.evaluation.generation import (Sink, draw_conditions, generate, generate_all, nhwc, save_npz,
                                         save_png)
 from libs.evaluation.reference import extractors, feature_network, reference
-from libs.metrics import neighbours
 from libs.pipeline import grid, to_uint8
 
 __all__ = ["draw_conditions", "evaluate", "evaluator", "extractors", "feature_network", "generate", "generate_all",
@@ -29,7 +29,7 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
     """Generate n images and score them; the whole evaluation of one network, called by every process.
 
     Args:
-        dataset: the real images (usually the training split).
+        dataset: the real images (usually the training split); None where only statistics of them are known.
         n: exactly how many images are generated and scored.
         name: result folder run.folder/eval/<name>; '' writes nothing.
         detailed: scores per class and intervals as well.
@@ -45,47 +45,26 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
                             workers=config.train.workers) for each in found]
     cond = draw_conditions(dataset, pipeline.null, n, seed=seed, labels=config.sample.labels)
     labels = cond.get("label")
-    kept = _shown(labels, n)
     sink = Sink(run, folder=config.sample.path, npz=config.sample.npz) if name else Sink(run)
-    vectors = [[] for _ in found]
-    probabilities = [[] for _ in found]
-    indices, shown = [], []
-    for batch, images in generate(run, pipeline, cond, n, seed=seed, batch_size=config.sample.mini_batch_size):
-        for number, each in enumerate(found):
-            feature, probability = each.both(images)
-            vectors[number].append(feature.cpu())
-            probabilities[number].append(probability.cpu() if probability is not None else None)
-        shown += [(i, image) for i, image in zip(batch, images) if i in kept]
-        indices += batch
-        sink.add(batch, images)
-    sink.close()
-    order = run.gather_rows(torch.tensor(indices, dtype=torch.int64)).argsort()
-    if len(order) != n:
-        raise RuntimeError(f"{len(order)} images were generated, not {n}")
-    gathered = []
-    for each, vector, probability in zip(found, vectors, probabilities):
-        has = each.classes is not None
-        gathered.append((_gather(run, vector, each.dims)[order],
-                         _gather(run, probability, len(each.classes))[order] if has else None))
-    pictures = _gather_pictures(run, shown, pipeline.image_shape)
+    seen = _look(run, pipeline, config, found, cond, n, seed=seed, show=_shown(labels, n), sink=sink)
     result = None
     if run.is_main:
         result = {"n": n, "step": step, "nnet": str(nnet), "seed": seed, "sampler": pipeline.describe(),
                   "features": ", ".join(each.name for each in found),
                   "reference": "; ".join(each.source for each in references),
                   "scores": {}, "per_class": {}, "warnings": []}
-        for each, real, (feature, probability) in zip(found, references, gathered):
-            _score(result, config, each, real, feature, probability, labels, dataset, detailed)
+        count = config.metrics.bootstrap if detailed else 0
+        if count:
+            result["interval"] = f"95 % bootstrap over images, {count} draws (200 or more for shares)"
+        for number, each in enumerate(found):
+            _score(result, config.metrics.names, each, references[number], seen.features[number],
+                   seen.probabilities[number], labels, dataset, count=count, per_class=detailed)
         result["seconds"] = round(time.perf_counter() - begun, 1)
         if name:
             folder = run.folder / "eval" / name
-            _keep_shown(folder / "shown.npz", *pictures, labels, gathered[0][0], references[0], dataset)
+            _keep_shown(folder / "shown.npz", seen, labels, references[0], dataset)
             write_text(folder / "scores.json", json.dumps(result, indent=1))
-    if run.world > 1:
-        box = [result]
-        torch.distributed.broadcast_object_list(box)
-        result = box[0]
-    return result
+    return run.from_main(result)
 
 
 def evaluator(run, pipeline, config, dataset):
@@ -138,30 +117,65 @@ def table(result):
     return "\n".join(lines + [f"warning: {text}" for text in result["warnings"]])
 
 
-def _score(result, config, extractor, real, feature, probability, labels, dataset, detailed):
+class Seen(NamedTuple):
+    """All generated images as the feature networks saw them, in order; and the few that are shown."""
+
+    features: list
+    probabilities: list
+    shown: torch.Tensor   # indices
+    images: torch.Tensor  # uint8 (len(shown), C, H, W)
+
+
+def _look(run, pipeline, config, found, cond, n, *, seed, show, sink):
+    """Generate images 0 .. n-1 over all processes and pass each through every feature network, as a `Seen`."""
+    parts, indices, kept, images_kept = [[] for _ in found], [], [], []
+    for batch, images in generate(run, pipeline, cond, n, seed=seed, batch_size=config.sample.mini_batch_size):
+        for part, each in zip(parts, found):
+            part.append([None if tensor is None else tensor.cpu() for tensor in each.both(images)])
+        rows = [row for row, index in enumerate(batch) if index in show]
+        kept += [batch[row] for row in rows]
+        images_kept.append(images[rows])
+        indices += batch
+        sink.add(batch, images)
+    sink.close()
+    order = run.gather_rows(torch.tensor(indices, dtype=torch.int64)).argsort()
+    if len(order) != n:
+        raise RuntimeError(f"{len(order)} images were generated, not {n}")
+
+    def together(tensors, width):
+        return run.gather_rows(torch.cat([torch.empty(0, width), *tensors]))[order]
+
+    features = [together([feature for feature, _ in part], each.dims) for part, each in zip(parts, found)]
+    probabilities = [together([probability for _, probability in part], each.classes) if each.classes else None
+                     for part, each in zip(parts, found)]
+    shown = run.gather_rows(torch.tensor(kept, dtype=torch.int64))
+    images = run.gather_rows(torch.cat([torch.empty(0, *pipeline.image_shape, dtype=torch.uint8), *images_kept]))
+    return Seen(features, probabilities, shown.sort().values, images[shown.argsort()])
+
+
+def _score(result, names, extractor, real, features, probabilities, labels, dataset, *, count, per_class):
     """Add the scores of one feature network to `result`."""
-    names = config.metrics.names
-    kwargs = dict(names=names, feature=extractor.name, seed=config.seed)
-    resamples = config.metrics.bootstrap if detailed else 0
-    result["scores"] |= metrics.scores(feature, real.features if real.features is not None else None, real.gaussian,
-                                       probabilities=probability, resamples=resamples, **kwargs)
-    recognised = extractor.classes is not None and list(extractor.classes) == list(dataset.classes) and labels is not None
-    if recognised:
-        hits = (probability.argmax(1) == labels).double()
-        result["scores"][f"accuracy_{extractor.name}"] = metrics.share(hits)
-    result["warnings"] += metrics.warnings(len(feature), extractor.dims, names=names, feature=extractor.name)
-    if not detailed or labels is None or real.labels is None:
-        return
-    for label, name in enumerate(dataset.classes):
-        mine, its = labels == label, real.labels == label
-        if mine.sum() < 2 or its.sum() < 2:
-            result["warnings"].append(f"class {name}: {int(mine.sum())} generated and {int(its.sum())} real images, not scored")
-            continue
-        scores = metrics.scores(feature[mine], real.features[its], None, resamples=resamples,
-                                **{**kwargs, "names": [each for each in names if each != "is"]})
-        if recognised:
-            scores[f"accuracy_{extractor.name}"] = metrics.share(hits[mine])
-        result["per_class"].setdefault(name, {}).update(scores)
+    classes = [] if dataset is None else list(dataset.classes)
+    recognise = labels is not None and bool(classes) and extractor.class_names == classes
+    common = dict(feature=extractor.name, count=count)
+
+    def add(found, warnings):
+        result["scores"] |= found
+        result["warnings"] += warnings
+
+    # The Fréchet distance compares with all real images; what needs single ones, with those kept.
+    others = [name for name in names if name != "fd"]
+    if "fd" in names:
+        add(*metrics.scores(features, real.gaussian, names=["fd"], **common))
+    add(*metrics.scores(features, real.gaussian if real.features is None else real.features, names=others,
+                        probabilities=probabilities, labels=labels if recognise else None, **common))
+    if per_class and labels is not None and real.labels is not None:
+        found, warnings = metrics.scores_per_class(
+            features, labels, real.features, real.labels, classes=classes, probabilities=probabilities,
+            names=[name for name in names if name != "is"], recognise=recognise, **common)
+        result["warnings"] += warnings
+        for name, scores in found.items():
+            result["per_class"].setdefault(name, {}).update(scores)
 
 
 def _shown(labels, n):
@@ -171,30 +185,21 @@ def _shown(labels, n):
     return {int(i) for label in labels.unique()[:16] for i in (labels == label).nonzero().flatten()[:SHOWN]}
 
 
-def _gather(run, parts, width):
-    return run.gather_rows(torch.cat(parts) if parts else torch.empty(0, width))
-
-
-def _gather_pictures(run, shown, shape):
-    """(indices, images) of the shown pictures of all processes, in order."""
-    images = torch.stack([image for _, image in shown]) if shown else torch.empty(0, *shape, dtype=torch.uint8)
-    indices = run.gather_rows(torch.tensor([i for i, _ in shown], dtype=torch.int64))
-    order = indices.argsort()
-    return indices[order], run.gather_rows(images)[order]
-
-
-def _keep_shown(path, indices, images, labels, feature, real, dataset):
+def _keep_shown(path, seen, labels, real, dataset):
     """shown.npz: generated pictures, the real image nearest to each in feature space, and as many real ones."""
-    arrays = {"arr_0": nhwc(images), "arr_1": _labels(labels, indices)}
+    arrays = {"arr_0": nhwc(seen.images), "arr_1": _labels(labels, seen.shown)}
     if dataset is not None:
-        distance, row = neighbours.nearest(feature[indices], real.features)
+        distance, row = metrics.nearest(seen.features[0][seen.shown], real.features)
         nearest = real.indices[row[:, 0]].tolist()
         if labels is not None and real.labels is not None:
             beside = [i for label in labels.unique()[:16] for i in real.indices[real.labels == label][:SHOWN].tolist()]
         else:
-            beside = real.indices[:len(indices)].tolist()
+            beside = real.indices[:len(seen.shown)].tolist()
+        # How near real images are to each other, as a measure for the distances above.
+        own, _ = metrics.nearest(real.features[:500], real.features, k=2)
         arrays |= {"arr_2": nhwc(_real(dataset, nearest)), "arr_3": distance[:, 0].numpy(), "arr_4": np.array(nearest),
-                   "arr_5": nhwc(_real(dataset, beside)), "arr_6": _labels(dataset.labels, beside)}
+                   "arr_5": nhwc(_real(dataset, beside)), "arr_6": _labels(dataset.labels, beside),
+                   "arr_7": own[:, 1].numpy()}
     save_npz(path, **arrays)
 
 

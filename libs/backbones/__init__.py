@@ -1,0 +1,34 @@
+"""Networks that predict noise (or the image) from a noisy image, its time and conditions: net(x, t, **cond).
+
+Every network's parameter names are those of its published checkpoints.
+"""
+
+import difflib
+
+from torch import nn
+
+from libs.backbones import uvit
+from libs.backbones.checkpoint import load
+from libs.backbones.flops import flops_per_image, train_flops
+
+__all__ = ["NAMES", "flops_per_image", "get", "load", "train_flops"]
+
+_CONSTRUCTORS = {
+    "uvit": uvit.uvit,
+    "uvit_t2i": uvit.uvit_t2i,
+    "uvit_t2i_label": uvit.uvit_t2i_label,
+    "uvit_t2i_prototype": uvit.PrototypeUViT,
+}
+NAMES = tuple(_CONSTRUCTORS)
+
+
+def get(name: str, **kwargs) -> nn.Module:
+    """The network of that name, freshly initialized; kwargs are those of the published constructors.
+
+    Raises ValueError for an unknown name and for sizes that do not fit, TypeError for an unknown argument.
+    """
+    if name not in _CONSTRUCTORS:
+        close = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(NAMES)}{hint}")
+    return _CONSTRUCTORS[name](**kwargs)

@@ -1,0 +1,44 @@
+"""Strict loading of a checkpoint, and what to change when it does not fit."""
+
+from torch import Tensor, nn
+
+SHOWN = 4
+
+
+def load(net: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    """Copy `state` into `net`, key by key and shape by shape, and return `net`.
+
+    Raises one ValueError that lists the missing, the unexpected and the differently shaped keys, and the
+    settings with which the network would fit where the shapes tell them. The network is then unchanged.
+    """
+    own = net.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    reshaped = [f"{key}: checkpoint {tuple(state[key].shape)}, network {tuple(own[key].shape)}"
+                for key in own if key in state and state[key].shape != own[key].shape]
+    if missing or unexpected or reshaped:
+        problems = [_listed(missing, "missing from the checkpoint"),
+                    _listed(unexpected, "unknown to the network"),
+                    _listed(reshaped, "of another shape"), *_advice(net, own, state)]
+        raise ValueError(f"the checkpoint does not fit the network {type(net).__name__}:\n  "
+                         + "\n  ".join(filter(None, problems)))
+    net.load_state_dict(state, strict=True)
+    return net
+
+
+def _listed(entries: list[str], what: str) -> str:
+    more = f", ... ({len(entries) - SHOWN} more)" if len(entries) > SHOWN else ""
+    return f"{len(entries)} {what}: {', '.join(entries[:SHOWN])}{more}" if entries else ""
+
+
+def _advice(net: nn.Module, own: dict, state: dict) -> list[str]:
+    """What would be right: the settings that the shapes tell, or a hint at a foreign layout."""
+    if not set(own) & set(state):
+        prefixes = sorted({key.split(".")[0] for key in state})
+        return [f"no key in common; the checkpoint's begin with {', '.join(prefixes[:SHOWN])}: it belongs to "
+                "another network, or its tensors lie one level deeper or under a prefix"]
+    settings = getattr(net, "settings", lambda state: {})
+    ours, theirs = settings(own), settings(state)
+    return [f"the checkpoint has {key}={value!r}, the network {ours[key]!r}: set --config.nnet.{key}={value}"
+            if key in ours else f"the checkpoint has {key}={value!r}: set --config.nnet.{key}={value}"
+            for key, value in theirs.items() if ours.get(key) != value]

@@ -1,0 +1,38 @@
+"""Data: images from folders, tables and published sets, as dicts of tensors in an order fixed by the seed.
+
+    dataset = data.get(name='folder', path='my_images', resolution=64)
+    data.preflight(dataset)
+    for batch in data.Stream(dataset, 128, seed=0, workers=4)(start=0): ...
+"""
+
+import inspect
+
+from .base import Dataset, Subset, one_of
+from .check import preflight
+from .folder import Folder
+from .loader import Stream, in_order
+from .published import CIFAR10, CelebA, ImageNet
+from .reading import read_image
+
+__all__ = ['CIFAR10', 'CelebA', 'Dataset', 'Folder', 'ImageNet', 'Stream', 'Subset', 'get', 'held_out', 'in_order',
+           'preflight', 'read_image']
+
+_DATASETS = {'folder': Folder, 'phantoms': None, 'cifar10': CIFAR10, 'celeba': CelebA, 'imagenet': ImageNet}
+
+
+def get(name, **kwargs):
+    """The data set `name` (folder, phantoms, cifar10, celeba, imagenet), built with its own options."""
+    build = _DATASETS[one_of('data set name', name, _DATASETS)]
+    if name == 'phantoms':
+        from .phantoms import Phantoms as build
+    known = {option for kind in build.__mro__ if '__init__' in vars(kind)
+             for option in inspect.signature(kind.__init__).parameters} - {'self', 'options'}
+    for option in kwargs:
+        one_of(f'data set {name!r}: option', option, sorted(known))
+    return build(**kwargs)
+
+
+def held_out(options, split):
+    """Another split of the data set that `options` (name included) describe; there classes may have no image."""
+    options = {**options, 'split': split}
+    return get(**options, **({'min_per_class': 0} if options['name'] == 'folder' else {}))

@@ -1,0 +1,157 @@
+"""Image files as a data set: decoded, cut to a square, flipped, and kept in memory where they fit."""
+
+import os
+
+import numpy as np
+import torch
+
+from .base import Dataset, Names, fail, fingerprint, one_of
+from .cache import PixelCache
+from .reading import open_image, open_mask, pixels, to_float
+from .transforms import CROPS, apply_crop, apply_crop_to_mask, draw_flips, plan_crop
+
+
+class ImageFiles(Dataset):
+    """The files of `rows`, at one resolution.
+
+    Args:
+        root: the folder that the names of the rows are relative to.
+        rows: `table.Row`s; each has a mask where `masks`.
+        resolution: side of the square images.
+        channels: 3 (RGB) or 1 (grey).
+        classes: names in label order; [] = unlabelled.
+        texts, masks: whether the rows have them.
+        crop, random_flip, random_vflip, mask_max, window, upscale, cache, cache_gb: see `folder.Folder`.
+    """
+
+    def __init__(self, root, rows, resolution, channels=3, *, name, classes=(), texts=False, masks=False,
+                 crop='center', random_flip=False, random_vflip=False, mask_max=255, window=(), upscale=False,
+                 cache='auto', cache_gb=1.0):
+        check_options(resolution, channels, crop, window, cache, mask_max)
+        self.root, self.name, self.shape = str(root), name, (channels, resolution, resolution)
+        self.crop, self.window, self.upscale, self.mask_max = crop, tuple(window), upscale, mask_max
+        self.flips = {'horizontal': random_flip, 'vertical': random_vflip}
+        self.names, self.wheres = Names(row.name for row in rows), Names(row.where for row in rows)
+        self.masks = Names(row.mask for row in rows) if masks else None
+        self.captions = [row.text for row in rows] if texts else None
+        self.classes = list(classes)
+        if self.classes:
+            number = {name: k for k, name in enumerate(self.classes)}
+            self.labels = torch.tensor([number[row.label] for row in rows], dtype=torch.long)
+        self.mask_peak = 0  # largest grey level met in a mask
+        self.cache = self._make_cache(cache, cache_gb)
+
+    def __len__(self):
+        return len(self.names)
+
+    def file_name(self, i):
+        return self.names[i]
+
+    def item(self, i, generator=None):
+        image, mask = self._load(i, generator)
+        flips = draw_flips(generator, **self.flips)
+        image = np.broadcast_to(image, image.shape[:2] + self.shape[:1]).transpose(2, 0, 1)
+        item = {'image': torch.from_numpy(to_float(np.flip(image, flips))), 'index': torch.tensor(i)}
+        if self.labels is not None:
+            item['label'] = self.labels[i]
+        if mask is not None:
+            item['mask'] = torch.from_numpy(np.flip(mask, flips)[None].astype(np.float32) / self.mask_max)
+        return item
+
+    def problems(self, i):
+        try:
+            self._load(i, None)
+            return []
+        except ValueError as error:
+            where = self.wheres[i]
+            return [str(error) if where == self.names[i] else f'{where}: {error}']
+
+    def common_faults(self):
+        if self.masks is not None and 0 < self.mask_peak <= self.mask_max / 20:
+            return [f'masks: the largest grey level is {self.mask_peak} where mask_max={self.mask_max} is 1: '
+                    f'set mask_max={self.mask_peak}']
+        return []
+
+    @property
+    def fingerprint(self):
+        files = sorted((row, *self._state(name)) for row, name in self._files())
+        return fingerprint('folder', files, self.classes, self.labels.tolist() if self.classes else [],
+                           self.captions or [], self.shape, self.window, self.upscale, self.mask_max)
+
+    def _files(self):
+        for k in range(len(self)):
+            yield k, self.names[k]
+            if self.masks is not None:
+                yield k, self.masks[k]
+
+    def _state(self, name):
+        status = os.stat(os.path.join(self.root, name))
+        return name, status.st_size, status.st_mtime_ns
+
+    def _make_cache(self, cache, gb):
+        side = self.shape[1]
+        if not cache or self.crop == 'random' or not len(self):
+            return None
+        if cache == 'auto' and len(self) * side * side * (self.shape[0] + 1) > gb * 1e9:
+            return None
+        try:
+            image, _ = self._decode(0, None)
+        except ValueError:  # the pre-flight names it among the others
+            return None
+        return PixelCache(len(self), image.shape[:2] + self.shape[:1], image.dtype.str,
+                          (side, side) if self.masks is not None else None, gb)
+
+    def _load(self, i, generator):
+        """(integer pixels (H, W, 1 or C), mask (H, W) uint8 or None), from memory where they are kept."""
+        if not 0 <= i < len(self):
+            raise IndexError(f'{self.name}: index {i} outside 0..{len(self) - 1}')
+        kept = self.cache.get(i) if self.cache else None
+        if kept is None:
+            kept = self._decode(i, generator)
+            if self.cache:
+                self.cache.put(i, *kept)
+        return kept
+
+    def _open(self, i):
+        """The decoded PIL image; published sets cut it here."""
+        return open_image(os.path.join(self.root, self.names[i]), channels=self.shape[0], window=self.window)
+
+    def _decode(self, i, generator):
+        image, side, name = self._open(i), self.shape[1], self.names[i]
+        if min(image.size) < side and not self.upscale:
+            raise ValueError(f'{name}: {image.width}x{image.height} pixels are smaller than resolution={side}'
+                             ': remove it, lower the resolution, or set upscale=True')
+        crop = plan_crop(image.size, side, crop=self.crop if generator else 'center', generator=generator)
+        return pixels(apply_crop(image, crop)), self._decode_mask(i, image.size, crop)
+
+    def _decode_mask(self, i, size, crop):
+        if self.masks is None:
+            return None
+        mask = open_mask(os.path.join(self.root, self.masks[i]))
+        if mask.size != size:
+            raise ValueError(f'{self.masks[i]}: the mask has {mask.width}x{mask.height} pixels, its image '
+                             f'{self.names[i]} {size[0]}x{size[1]}: they must be equal')
+        peak = mask.getextrema()[1]
+        self.mask_peak = max(self.mask_peak, peak)
+        if peak > self.mask_max:
+            raise ValueError(f'{self.masks[i]}: grey level {peak} is above mask_max={self.mask_max}')
+        return np.asarray(apply_crop_to_mask(mask, crop))
+
+
+def check_options(resolution, channels, crop, window, cache, mask_max):
+    """ValueError that lists every option out of range."""
+    problems = []
+    if not (isinstance(resolution, int) and resolution > 0):
+        problems.append(f'resolution={resolution!r}: expected a whole number of pixels > 0')
+    if channels not in (1, 3):
+        problems.append(f'channels={channels!r}: expected 1 (grey) or 3 (RGB)')
+    if len(window) not in (0, 2) or (window and not window[0] < window[1]):
+        problems.append(f'window={window!r}: expected (low, high) with low < high, or ()')
+    if not 1 <= mask_max <= 255:
+        problems.append(f'mask_max={mask_max!r}: expected a grey level in 1 .. 255')
+    if cache == 'memory' and crop == 'random':
+        problems.append("cache='memory' with crop='random': a random crop differs at every visit; "
+                        "use cache=''")
+    fail('data options', problems)
+    one_of('crop', crop, CROPS)
+    one_of('cache', cache, ('auto', 'memory', ''))

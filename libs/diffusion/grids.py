@@ -1,0 +1,84 @@
+"""Which times a sampler visits: the published grids, as `Schedule.times` gives them."""
+import math
+
+import torch
+
+SPACINGS = ("respaced", "leading", "linspace", "uniform", "euler", "logsnr", "logsnr_fast")
+
+
+def times(schedule, steps, spacing, start, end):
+    """See `Schedule.times`."""
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing={spacing!r}; known: {', '.join(SPACINGS)}")
+    if spacing in SPACINGS[:3]:
+        if schedule.steps is None:
+            raise ValueError(f"times({steps!r}, spacing={spacing!r}): a continuous schedule has no steps to "
+                             f"choose from; spacings for it: {', '.join(SPACINGS[3:])}")
+        if (start, end) != (1.0, None):
+            raise ValueError(f"start, end do not apply to spacing={spacing!r}: slice the times instead")
+        return torch.tensor(_on_steps(schedule.steps, steps, spacing), dtype=torch.float64) / schedule.steps
+    _whole(steps, spacing)
+    if spacing == "euler":
+        return torch.cat([torch.linspace(start, 1e-3, steps, dtype=torch.float64), torch.zeros(1).double()])
+    if spacing == "uniform":
+        return torch.linspace(start, 1e-3 if end is None else end, steps + 1, dtype=torch.float64)
+    end = end or (1 / schedule.steps if schedule.steps else 1e-4)
+    orders = fast_orders(steps) if spacing == "logsnr_fast" else [1] * steps
+    first, last = schedule.lam(start), schedule.lam(end)
+    inner = [(i + j / order) / len(orders) for i, order in enumerate(orders) for j in range(order)][1:]
+    inner = [schedule.t_of_lam(first + (last - first) * fraction) for fraction in inner]
+    return torch.tensor([start, *inner, end], dtype=torch.float64)
+
+
+def _on_steps(total, steps, spacing):
+    """The n of t = n/N for N = total, falling."""
+    if spacing == "leading":
+        stride = total // _whole(steps, spacing, total // 2)
+        return [k * stride + 2 for k in reversed(range(steps))] + [1]
+    if spacing == "linspace":
+        _whole(steps, spacing, total - 1)
+        return [round(k * (total - 1) / steps) + 1 for k in range(steps, 0, -1)] + [0]
+    return [k + 1 for k in reversed(respaced(total, str(steps)))] + [0]
+
+
+def respaced(total, spacing):
+    """The steps k of 0..N-1, N = total, that guided-diffusion keeps for its text `spacing`, rising."""
+    if spacing.startswith("ddim"):
+        wanted = _count(spacing[4:], spacing)
+        strides = {math.ceil(total / stride): stride for stride in range(total, 0, -1)}   # the smallest stays
+        if wanted not in strides:
+            below, above = [n for n in strides if n < wanted][-1:], [n for n in strides if n > wanted][:1]
+            raise ValueError(f"{spacing!r}: no whole stride keeps {wanted} of {total} steps; "
+                             f"nearest: {', '.join(f'ddim{n}' for n in below + above)}")
+        return list(range(0, total, strides[wanted]))
+    counts = [_count(part, spacing) for part in spacing.split(",")] if spacing else [total]
+    kept, first = [], 0
+    for i, count in enumerate(counts):
+        size = total // len(counts) + (i < total % len(counts))
+        if count > size:
+            raise ValueError(f"{spacing!r}: section {i + 1} of {total} steps has {size}, fewer than {count}")
+        at = 0.0
+        for _ in range(count):      # sums instead of multiplying, to round halves as the published code does
+            kept.append(first + round(at))
+            at += (size - 1) / max(count - 1, 1)
+        first += size
+    return kept
+
+
+def fast_orders(steps):
+    """Orders of the singlestep solvers called "fast" (Lu et al. 2022): threes, and a tail of 2+1, 1 or 2."""
+    tail = ([2, 1], [1], [2])[steps % 3]
+    return [3] * ((steps - sum(tail)) // 3) + tail
+
+
+def _whole(steps, spacing, most=math.inf):
+    if isinstance(steps, str) or not 1 <= steps <= most:
+        raise ValueError(f"steps={steps!r} with spacing={spacing!r}: allowed are whole numbers from 1"
+                         + (f" to {most}" if most < math.inf else ""))
+    return steps
+
+
+def _count(text, spacing):
+    if not text.strip().isdigit() or int(text) < 1:
+        raise ValueError(f"respacing {spacing!r}: allowed are 'ddimN', 'N', 'a,b,c' (numbers from 1), ''")
+    return int(text)
