@@ -1,8 +1,8 @@
 """Make images with a trained network, one PNG each, a grid and a table of what was asked for.
 
     python sample.py --workdir=workdir/demo --label=all
-    python sample.py --workdir=workdir/demo --label=melanoma --n=32 --seed=7 --config.sample.path=lesions
-    python sample.py --config=configs/cifar10_uvit_small.py --nnet_path=cifar10_uvit_small.pth --n=64
+    python sample.py --workdir=workdir/demo --label=melanoma --n_samples=32 --seed=7 --config.sample.path=lesions
+    python sample.py --config=configs/cifar10_uvit_small.py --nnet_path=cifar10_uvit_small.pth --n_samples=64
 
 Image i of a seed is the same for any batch size and number of processes.
 """
@@ -16,12 +16,12 @@ from PIL import Image
 from libs import cli, engine, evaluation, pipeline
 
 
-def sample(config, workdir, nnet_path, label, n, seed):
+def sample(config, workdir, nnet_path, label, n_samples, seed):
     run = engine.start(config, workdir, claim=False)
     weights, step, source = engine.load_weights(nnet_path or workdir)
     classes = engine.read_json(Path(workdir) / "classes.json", None) or pipeline.classes_without_data(config)
     sampler = pipeline.load(config, weights, classes=classes, device=run.device)
-    labels = pipeline.choose_labels(label, classes, n, conditional=bool(sampler.null))
+    labels = pipeline.choose_labels(label, classes, n_samples, conditional=bool(sampler.null))
     cond = {"label": torch.tensor(labels)} if sampler.null else {}
     folder = Path(config.sample.path or Path(workdir) / f"images_seed{seed}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,5 +53,5 @@ def sample(config, workdir, nnet_path, label, n, seed):
 
 
 if __name__ == "__main__":
-    cli.main(sample, label=("", "a class name, or 'all'; by default classes in turn"), n=(16, "images (of each class)"),
+    cli.main(sample, label=("", "a class name, or 'all'; by default classes in turn"), n_samples=(16, "images; of each class with --label=all"),
              seed=(0, "seed of the images"))

@@ -93,7 +93,9 @@ def load(config, weights, *, classes, device, **own):
         own: further arguments of Pipeline.
     """
     net = build_net(config, classes)
-    backbones.load(net, weights)
+    # What was never trained is in no checkpoint of ours.
+    frozen = {name: weight for name, weight in net.named_parameters() if not weight.requires_grad}
+    backbones.load(net, frozen | weights)
     null = {"label": torch.tensor(len(classes))} if config.train.mode == "cond" else {}
     return Pipeline(net.to(device).eval(), config, codec=codecs.get(**config.codec),
                     schedule=diffusion.schedule(**config.schedule), null=null, **own)
@@ -151,6 +153,32 @@ def choose_labels(asked, classes, n, *, conditional):
     if asked and asked not in classes:
         raise ValueError(f"--label={asked}: no such class; known: all, {', '.join(classes)}")
     return [classes.index(asked)] * n if asked else [i % len(classes) for i in range(n)]
+
+
+def draw_conditions(dataset, null, n, *, seed, labels="data"):
+    """Conditions of images 0 .. n-1; those of image i depend on (seed, i) alone.
+
+    Args:
+        dataset: data set whose conditions are drawn; None draws each label with equal probability.
+        null: the empty conditions of the network; {} gives {}.
+        labels: 'data' draws the conditions of a real image, so that classes are as frequent as in the data;
+            'balanced' takes class i modulo K.
+
+    Returns:
+        dict of tensors with n rows.
+    """
+    if labels not in ("data", "balanced"):
+        raise ValueError(f"config.sample.labels is {labels!r}; known: data, balanced")
+    if not null:
+        return {}
+    only_label = set(null) == {"label"}
+    if only_label and labels == "balanced":
+        return {"label": torch.arange(n) % int(null["label"])}
+    size = int(null["label"]) if dataset is None else len(dataset)
+    rows = [int(np.random.default_rng([seed, i]).integers(size)) for i in range(n)]
+    if dataset is None:
+        return {"label": torch.tensor(rows)}
+    return {"label": dataset.labels[rows]} if only_label else conditions.take(dataset.batch(rows))
 
 
 def image_generator(seed, index):

@@ -11,7 +11,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from libs import report  # noqa: E402
 
-flags.DEFINE_string("workdir", "", "folder of the run", required=True)
+flags.DEFINE_string("workdir", None, "folder of the run", required=True)
 
 
 def main(_):

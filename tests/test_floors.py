@@ -184,7 +184,7 @@ FORBIDDEN = [
 ALLOWED = [
     ("libs/nn/a.py", "import math, torch.nn\nfrom . import b\nfrom .b import c\nfrom libs.nn import d"),
     ("libs/nn/deep/a.py", "from .. import b\nfrom ..b import c"),
-    ("libs/backbones/a.py", "from libs import nn\nfrom ..nn import attention\nfrom libs.backbones.b import c"),
+    ("libs/backbones/a.py", "import libs.nn\nfrom ..nn import attention\nfrom libs.backbones.b import c"),
     ("libs/pipeline.py", "from libs import diffusion, cond, codecs, backbones, encoders"),
     ("libs/evaluation.py", "from libs import pipeline, ratings, metrics, engine, data"),
     ("scripts/a.py", "from libs import cli, data, evaluation"),

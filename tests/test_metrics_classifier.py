@@ -106,7 +106,8 @@ def test_one_channel_networks_refuse_colour(tmp_path):
 
 def test_bad_input_is_named():
     images, labels = shapes(20)
-    for kwargs, hint in (({"classes": 2}, "labels run from 0 to 3; 2 classes"), ({"flips": ("diagonal",)}, "diagonal"),
+    for kwargs, hint in (({"classes": 2}, "labels run from 0 to 3; 2 classes"),
+                         ({"flips": ("diagonal",)}, "diagonal"),
                          ({"epochs": -1}, "epochs -1"), ({"held_out": range(20)}, "0 images to train on")):
         with pytest.raises(ValueError, match=hint):
             train_classifier(images, labels, **kwargs)

@@ -203,7 +203,8 @@ def test_suite_names_numbers_and_counts():
     assert found["coverage_net"]["value"] == metrics.density_coverage(x, y)[1]
     assert found["is_net"]["value"] == pytest.approx(3, rel=1e-6)
     assert found["accuracy_net"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 150}
-    assert all(score["low"] <= score["value"] <= score["high"] and score["n"] == 150 for score in found.values())
+    for score in found.values():
+        assert score["low"] <= score["value"] <= score["high"] and score["n"] == 150
     plain = metrics.scores(x, y, feature="net", names=("fd", "pr"), resamples=0)
     assert set(plain) == {"fd_net", "precision_net", "recall_net"}
     assert plain["fd_net"] == {"value": found["fd_net"]["value"], "low": None, "high": None, "n": 150}

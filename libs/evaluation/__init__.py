@@ -14,12 +14,11 @@ import torch
 
 from libs import metrics
 from libs.engine.checkpoint import write_text
-from libs.evaluation.generation import (Sink, draw_conditions, generate, generate_all, nhwc, save_npz,
-                                        save_png)
+from libs.evaluation.generation import Sink, generate, generate_all, nhwc, save_npz, save_png
 from libs.evaluation.reference import extractors, feature_network, reference
-from libs.pipeline import grid, to_uint8
+from libs.pipeline import draw_conditions, grid, to_uint8
 
-__all__ = ["draw_conditions", "evaluate", "evaluator", "extractors", "feature_network", "generate", "generate_all",
+__all__ = ["evaluate", "evaluator", "extractors", "feature_network", "generate", "generate_all",
            "previewer", "reference", "save_png", "table"]
 
 SHOWN = 8  # images of each class on a page or in a preview
@@ -53,12 +52,13 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
                   "features": ", ".join(each.name for each in found),
                   "reference": "; ".join(each.source for each in references),
                   "scores": {}, "per_class": {}, "warnings": []}
-        count = config.metrics.bootstrap if detailed else 0
-        if count:
-            result["interval"] = f"95 % bootstrap over images, {count} draws (200 or more for shares)"
+        resamples = config.metrics.bootstrap if detailed else 0
+        if resamples:
+            result["interval"] = f"95 % bootstrap over images, {resamples} draws (at least 200 for shares)"
         for number, each in enumerate(found):
             _score(result, config.metrics.names, each, references[number], seen.features[number],
-                   seen.probabilities[number], labels, dataset, count=count, per_class=detailed)
+                   seen.probabilities[number], labels, dataset, seed=config.seed, resamples=resamples,
+                   per_class=detailed)
         result["seconds"] = round(time.perf_counter() - begun, 1)
         if name:
             folder = run.folder / "eval" / name
@@ -146,36 +146,34 @@ def _look(run, pipeline, config, found, cond, n, *, seed, show, sink):
         return run.gather_rows(torch.cat([torch.empty(0, width), *tensors]))[order]
 
     features = [together([feature for feature, _ in part], each.dims) for part, each in zip(parts, found)]
-    probabilities = [together([probability for _, probability in part], each.classes) if each.classes else None
+    probabilities = [None if each.classes is None else together([probability for _, probability in part], len(each.classes))
                      for part, each in zip(parts, found)]
     shown = run.gather_rows(torch.tensor(kept, dtype=torch.int64))
     images = run.gather_rows(torch.cat([torch.empty(0, *pipeline.image_shape, dtype=torch.uint8), *images_kept]))
     return Seen(features, probabilities, shown.sort().values, images[shown.argsort()])
 
 
-def _score(result, names, extractor, real, features, probabilities, labels, dataset, *, count, per_class):
+def _score(result, names, extractor, real, features, probabilities, labels, dataset, *, seed, resamples, per_class):
     """Add the scores of one feature network to `result`."""
     classes = [] if dataset is None else list(dataset.classes)
-    recognise = labels is not None and bool(classes) and extractor.class_names == classes
-    common = dict(feature=extractor.name, count=count)
-
-    def add(found, warnings):
-        result["scores"] |= found
-        result["warnings"] += warnings
-
+    recognise = labels is not None and bool(classes) and extractor.classes == classes
+    common = dict(feature=extractor.name, seed=seed, resamples=resamples)
+    known = 0 if real.features is None else len(real.features)
     # The Fréchet distance compares with all real images; what needs single ones, with those kept.
-    others = [name for name in names if name != "fd"]
-    if "fd" in names:
-        add(*metrics.scores(features, real.gaussian, names=["fd"], **common))
-    add(*metrics.scores(features, real.gaussian if real.features is None else real.features, names=others,
-                        probabilities=probabilities, labels=labels if recognise else None, **common))
-    if per_class and labels is not None and real.labels is not None:
-        found, warnings = metrics.scores_per_class(
-            features, labels, real.features, real.labels, classes=classes, probabilities=probabilities,
-            names=[name for name in names if name != "is"], recognise=recognise, **common)
-        result["warnings"] += warnings
-        for name, scores in found.items():
-            result["per_class"].setdefault(name, {}).update(scores)
+    result["scores"] |= metrics.scores(features, real.features, real.gaussian, names=names, probabilities=probabilities,
+                                       labels=labels if recognise else None, **common)
+    result["warnings"] += metrics.warnings(len(features), extractor.dims, feature=extractor.name, names=names, real=known,
+                                           classes=extractor.classes is not None)
+    if not per_class or labels is None or real.labels is None:
+        return
+    names = [name for name in names if name != "is"]
+    found = metrics.scores_per_class(features, labels, real.features, real.labels, classes=classes, names=names,
+                                     probabilities=probabilities if recognise else None, **common)
+    for label, (name, scores) in enumerate(found.items()):
+        result["per_class"].setdefault(name, {}).update(scores)
+        counts = int((labels == label).sum()), int((real.labels == label).sum())
+        result["warnings"] += [f"class {name}: {text}" for text in metrics.warnings(
+            counts[0], extractor.dims, feature=extractor.name, names=names, real=counts[1])]
 
 
 def _shown(labels, n):

@@ -5,34 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from libs import cond as conditions
 from libs.pipeline import to_uint8
-
-
-def draw_conditions(dataset, null, n, *, seed, labels="data"):
-    """Conditions of images 0 .. n-1; those of image i depend on (seed, i) alone.
-
-    Args:
-        dataset: data set whose conditions are drawn; None draws each label with equal probability.
-        null: the empty conditions of the network; {} gives {}.
-        labels: 'data' draws the conditions of a real image, so that classes are as frequent as in the data;
-            'balanced' takes class i modulo K.
-
-    Returns:
-        dict of tensors with n rows.
-    """
-    if labels not in ("data", "balanced"):
-        raise ValueError(f"config.sample.labels is {labels!r}; known: data, balanced")
-    if not null:
-        return {}
-    only_label = set(null) == {"label"}
-    if only_label and labels == "balanced":
-        return {"label": torch.arange(n) % int(null["label"])}
-    size = int(null["label"]) if dataset is None else len(dataset)
-    rows = [int(np.random.default_rng([seed, i]).integers(size)) for i in range(n)]
-    if dataset is None:
-        return {"label": torch.tensor(rows)}
-    return {"label": dataset.labels[rows]} if only_label else conditions.take(dataset.batch(rows))
 
 
 def generate(run, pipeline, cond, n, *, seed, batch_size):
@@ -40,7 +13,7 @@ def generate(run, pipeline, cond, n, *, seed, batch_size):
 
     Args:
         run: engine.Run; process r of W makes images r, r + W, r + 2W, ...
-        cond: conditions with n rows, see draw_conditions.
+        cond: conditions with n rows, see pipeline.draw_conditions.
         batch_size: images per network call on each process.
 
     Yields:

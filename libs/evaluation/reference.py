@@ -41,7 +41,8 @@ def extractors(run, config, dataset):
     for name in config.metrics.features:
         try:
             if name == "classifier":
-                folder = run.main_first(lambda: feature_network(dataset, seed=config.seed))
+                folder = run.main_first(lambda: feature_network(dataset, seed=config.seed,
+                                                                flip=config.dataset.get("random_flip", False)))
                 found.append(metrics.extractor(f"classifier:{folder}", device=run.device))
             else:
                 found.append(run.main_first(lambda: metrics.extractor(name, device=run.device)))
@@ -53,19 +54,23 @@ def extractors(run, config, dataset):
     return found
 
 
-def feature_network(dataset, *, seed, folder=None):
-    """Folder of a small classifier trained on `dataset`; trained on the first call, then found by the data's fingerprint."""
+def feature_network(dataset, *, seed, flip=False):
+    """Folder of a small classifier of `dataset`'s classes: trained at the first call, then found by the data's fingerprint.
+
+    `flip`: whether mirroring an image leaves its class as it is (config.dataset.random_flip).
+    """
     if dataset.labels is None:
         raise ValueError("features 'classifier' need labelled data; use timm:<network>, dinov2 or inception")
-    folder = Path(folder or NETWORKS / f"{dataset.name}{dataset.shape[-1]}-{dataset.fingerprint[:12]}-{seed}")
+    folder = NETWORKS / f"{dataset.name}{dataset.shape[-1]}-{dataset.fingerprint[:12]}-{seed}{'-flip' * flip}"
     if not (folder / "config.json").is_file():
         logging.info("training a feature network on %d images of %s", len(dataset), dataset.name)
         images = torch.cat([to_uint8(batch["image"]) for batch in data.in_order(dataset, range(len(dataset)), 256)])
-        network, report = metrics.train_classifier(images, dataset.labels, classes=dataset.classes, seed=seed)
-        metrics.save_classifier(folder, network, report, name=f"{dataset.name}{dataset.shape[-1]}",
-                                fingerprint=dataset.fingerprint)
-        logging.info("feature network: %.1f %% of %d held-out images recognised (%s)", 100 * report["accuracy"],
-                     report["held_out"], folder)
+        network = metrics.train_classifier(images, dataset.labels, classes=dataset.classes, seed=seed,
+                                           flips=("horizontal",) if flip else (), name=f"{dataset.name}{dataset.shape[-1]}",
+                                           fingerprint=dataset.fingerprint)
+        network.save(folder)
+        logging.info("feature network: %.1f %% of %d held-out images recognised (%s)", 100 * network.report["accuracy"],
+                     network.report["held_out"], folder)
     return folder
 
 
@@ -80,12 +85,12 @@ def reference(run, extractor, dataset, *, stats="", batch_size=64, workers=0):
     """
     known = None
     if stats and Path(stats).is_file():
-        known = gaussian.load_stats(stats)
+        known = gaussian.load_stats(stats, dims=extractor.dims)
     elif stats:
         logging.warning("no statistics at %s: they are computed from %s", stats, dataset.name)
     if dataset is None:
         return Reference(known, None, None, None, str(stats))
-    key = hashlib.sha256(json.dumps([dataset.fingerprint, _fingerprint(extractor), KEPT]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([dataset.fingerprint, extractor.fingerprint, KEPT]).encode()).hexdigest()
     path = CACHE / f"{dataset.name}-{extractor.name}-{key[:16]}.npz".replace("/", "_")
     if not path.is_file():
         computed = _reference_of_data(run, extractor, dataset, batch_size, workers)
@@ -103,14 +108,6 @@ def reference(run, extractor, dataset, *, stats="", batch_size=64, workers=0):
     gauss = known or gaussian.Gaussian(stored["mu"], stored["sigma"], n, extractor.name)
     source = str(stats) if known else f"{n} images of {dataset.name} ({path.name})"
     return Reference(gauss, stored["features"], labels, stored["indices"], source)
-
-
-def _fingerprint(extractor):
-    """Name and weights of a feature network, as a hash."""
-    digest = hashlib.sha256(extractor.name.encode())
-    for name, tensor in extractor.module.state_dict().items():
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _reference_of_data(run, extractor, dataset, batch_size, workers):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 BACKENDS = ("auto", "sdpa", "math", "xformers")
 
-# Up to this many keys the attention weights of one image and head are small enough to store (2 MiB in bf16).
-MATH_MAX_TOKENS = 1024
+# In bf16 on CPU `math` is faster at 257 and 513 tokens, `sdpa` at 1024, where the weights leave the cache.
+MATH_MAX_TOKENS = 576
 
 _backend = "auto"
 
@@ -17,8 +17,8 @@ _backend = "auto"
 def use_backend(name: str) -> str:
     """Choose the attention kernel of this process and return the name of the former one.
 
-    'auto'      what was measured fastest: `math` for bfloat16 on CPU up to 1024 tokens (1.6 times the speed
-                of `sdpa` forward + backward at 257 tokens, 1.4 at 513), else `sdpa`
+    'auto'      what was measured fastest: `math` for bfloat16 on CPU up to 576 tokens (qkv projection and
+                attention, forward and backward: 1.6 times the speed at 257 tokens, 1.4 at 513), else `sdpa`
     'sdpa'      torch's fused kernels (flash, memory-efficient, cuDNN)
     'math'      the two matrix products and the softmax written out, which FLOP counters can see
     'xformers'  xformers.ops.memory_efficient_attention, an optional dependency

@@ -1,0 +1,173 @@
+"""The scripts through their real command line, as one process and as two: train, resume, evaluate, sample, page."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from libs import engine
+from libs.engine import checkpoint
+from tests.conftest import ROOT
+
+TINY = ("--config=configs/phantom32_uvit_label.py", "--config.nnet.embed_dim=32", "--config.nnet.depth=2",
+        "--config.nnet.num_heads=2", "--config.nnet.patch_size=8", "--config.dataset.size=64", "--config.train.batch_size=8",
+        "--config.train.log_interval=1", "--config.train.save_interval=2", "--config.train.preview_interval=4",
+        "--config.train.eval_interval=4", "--config.train.validation_interval=4", "--config.train.validation_size=16",
+        "--config.metrics.n_samples=12", "--config.metrics.bootstrap=5", "--config.sample.sample_steps=3",
+        "--config.metrics.sample_steps=3", "--config.sample.mini_batch_size=4")
+
+
+def losses(folder):
+    return [(line["step"], line["loss"]) for line in engine.read_metrics(folder / "metrics.jsonl")
+            if line["kind"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def trained(script, tmp_path_factory):
+    """A run of 6 steps and an evaluation, by one process."""
+    folder = tmp_path_factory.mktemp("run")
+    script("train.py", *TINY, "--config.train.n_steps=6", f"--workdir={folder}")
+    script("eval.py", *TINY, f"--workdir={folder}", "--config.sample.n_samples=8")
+    return folder
+
+
+def test_a_run_keeps_what_it_promises(trained):
+    assert {"config.json", "run.json", "classes.json", "metrics.jsonl", "samples", "ckpts", "tensorboard"} <= set(
+        os.listdir(trained))
+    assert [step for step, _ in losses(trained)] == [1, 2, 3, 4, 5, 6]
+    kinds = [line["kind"] for line in engine.read_metrics(trained / "metrics.jsonl")]
+    assert kinds.count("validation") == 2 and kinds.count("eval") == 2  # at step 4 and at the end
+    assert sorted(os.listdir(trained / "samples")) == ["4.png", "6.png"]
+    grid = np.asarray(Image.open(trained / "samples" / "6.png"))
+    assert grid.shape == (4 * 34 + 2, 8 * 34 + 2, 3)  # a row for each of the four classes
+    session = json.loads((trained / "run.json").read_text())["sessions"][0]
+    assert "train.py" in session["command"] and session["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+
+
+def test_a_finished_run_stays_as_it_is(script, trained):
+    before = (trained / "metrics.jsonl").read_text()
+    script("train.py", *TINY, "--config.train.n_steps=6", f"--workdir={trained}")
+    assert (trained / "metrics.jsonl").read_text() == before
+
+
+def test_evaluation_counts_exactly_and_is_the_same_on_two_processes(script, trained, tmp_path):
+    found = {}
+    for name, processes, batch in (("one", 1, 5), ("two", 2, 5), ("other", 1, 11)):
+        script("eval.py", *TINY, f"--workdir={trained}", f"--name={name}", "--config.sample.n_samples=11",
+               f"--config.sample.mini_batch_size={batch}", f"--config.sample.npz={tmp_path}/{name}.npz",
+               processes=processes)
+        with np.load(tmp_path / f"{name}.npz", allow_pickle=False) as file:
+            found[name] = file["arr_0"]
+        scores = json.loads((trained / "eval" / name / "scores.json").read_text())
+        assert scores["n"] == 11 and scores["seed"] == 1
+        assert all(score["n"] == 11 for score in scores["scores"].values())
+        assert sum(next(iter(each.values()))["n"] for each in scores["per_class"].values()) == 11
+        assert scores["warnings"], "eleven images are too few, and that must be said"
+        assert not any(metric == "fid" for metric in scores["scores"]), "nothing is called FID that is not"
+    assert found["one"].shape == (11, 32, 32, 3) and found["one"].dtype == np.uint8
+    assert len(np.unique(found["one"].reshape(11, -1), axis=0)) == 11, "every image is another one"
+    np.testing.assert_array_equal(found["one"], found["two"])
+    # Another batch size may round a product differently: at most one grey level.
+    assert np.abs(found["one"].astype(int) - found["other"].astype(int)).max() <= 1
+
+
+def test_samples_and_page(script, trained, tmp_path):
+    out = {}
+    for processes in (1, 2):
+        folder = tmp_path / f"{processes}"
+        script("sample.py", f"--workdir={trained}", "--label=angioma", "--n_samples=5", "--seed=9", f"--config.sample.path={folder}",
+               processes=processes)
+        out[processes] = {name: np.asarray(Image.open(folder / name)) for name in sorted(os.listdir(folder))
+                          if name.endswith(".png")}
+        with open(folder / "samples.csv") as stream:
+            rows = list(csv.DictReader(stream))
+        assert [row["label"] for row in rows] == ["angioma"] * 5 and len({row["sha256"] for row in rows}) == 1
+        assert all((folder / row["file_name"]).is_file() for row in rows)
+    assert out[1].keys() == out[2].keys() and len(out[1]) == 6  # five images and the grid
+    for name in out[1]:
+        np.testing.assert_array_equal(out[1][name], out[2][name])
+    first = Image.open(tmp_path / "1" / "000000_angioma.png")
+    assert first.text["label"] == "angioma" and first.text["seed"] == "9"
+    done = script("scripts/make_report.py", f"--workdir={trained}")
+    page = (trained / "report.html").read_text()
+    assert "angioma" in page and "http://" not in page.replace("http://www.w3.org", "") and "report.html" in done.stdout
+
+
+def test_a_wrong_label_is_named(script, trained):
+    done = script("sample.py", f"--workdir={trained}", "--label=angiome", fails=True)
+    assert "no such class; known: all, nevus, melanoma, angioma, dermatofibroma" in done.stderr
+
+
+def test_two_processes_train_save_and_resume(script, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    script("train.py", *TINY, "--config.train.n_steps=4", f"--workdir={whole}", processes=2)
+    assert json.loads((whole / "run.json").read_text())["sessions"][0]["processes"] == 2
+    script("train.py", *TINY, "--config.train.n_steps=2", "--config.train.eval_interval=0", f"--workdir={halves}",
+           processes=2)
+    script("train.py", *TINY, "--config.train.n_steps=4", f"--workdir={halves}", processes=2)
+    assert losses(whole) == losses(halves)
+    mine, its = (checkpoint.read(folder / "ckpts" / "4.ckpt")[0]["nnet_ema"] for folder in (whole, halves))
+    assert all(torch.equal(mine[name], its[name]) for name in its)
+
+
+def test_sigterm_on_one_rank_saves_the_same_step_on_all_and_exits_with_143(tmp_path):
+    """Two real processes; the second one gets the signal, the first one saves."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2",
+                   "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
+    command = [sys.executable, "train.py", *TINY, "--config.train.n_steps=100000", "--config.train.save_interval=1000000",
+               "--config.train.eval_interval=0", "--config.train.preview_interval=0", "--config.train.workers=1",
+               f"--workdir={tmp_path}"]
+    ranks = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True,
+                              env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)]
+    try:
+        until = time.time() + 120
+        while not (tmp_path / "metrics.jsonl").is_file() or len((tmp_path / "metrics.jsonl").read_text()) < 300:
+            assert time.time() < until and all(rank.poll() is None for rank in ranks)
+            time.sleep(0.05)
+        ranks[1].send_signal(signal.SIGTERM)
+        errors = [rank.communicate(timeout=60)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [143, 143], errors
+    step, = checkpoint.steps(tmp_path / "ckpts")
+    assert all(f"step {step} is saved" in error for error in errors)
+
+
+def test_published_weights_without_data_or_run(script, tmp_path):
+    """A U-ViT .pth from the authors is a state_dict of the averaged network; sampling needs nothing else."""
+    from libs import backbones
+    options = dict(name="uvit", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=-1)
+    torch.save(backbones.get(**options).state_dict(), tmp_path / "cifar10_uvit_small.pth")
+    own = [f"--config.nnet.{key}={options[key]}" for key in ("patch_size", "embed_dim", "depth", "num_heads")]
+    script("sample.py", "--config=configs/cifar10_uvit_small.py", f"--nnet_path={tmp_path}/cifar10_uvit_small.pth", *own,
+           f"--workdir={tmp_path}/w", f"--config.sample.path={tmp_path}/out", "--n_samples=3", "--config.sample.sample_steps=4")
+    assert sorted(os.listdir(tmp_path / "out")) == ["000000.png", "000001.png", "000002.png", "grid.png", "samples.csv"]
+    done = script("sample.py", "--config=configs/cifar10_uvit_small.py", f"--nnet_path={tmp_path}/cifar10_uvit_small.pth",
+                  f"--workdir={tmp_path}/w", "--n_samples=3", fails=True)
+    assert "embed_dim" in done.stderr or "shape" in done.stderr
+
+
+def test_statistics_from_ones_own_data(script, tmp_path, trained):
+    script("scripts/compute_fid_stats.py", *TINY, "--features=classifier", f"--output={tmp_path}/mine.npz",
+           f"--workdir={trained}")
+    with np.load(tmp_path / "mine.npz", allow_pickle=False) as file:
+        assert file["mu"].shape == (64,) and file["sigma"].shape == (64, 64) and int(file["n"]) == 64
+
+
+def test_real_images_train_from_their_table(script, wbc, tmp_path):
+    script("train.py", "--config=configs/folder64_uvit_label.py", f"--config.dataset.path={wbc}", f"--workdir={tmp_path}",
+           "--config.nnet.embed_dim=32", "--config.nnet.depth=2", "--config.nnet.num_heads=2", "--config.nnet.patch_size=16",
+           "--config.train.batch_size=8", "--config.train.n_steps=2", "--config.train.eval_interval=0",
+           "--config.train.preview_interval=2", "--config.sample.sample_steps=2", "--config.metrics.sample_steps=2",
+           "--config.train.log_interval=1", "--config.dataset.drop_classes=('basophil',)", "--config.train.balanced=True")
+    assert json.loads((tmp_path / "classes.json").read_text()) == ["eosinophil", "lymphocyte", "monocyte", "neutrophil"]
+    assert (tmp_path / "samples" / "2.png").is_file() and len(losses(tmp_path)) == 2
