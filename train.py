@@ -31,7 +31,8 @@ def train(config, workdir):
     schedule = diffusion.schedule(**config.schedule)
     net = pipeline.build_net(config, dataset.classes)
     state = engine.State(run, net, optimizer=config.optimizer, lr_scheduler=config.lr_scheduler,
-                         ema_rate=config.train.ema_rate, grad_clip=config.train.grad_clip, compile=config.train.compile)
+                         n_steps=config.train.n_steps, ema_rate=config.train.ema_rate, grad_clip=config.train.grad_clip,
+                         compile=config.train.compile)
 
     def loss_fn(net, batch):
         x0 = codec.encode(batch["image"])
@@ -42,8 +43,9 @@ def train(config, workdir):
         return losses.mean(), {}
 
     def validation():
-        size = min(len(held_out), config.train.validation_size)
-        return data.in_order(held_out, range(run.rank, size, run.world), config.train.batch_size // run.world)
+        every = max(1, len(held_out) // config.train.validation_size)  # spread over the classes
+        chosen = range(0, len(held_out), every)[:config.train.validation_size]
+        return data.in_order(held_out, chosen[run.rank::run.world], config.train.batch_size // run.world)
 
     sampler = pipeline.Pipeline(state.ema, config, codec=codec, schedule=schedule, null=null,
                                 algorithm=config.metrics.algorithm, steps=config.metrics.sample_steps)

@@ -3,7 +3,8 @@
 Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models", CVPR 2023.
 Expected: FID 2.87 (44 M parameters).
 
-    accelerate launch --multi_gpu --num_processes 4 --mixed_precision fp16 train.py --config=configs/celeba64_uvit_small.py
+    accelerate launch --multi_gpu --num_processes 4 --mixed_precision fp16 train.py \
+        --config=configs/celeba64_uvit_small.py
 """
 
 from configs.common import adamw, d, metrics, warm_up
@@ -13,9 +14,9 @@ def get_config():
     config = d()
     config.seed = 1234
     config.train = d(mode="uncond", n_steps=500_000, batch_size=128, accumulation=1, mixed_precision="", compile=False,
-                     workers=8, weighting="eps", p_uncond=0.0, ema_rate=0.9999, grad_clip=0.0, log_interval=10,
-                     validation_split="", validation_size=512, validation_interval=0, preview_interval=5_000, eval_interval=50_000, save_interval=50_000,
-                     keep_checkpoints=3, best_metric="frechet")
+                     workers=8, weighting="eps", p_uncond=0.0, ema_rate=0.9999, grad_clip=0.0, keep_checkpoints=3,
+                     log_interval=10, preview_interval=5_000, eval_interval=50_000, save_interval=50_000,
+                     validation_interval=0, validation_size=512, validation_split="", best_metric="frechet")
     config.optimizer = adamw(2e-4, betas=(0.99, 0.99))
     config.lr_scheduler = warm_up(5_000)
     config.nnet = d(name="uvit", img_size=64, patch_size=4, in_chans=3, embed_dim=512, depth=12, num_heads=8,

@@ -5,22 +5,22 @@ Expected: nine in ten generated lesions are recognised as their class.
     python train.py --config=configs/phantom32_uvit_label.py --workdir=workdir/demo
 """
 
-from configs.common import adamw, d, metrics, warm_up
+from configs.common import adamw, d, metrics
 
 
 def get_config():
     config = d()
     config.seed = 1234
     config.train = d(mode="cond", n_steps=2_000, batch_size=64, accumulation=1, mixed_precision="", compile=False,
-                     workers=0, balanced=False, weighting="x0", p_uncond=0.1, ema_rate=0.995, grad_clip=1.0,
-                     log_interval=20, validation_split="test", validation_size=512, validation_interval=500, preview_interval=500, eval_interval=500, save_interval=500,
-                     keep_checkpoints=2, best_metric="frechet")
+                     workers=0, balanced=False, weighting="clamped_snr", p_uncond=0.1, ema_rate=0.995, grad_clip=1.0,
+                     keep_checkpoints=2, log_interval=20, preview_interval=400, eval_interval=500, save_interval=400,
+                     validation_interval=400, validation_size=512, validation_split="test", best_metric="frechet")
     config.optimizer = adamw(1e-3, betas=(0.9, 0.99))
-    config.lr_scheduler = warm_up(100)
+    config.lr_scheduler = d(name="cosine", warmup_steps=100)
     # num_classes = 0: as many as the data have, and the null class of classifier-free guidance
     config.nnet = d(name="uvit", img_size=32, patch_size=8, in_chans=3, embed_dim=192, depth=4, num_heads=4,
                     mlp_ratio=4, qkv_bias=False, mlp_time_embed=False, num_classes=0, use_checkpoint=False)
-    config.schedule = d(name="vpsde_cosine")
+    config.schedule = d(name="vpsde")
     config.denoiser = d(predicts="x0", clip=True)
     config.codec = d(name="pixels")
     config.dataset = d(name="phantoms", resolution=32, size=4_000, seed=0, split="train", random_flip=True)

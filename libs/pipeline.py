@@ -35,7 +35,7 @@ class Pipeline:
         self.image_shape = codec.image_shape(self.shape)
         self.algorithm, self.steps = algorithm or config.sample.algorithm, steps or config.sample.sample_steps
         self.guidance = guidance_scale(config.sample)
-        self.own = {key: config.sample[key] for key in ("eta",) if key in config.sample}
+        self.own = {key: config.sample[key] for key in ("eta", "spacing") if key in config.sample}
         if self.guidance != 1.0 and not null:
             raise ValueError(f"sample guidance {self.guidance} needs conditions, and this network has none; set it to 1")
         if self.algorithm not in samplers.SAMPLERS:

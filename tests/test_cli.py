@@ -80,7 +80,7 @@ TINY = ("--config.train.n_steps=2", "--config.train.eval_interval=0", "--config.
 
 
 @pytest.mark.parametrize("options, words", [
-    (("--config.trian.lr=3",), "Did you mean \"train\""),
+    (("--config.trian.lr=3",), 'Did you mean "train"'),
     (("--config.train.typo=3",), "typo"),
     (("--config.optimizer.lr=abc",), "optimizer.lr"),
     (("--config.train.n_steps=1.5",), "n_steps"),

@@ -150,7 +150,7 @@ def test_weightings_do_not_depend_on_what_is_predicted(weighting):
             assert loss.weight(Denoiser(None, schedule(name), predicts), ends, weighting).isfinite().all()
     snr = noise.snr(t)
     by_name = {"eps": snr, "x0": 0 * snr + 1, "v": snr + 1, "min_snr": snr.clamp(max=5),
-               "truncated_snr": snr.clamp(min=1), "mgdm": snr * noise.sigma(t)}
+               "truncated_snr": snr.clamp(min=1), "clamped_snr": snr.clamp(1, 5), "mgdm": snr * noise.sigma(t)}
     for cost in costs:
         torch.testing.assert_close(cost, 0.01 * by_name[weighting])
 

@@ -52,7 +52,7 @@ def settings(**own):
 def begin(folder, *, net=None, **own):
     run = engine.Run(folder, seed=7)
     return run, engine.State(run, net or toy(), optimizer={"lr": 0.01, "betas": (0.9, 0.99)},
-                             lr_scheduler={"name": "customized", "warmup_steps": 3}, ema_rate=0.9, **own)
+                             lr_scheduler={"name": "customized", "warmup_steps": 3}, n_steps=20, ema_rate=0.9, **own)
 
 
 def train(folder, n_steps, stop_at=None, batches=None, **own):
@@ -264,11 +264,13 @@ def test_weights_files(tmp_path):
 
 
 def test_learning_rates():
-    assert [optim.lr_factor(step, warmup_steps=4) for step in (0, 2, 4, 400)] == [0.0, 0.5, 1.0, 1.0]
+    assert [optim.lr_factor(step, warmup_steps=4, n_steps=9) for step in (0, 2, 4, 400)] == [0.0, 0.5, 1.0, 1.0]
     cosine = [optim.lr_factor(step, name="cosine", warmup_steps=10, n_steps=110) for step in (0, 10, 60, 110)]
     np.testing.assert_allclose(cosine, [0.0, 1.0, 0.5, 0.0], atol=1e-12)
     with pytest.raises(ValueError, match="unknown lr_scheduler 'linear'"):
-        optim.lr_factor(0, name="linear")
+        optim.lr_factor(0, name="linear", n_steps=9)
+    with pytest.raises(ValueError, match="cannot begin with 10 steps of warm-up"):
+        optim.lr_factor(0, name="cosine", warmup_steps=10, n_steps=10)
     with pytest.raises(ValueError, match="unknown optimizer 'sgdd'"):
         optim.make([torch.nn.Parameter(torch.zeros(1))], name="sgdd", lr=1.0)
 

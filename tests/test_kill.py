@@ -24,7 +24,7 @@ def live(folder):
     torch.set_num_threads(1)
     run = engine.start(ConfigDict({"seed": 3}), folder)
     net = torch.nn.Sequential(torch.nn.Linear(3, 700), torch.nn.Linear(700, 700), torch.nn.Linear(700, 3))
-    state = engine.State(run, net, optimizer={"lr": 1e-3}, lr_scheduler={"warmup_steps": 5}, ema_rate=0.9)
+    state = engine.State(run, net, optimizer={"lr": 1e-3}, lr_scheduler={"warmup_steps": 5}, n_steps=STEPS, ema_rate=0.9)
 
     def loss_fn(net, batch):
         return (net(batch["x"]) - torch.randn_like(batch["x"])).square().mean(), {}

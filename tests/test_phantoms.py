@@ -7,7 +7,7 @@ from libs.data import phantoms
 from libs.data.phantom_drawing import ODDS, RADIUS, TRANSMISSION
 from libs.data.phantoms import ATTRIBUTES, CLASSES, Phantoms, caption, describe, draw, measure
 
-PLAIN = {'class': 'nevus', 'size': 'large', 'shape': 'round', 'border': 'sharp', 'texture': 'smooth'}
+PLAIN = {"class": "nevus", "size": "large", "shape": "round", "border": "sharp", "texture": "smooth"}
 
 
 def many(n, resolution=32, seed=3):
@@ -44,7 +44,7 @@ def test_scenes_have_not_changed_unnoticed():
     assert np.allclose(means, drawn, atol=.6), np.round(means, 1).tolist()
 
 
-@pytest.mark.parametrize('finer', [64, 128])
+@pytest.mark.parametrize("finer", [64, 128])
 def test_every_resolution_shows_the_same_scene(finer):
     for i in range(24):
         coarse, fine = draw(7, i, 32), draw(7, i, finer)
@@ -68,30 +68,30 @@ def test_classes_take_turns_and_draw_overlapping_attributes():
 def test_mask_area_is_the_size_word():
     for p in many(60, 64):
         radius = np.sqrt((p.mask > 0).mean() * 4 / np.pi)
-        low, high = RADIUS[p.attributes['size']]
+        low, high = RADIUS[p.attributes["size"]]
         assert low - .02 < radius < high + .02, p.attributes
 
 
-@pytest.mark.parametrize('colour', ATTRIBUTES['colour'])
+@pytest.mark.parametrize("colour", ATTRIBUTES["colour"])
 def test_lesion_absorbs_as_its_colour_word_says(colour):
     for i in range(0, 40, 4):
-        p = draw(0, i, 64, ask=PLAIN | {'colour': colour})
+        p = draw(0, i, 64, ask=PLAIN | {"colour": colour})
         inside, frame = p.mask > 0, np.pad(np.zeros((58, 58), bool), 3, constant_values=True)
         passed = np.median(p.image[inside], 0) / np.median(p.image[frame], 0)
         assert np.abs(passed - TRANSMISSION[colour]).max() < .12, passed
 
 
 def test_asking_changes_what_was_asked_and_nothing_else():
-    plain = draw(0, 0, 64, ask=PLAIN | {'colour': 'light brown'})
-    red = draw(0, 0, 64, ask=PLAIN | {'colour': 'red'})
+    plain = draw(0, 0, 64, ask=PLAIN | {"colour": "light brown"})
+    red = draw(0, 0, 64, ask=PLAIN | {"colour": "red"})
     assert np.array_equal(plain.mask, red.mask)
     outside = shrink(plain.mask, 8) == 0
     assert np.abs(shrink(plain.image, 8) - shrink(red.image, 8))[outside].max() < 3
-    assert red.attributes == plain.attributes | {'colour': 'red'}
-    asked = {'class': 'angioma', 'size': 'small', 'shape': 'oval', 'colour': 'black', 'border': 'ragged',
-             'texture': 'dotted', 'skin': 'tan'}
+    assert red.attributes == plain.attributes | {"colour": "red"}
+    asked = {"class": "angioma", "size": "small", "shape": "oval", "colour": "black", "border": "ragged",
+             "texture": "dotted", "skin": "tan"}
     p = draw(0, 3, 32, ask=asked)
-    assert p.attributes | {'class': CLASSES[p.label]} == asked
+    assert p.attributes | {"class": CLASSES[p.label]} == asked
 
 
 def test_caption_names_every_attribute_and_only_the_noun_tells_the_class():
@@ -99,27 +99,27 @@ def test_caption_names_every_attribute_and_only_the_noun_tells_the_class():
         assert all(word in p.caption for word in p.attributes.values())
         text = caption(p.attributes)
         assert not any(name in text for name in CLASSES)
-        assert p.caption == text.replace('lesion', CLASSES[p.label])
-    words = dict(size='small', shape='oval', colour='red', border='ragged', texture='dotted', skin='tan')
-    assert caption(words) == 'a small oval red lesion with a ragged border and dotted texture on tan skin'
+        assert p.caption == text.replace("lesion", CLASSES[p.label])
+    words = dict(size="small", shape="oval", colour="red", border="ragged", texture="dotted", skin="tan")
+    assert caption(words) == "a small oval red lesion with a ragged border and dotted texture on tan skin"
 
 
-@pytest.mark.parametrize('resolution', [32, 64])
+@pytest.mark.parametrize("resolution", [32, 64])
 def test_measure_reads_the_words_off_the_image(resolution):
     """Agreement over 2,000 phantoms, at 32 as at 64: size 98 %, shape 97 %, colour 97 %, skin 100 %."""
     drawn = many(240, resolution)
     read = [measure(p.image) for p in drawn]
-    for key in ('size', 'shape', 'colour', 'skin'):
+    for key in ("size", "shape", "colour", "skin"):
         agreement = np.mean([words[key] == p.attributes[key] for p, words in zip(drawn, read)])
         assert agreement >= .95, (key, agreement)
 
 
 def test_measure_is_not_fooled():
     skin = np.full((32, 32, 3), (238, 207, 190), np.uint8)
-    assert measure(skin) == {'size': '', 'shape': '', 'colour': '', 'skin': 'light'}
+    assert measure(skin) == {"size": "", "shape": "", "colour": "", "skin": "light"}
     noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-    assert set(measure(noise)) == {'size', 'shape', 'colour', 'skin'}
-    with pytest.raises(ValueError, match='32 x 32'):
+    assert set(measure(noise)) == {"size", "shape", "colour", "skin"}
+    with pytest.raises(ValueError, match="32 x 32"):
         measure(skin[:16])
 
 
@@ -149,22 +149,22 @@ def test_dataset_satisfies_the_protocol(monkeypatch):
     dataset = Phantoms(resolution=32, size=12, seed=4, masks=True)
     item = dataset[5]
     p = draw(4, 5, 32)
-    assert torch.equal(item['image'], torch.from_numpy(p.image).permute(2, 0, 1) / 127.5 - 1)
-    assert torch.equal(item['mask'][0], torch.from_numpy(p.mask) / 255)
-    assert item['image'].dtype == item['mask'].dtype == torch.float32
-    assert item['label'] == dataset.labels[5] == 1 and item['label'].dtype == torch.int64
-    assert item['index'] == 5
+    assert torch.equal(item["image"], torch.from_numpy(p.image).permute(2, 0, 1) / 127.5 - 1)
+    assert torch.equal(item["mask"][0], torch.from_numpy(p.mask) / 255)
+    assert item["image"].dtype == item["mask"].dtype == torch.float32
+    assert item["label"] == dataset.labels[5] == 1 and item["label"].dtype == torch.int64
+    assert item["index"] == 5
     assert len(dataset) == 12 and dataset.shape == (3, 32, 32) and dataset.classes == list(CLASSES)
-    assert dataset.null['label'] == 4 and 'mask' not in Phantoms(size=4)[0]
+    assert dataset.null["label"] == 4 and "mask" not in Phantoms(size=4)[0]
     assert dataset.captions[5] == p.caption and dataset.attributes[5] == p.attributes
-    assert 'lesion' in Phantoms(size=4, tell_class=False).captions[0]
-    assert torch.equal(dataset[5]['image'], item['image'])  # from memory
-    monkeypatch.setattr(phantoms, 'KEPT', 0)
-    assert torch.equal(Phantoms(size=12, seed=4)[5]['image'], item['image'])
+    assert "lesion" in Phantoms(size=4, tell_class=False).captions[0]
+    assert torch.equal(dataset[5]["image"], item["image"])  # from memory
+    monkeypatch.setattr(phantoms, "KEPT", 0)
+    assert torch.equal(Phantoms(size=12, seed=4)[5]["image"], item["image"])
     with pytest.raises(IndexError):
         dataset[12]
     batch = dataset.batch([3, 1], None)
-    assert batch['image'].shape == (2, 3, 32, 32) and batch['label'].tolist() == [3, 1]
+    assert batch["image"].shape == (2, 3, 32, 32) and batch["label"].tolist() == [3, 1]
 
 
 def test_flips_are_drawn_by_the_generator_and_take_the_mask_along():
@@ -172,41 +172,41 @@ def test_flips_are_drawn_by_the_generator_and_take_the_mask_along():
     plain, flips = dataset[1], 0
     for seed in range(20):
         item = dataset.item(1, torch.Generator().manual_seed(seed))
-        flipped = not torch.equal(item['image'], plain['image'])
+        flipped = not torch.equal(item["image"], plain["image"])
         flips += flipped
-        for key in ('image', 'mask'):
+        for key in ("image", "mask"):
             assert torch.equal(item[key], plain[key].flip(-1) if flipped else plain[key])
     assert 3 <= flips <= 17
 
 
 def test_splits_share_no_image():
-    scenes = [Phantoms(size=400, split=split).scenes.tolist() for split in ('train', 'val', 'test')]
+    scenes = [Phantoms(size=400, split=split).scenes.tolist() for split in ("train", "val", "test")]
     assert len(set(sum(scenes, []))) == 1200
-    assert not torch.equal(Phantoms(size=4)[0]['image'], Phantoms(size=4, split='test')[0]['image'])
+    assert not torch.equal(Phantoms(size=4)[0]["image"], Phantoms(size=4, split="test")[0]["image"])
 
 
 def test_fingerprint_changes_with_what_is_shown():
     prints = [Phantoms(size=4, **kwargs).fingerprint for kwargs in (
-        {}, {'seed': 1}, {'split': 'test'}, {'resolution': 16}, {'masks': True}, {'tell_class': False})]
+        {}, {"seed": 1}, {"split": "test"}, {"resolution": 16}, {"masks": True}, {"tell_class": False})]
     assert len(set(prints)) == 6 and Phantoms(size=4, random_flip=True).fingerprint == prints[0]
 
 
 def test_a_mixture_can_be_left_out():
-    held = {'colour': 'red', 'shape': 'round'}
+    held = {"colour": "red", "shape": "round"}
     dataset = Phantoms(size=200, without=held)
     assert any(held.items() <= a.items() for a in Phantoms(size=200).attributes)
     assert not any(held.items() <= a.items() for a in dataset.attributes)
     assert torch.bincount(dataset.labels).tolist() == [50] * 4 and len(set(dataset.scenes.tolist())) == 200
 
 
-@pytest.mark.parametrize('call, message', [
-    (lambda: draw(0, 0, 32, ask={'colour': 'green'}), "green.*light brown"),
-    (lambda: draw(0, 0, 32, ask={'color': 'red'}), "color.*did you mean 'colour'"),
-    (lambda: draw(0, 0, 4), 'at least 8'),
-    (lambda: Phantoms(split='training'), "training.*'train'"),
-    (lambda: Phantoms(size=0), 'size=0'),
-    (lambda: Phantoms(size=8, without={'class': 'nevus'}), 'leaves no nevus'),
-    (lambda: Phantoms(size=8, without={'hue': 'red'}), 'hue'),
+@pytest.mark.parametrize("call, message", [
+    (lambda: draw(0, 0, 32, ask={"colour": "green"}), "green.*light brown"),
+    (lambda: draw(0, 0, 32, ask={"color": "red"}), "color.*did you mean 'colour'"),
+    (lambda: draw(0, 0, 4), "at least 8"),
+    (lambda: Phantoms(split="training"), "training.*'train'"),
+    (lambda: Phantoms(size=0), "size=0"),
+    (lambda: Phantoms(size=8, without={"class": "nevus"}), "leaves no nevus"),
+    (lambda: Phantoms(size=8, without={"hue": "red"}), "hue"),
 ])
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):

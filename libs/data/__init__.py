@@ -14,25 +14,25 @@ from .loader import Stream, in_order
 from .published import CIFAR10, CelebA, ImageNet
 from .reading import read_image
 
-__all__ = ['CIFAR10', 'CelebA', 'Dataset', 'Folder', 'ImageNet', 'Stream', 'Subset', 'get', 'held_out', 'in_order',
-           'preflight', 'read_image']
+__all__ = ["CIFAR10", "CelebA", "Dataset", "Folder", "ImageNet", "Stream", "Subset", "get", "held_out", "in_order",
+           "preflight", "read_image"]
 
-_DATASETS = {'folder': Folder, 'phantoms': None, 'cifar10': CIFAR10, 'celeba': CelebA, 'imagenet': ImageNet}
+_DATASETS = {"folder": Folder, "phantoms": None, "cifar10": CIFAR10, "celeba": CelebA, "imagenet": ImageNet}
 
 
 def get(name, **kwargs):
     """The data set `name` (folder, phantoms, cifar10, celeba, imagenet), built with its own options."""
-    build = _DATASETS[one_of('data set name', name, _DATASETS)]
-    if name == 'phantoms':
+    build = _DATASETS[one_of("data set name", name, _DATASETS)]
+    if name == "phantoms":
         from .phantoms import Phantoms as build
-    known = {option for kind in build.__mro__ if '__init__' in vars(kind)
-             for option in inspect.signature(kind.__init__).parameters} - {'self', 'options'}
+    known = {option for kind in build.__mro__ if "__init__" in vars(kind)
+             for option in inspect.signature(kind.__init__).parameters} - {"self", "options"}
     for option in kwargs:
-        one_of(f'data set {name!r}: option', option, sorted(known))
+        one_of(f"data set {name!r}: option", option, sorted(known))
     return build(**kwargs)
 
 
 def held_out(options, split):
     """Another split of the data set that `options` (name included) describe; there classes may have no image."""
-    options = {**options, 'split': split}
-    return get(**options, **({'min_per_class': 0} if options['name'] == 'folder' else {}))
+    options = {**options, "split": split}
+    return get(**options, **({"min_per_class": 0} if options["name"] == "folder" else {}))

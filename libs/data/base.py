@@ -21,7 +21,7 @@ class Dataset(torch.utils.data.Dataset):
         captions: list of N strings, or None.
     """
 
-    name = ''
+    name = ""
     shape = (3, 0, 0)
     classes: list = []
     labels = None
@@ -51,11 +51,11 @@ class Dataset(torch.utils.data.Dataset):
     @property
     def null(self):
         """The conditions that mean "no condition", without batch axis: the label after the last class."""
-        return {'label': torch.tensor(len(self.classes))} if self.classes else {}
+        return {"label": torch.tensor(len(self.classes))} if self.classes else {}
 
     def file_name(self, i):
         """What to call image i in a message: its path below the data folder, where it has one."""
-        return f'{self.name}[{i}]'
+        return f"{self.name}[{i}]"
 
     def problems(self, i):
         """What is wrong with image i, as sentences for `preflight`; decodes it."""
@@ -79,7 +79,7 @@ class Subset(Dataset):
         self.indices = [int(i) for i in indices]
         outside = [i for i in self.indices if not 0 <= i < len(dataset)]
         if outside:
-            raise ValueError(f'subset: indices {outside[:5]} outside 0..{len(dataset) - 1}')
+            raise ValueError(f"subset: indices {outside[:5]} outside 0..{len(dataset) - 1}")
         self.name, self.shape, self.classes = dataset.name, dataset.shape, list(dataset.classes)
         if dataset.labels is not None:
             self.labels = dataset.labels[torch.tensor(self.indices, dtype=torch.long)]
@@ -90,7 +90,7 @@ class Subset(Dataset):
         return len(self.indices)
 
     def item(self, i, generator=None):
-        return self.dataset.item(self.indices[i], generator) | {'index': torch.tensor(i)}
+        return self.dataset.item(self.indices[i], generator) | {"index": torch.tensor(i)}
 
     @property
     def null(self):
@@ -118,9 +118,9 @@ class Names:
     """
 
     def __init__(self, strings):
-        encoded = [s.encode('utf-8', 'surrogateescape') for s in strings]
+        encoded = [s.encode("utf-8", "surrogateescape") for s in strings]
         self.ends = np.cumsum([0] + [len(s) for s in encoded])
-        self.buffer = b''.join(encoded)
+        self.buffer = b"".join(encoded)
 
     def __len__(self):
         return len(self.ends) - 1
@@ -128,7 +128,7 @@ class Names:
     def __getitem__(self, i):
         if not 0 <= i < len(self):
             raise IndexError(i)
-        return self.buffer[self.ends[i]:self.ends[i + 1]].decode('utf-8', 'surrogateescape')
+        return self.buffer[self.ends[i]:self.ends[i + 1]].decode("utf-8", "surrogateescape")
 
 
 def stack_items(dataset, indices, seeds=None):
@@ -139,8 +139,8 @@ def stack_items(dataset, indices, seeds=None):
             item = dataset.item(i, None if seeds is None else generator.manual_seed(int(seeds[k])))
         except (OSError, ValueError) as error:
             name = dataset.file_name(i)
-            raise ValueError(f'{error}' if name in str(error) else f'{name}: {error}') from error
-        items.append(item | {'index': torch.tensor(int(i))})
+            raise ValueError(f"{error}" if name in str(error) else f"{name}: {error}") from error
+        items.append(item | {"index": torch.tensor(int(i))})
     return {key: torch.stack([item[key] for item in items]) for key in items[0]}
 
 
@@ -148,15 +148,15 @@ def fingerprint(*parts):
     """sha256 (hex) over JSON-serialisable parts."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(json.dumps(part, sort_keys=True).encode() + b'\n')
+        digest.update(json.dumps(part, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
 
 
 def fail(title, problems):
     """One ValueError that lists every problem, the first 50 in words; nothing where there is none."""
     if problems:
-        more = [f'... and {len(problems) - LISTED} more'] if len(problems) > LISTED else []
-        raise ValueError('\n  '.join([f'{title}: {len(problems)} problem{"s" * (len(problems) > 1)}',
+        more = [f"... and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+        raise ValueError("\n  ".join([f'{title}: {len(problems)} problem{"s" * (len(problems) > 1)}',
                                       *problems[:LISTED], *more]))
 
 
@@ -164,7 +164,7 @@ def one_of(what, value, allowed):
     """`value` if it is allowed, else ValueError with the allowed ones and the nearest of them."""
     allowed = list(allowed)
     if value not in allowed:
-        raise ValueError(f'{what}={value!r}: expected one of {allowed}{did_you_mean(value, allowed)}')
+        raise ValueError(f"{what}={value!r}: expected one of {allowed}{did_you_mean(value, allowed)}")
     return value
 
 
@@ -172,4 +172,4 @@ def did_you_mean(value, allowed):
     """'; did you mean X?' or ''."""
     by_lower = {str(a).lower(): a for a in allowed}
     close = difflib.get_close_matches(str(value).lower(), by_lower, n=1)
-    return f'; did you mean {by_lower[close[0]]!r}?' if close else ''
+    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""

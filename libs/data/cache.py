@@ -22,7 +22,7 @@ class PixelCache:
         mask = int(np.prod(mask_shape)) if mask_shape else 0
         self.capacity = min(count, int(gb * 1e9) // (pixels + mask + 1))
         if self.capacity < count:
-            log.info('%d of %d decoded images fit in cache_gb=%g; the others are decoded each time',
+            log.info("%d of %d decoded images fit in cache_gb=%g; the others are decoded each time",
                      self.capacity, count, gb)
         self.memory = mmap.mmap(-1, max(1, self.capacity * (pixels + mask + 1)))
         split = np.cumsum([0, pixels, mask, 1]) * self.capacity

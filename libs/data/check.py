@@ -22,19 +22,19 @@ def preflight(dataset, *, workers=0, progress=None, remember=None):
     problems, total = [], len(dataset)
     if remember and _known_good(remember) == dataset.fingerprint:
         return 0
-    check = getattr(dataset, 'problems', lambda i: [])
+    check = getattr(dataset, "problems", lambda i: [])
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, total, BLOCK):
             block = range(start, min(start + BLOCK, total))
             problems += [problem for found in pool.map(check, block) for problem in found]
             if progress:
                 progress(block.stop, total)
-    problems += dataset.common_faults() if hasattr(dataset, 'common_faults') else []
-    fail(f'{dataset.name}: pre-flight', problems)
+    problems += dataset.common_faults() if hasattr(dataset, "common_faults") else []
+    fail(f"{dataset.name}: pre-flight", problems)
     if remember:
-        with open(f'{remember}.{os.getpid()}', 'w') as file:
-            json.dump({'good': dataset.fingerprint}, file)
-        os.replace(f'{remember}.{os.getpid()}', remember)
+        with open(f"{remember}.{os.getpid()}", "w") as file:
+            json.dump({"good": dataset.fingerprint}, file)
+        os.replace(f"{remember}.{os.getpid()}", remember)
     return total
 
 
@@ -42,6 +42,6 @@ def _known_good(path):
     """The fingerprint that an earlier pre-flight noted; '' where there is none, or the note is damaged."""
     try:
         with open(path) as file:
-            return json.load(file)['good']
+            return json.load(file)["good"]
     except (OSError, ValueError, KeyError, TypeError):
-        return ''
+        return ""

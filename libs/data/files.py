@@ -25,12 +25,12 @@ class ImageFiles(Dataset):
     """
 
     def __init__(self, root, rows, resolution, channels=3, *, name, classes=(), texts=False, masks=False,
-                 crop='center', random_flip=False, random_vflip=False, mask_max=255, window=(), upscale=False,
-                 cache='auto', cache_gb=1.0):
+                 crop="center", random_flip=False, random_vflip=False, mask_max=255, window=(), upscale=False,
+                 cache="auto", cache_gb=1.0):
         check_options(resolution, channels, crop, window, cache, mask_max)
         self.root, self.name, self.shape = str(root), name, (channels, resolution, resolution)
         self.crop, self.window, self.upscale, self.mask_max = crop, tuple(window), upscale, mask_max
-        self.flips = {'horizontal': random_flip, 'vertical': random_vflip}
+        self.flips = {"horizontal": random_flip, "vertical": random_vflip}
         self.names, self.wheres = Names(row.name for row in rows), Names(row.where for row in rows)
         self.masks = Names(row.mask for row in rows) if masks else None
         self.captions = [row.text for row in rows] if texts else None
@@ -51,11 +51,11 @@ class ImageFiles(Dataset):
         image, mask = self._load(i, generator)
         flips = draw_flips(generator, **self.flips)
         image = np.broadcast_to(image, image.shape[:2] + self.shape[:1]).transpose(2, 0, 1)
-        item = {'image': torch.from_numpy(to_float(np.flip(image, flips))), 'index': torch.tensor(i)}
+        item = {"image": torch.from_numpy(to_float(np.flip(image, flips))), "index": torch.tensor(i)}
         if self.labels is not None:
-            item['label'] = self.labels[i]
+            item["label"] = self.labels[i]
         if mask is not None:
-            item['mask'] = torch.from_numpy(np.flip(mask, flips)[None].astype(np.float32) / self.mask_max)
+            item["mask"] = torch.from_numpy(np.flip(mask, flips)[None].astype(np.float32) / self.mask_max)
         return item
 
     def problems(self, i):
@@ -64,18 +64,18 @@ class ImageFiles(Dataset):
             return []
         except ValueError as error:
             where = self.wheres[i]
-            return [str(error) if where == self.names[i] else f'{where}: {error}']
+            return [str(error) if where == self.names[i] else f"{where}: {error}"]
 
     def common_faults(self):
         if self.masks is not None and 0 < self.mask_peak <= self.mask_max / 20:
-            return [f'masks: the largest grey level is {self.mask_peak} where mask_max={self.mask_max} is 1: '
-                    f'set mask_max={self.mask_peak}']
+            return [f"masks: the largest grey level is {self.mask_peak} where mask_max={self.mask_max} is 1: "
+                    f"set mask_max={self.mask_peak}"]
         return []
 
     @property
     def fingerprint(self):
         files = sorted((row, *self._state(name)) for row, name in self._files())
-        return fingerprint('folder', files, self.classes, self.labels.tolist() if self.classes else [],
+        return fingerprint("folder", files, self.classes, self.labels.tolist() if self.classes else [],
                            self.captions or [], self.shape, self.window, self.upscale, self.mask_max)
 
     def _files(self):
@@ -90,9 +90,9 @@ class ImageFiles(Dataset):
 
     def _make_cache(self, cache, gb):
         side = self.shape[1]
-        if not cache or self.crop == 'random' or not len(self):
+        if not cache or self.crop == "random" or not len(self):
             return None
-        if cache == 'auto' and len(self) * side * side * (self.shape[0] + 1) > gb * 1e9:
+        if cache == "auto" and len(self) * side * side * (self.shape[0] + 1) > gb * 1e9:
             return None
         try:
             image, _ = self._decode(0, None)
@@ -104,7 +104,7 @@ class ImageFiles(Dataset):
     def _load(self, i, generator):
         """(integer pixels (H, W, 1 or C), mask (H, W) uint8 or None), from memory where they are kept."""
         if not 0 <= i < len(self):
-            raise IndexError(f'{self.name}: index {i} outside 0..{len(self) - 1}')
+            raise IndexError(f"{self.name}: index {i} outside 0..{len(self) - 1}")
         kept = self.cache.get(i) if self.cache else None
         if kept is None:
             kept = self._decode(i, generator)
@@ -119,9 +119,9 @@ class ImageFiles(Dataset):
     def _decode(self, i, generator):
         image, side, name = self._open(i), self.shape[1], self.names[i]
         if min(image.size) < side and not self.upscale:
-            raise ValueError(f'{name}: {image.width}x{image.height} pixels are smaller than resolution={side}'
-                             ': remove it, lower the resolution, or set upscale=True')
-        crop = plan_crop(image.size, side, crop=self.crop if generator else 'center', generator=generator)
+            raise ValueError(f"{name}: {image.width}x{image.height} pixels are smaller than resolution={side}"
+                             ": remove it, lower the resolution, or set upscale=True")
+        crop = plan_crop(image.size, side, crop=self.crop if generator else "center", generator=generator)
         return pixels(apply_crop(image, crop)), self._decode_mask(i, image.size, crop)
 
     def _decode_mask(self, i, size, crop):
@@ -129,12 +129,12 @@ class ImageFiles(Dataset):
             return None
         mask = open_mask(os.path.join(self.root, self.masks[i]))
         if mask.size != size:
-            raise ValueError(f'{self.masks[i]}: the mask has {mask.width}x{mask.height} pixels, its image '
-                             f'{self.names[i]} {size[0]}x{size[1]}: they must be equal')
+            raise ValueError(f"{self.masks[i]}: the mask has {mask.width}x{mask.height} pixels, its image "
+                             f"{self.names[i]} {size[0]}x{size[1]}: they must be equal")
         peak = mask.getextrema()[1]
         self.mask_peak = max(self.mask_peak, peak)
         if peak > self.mask_max:
-            raise ValueError(f'{self.masks[i]}: grey level {peak} is above mask_max={self.mask_max}')
+            raise ValueError(f"{self.masks[i]}: grey level {peak} is above mask_max={self.mask_max}")
         return np.asarray(apply_crop_to_mask(mask, crop))
 
 
@@ -142,16 +142,16 @@ def check_options(resolution, channels, crop, window, cache, mask_max):
     """ValueError that lists every option out of range."""
     problems = []
     if not (isinstance(resolution, int) and resolution > 0):
-        problems.append(f'resolution={resolution!r}: expected a whole number of pixels > 0')
+        problems.append(f"resolution={resolution!r}: expected a whole number of pixels > 0")
     if channels not in (1, 3):
-        problems.append(f'channels={channels!r}: expected 1 (grey) or 3 (RGB)')
+        problems.append(f"channels={channels!r}: expected 1 (grey) or 3 (RGB)")
     if len(window) not in (0, 2) or (window and not window[0] < window[1]):
-        problems.append(f'window={window!r}: expected (low, high) with low < high, or ()')
+        problems.append(f"window={window!r}: expected (low, high) with low < high, or ()")
     if not 1 <= mask_max <= 255:
-        problems.append(f'mask_max={mask_max!r}: expected a grey level in 1 .. 255')
-    if cache == 'memory' and crop == 'random':
+        problems.append(f"mask_max={mask_max!r}: expected a grey level in 1 .. 255")
+    if cache == "memory" and crop == "random":
         problems.append("cache='memory' with crop='random': a random crop differs at every visit; "
                         "use cache=''")
-    fail('data options', problems)
-    one_of('crop', crop, CROPS)
-    one_of('cache', cache, ('auto', 'memory', ''))
+    fail("data options", problems)
+    one_of("crop", crop, CROPS)
+    one_of("cache", cache, ("auto", "memory", ""))

@@ -44,11 +44,11 @@ class Folder(ImageFiles):
         ValueError: for all faults of the structure at once; `preflight` finds those inside image files.
     """
 
-    def __init__(self, path, resolution, channels=3, split='', *, holdout=0.0, holdout_seed=0, crop='center',
-                 random_flip=False, random_vflip=False, label_column='label', text_column='text',
-                 mask_column='mask_file_name', split_column='split', group_column='', classes=(),
+    def __init__(self, path, resolution, channels=3, split="", *, holdout=0.0, holdout_seed=0, crop="center",
+                 random_flip=False, random_vflip=False, label_column="label", text_column="text",
+                 mask_column="mask_file_name", split_column="split", group_column="", classes=(),
                  drop_classes=(), min_per_class=1, require=(), mask_max=255, window=(), upscale=False,
-                 follow_links=False, cache='auto', cache_gb=1.0):
+                 follow_links=False, cache="auto", cache_gb=1.0):
         check_options(resolution, channels, crop, window, cache, mask_max)
         _check_choice(holdout, split, require)
         columns = Columns(label_column, text_column, mask_column, split_column, group_column)
@@ -57,43 +57,43 @@ class Folder(ImageFiles):
         names, rows = _classes(found, list(classes), set(drop_classes), path)
         rows = _rows_of_split(found, rows, split, holdout, holdout_seed, group_column, path)
         _check_contents(rows, found, names, min_per_class, require, split, path)
-        self.rows = [{'file_name': r.name, 'label': r.label, 'text': r.text, 'split': r.split,
-                      'group': r.group, **r.extra} for r in rows] if found.table else []
+        self.rows = [{"file_name": r.name, "label": r.label, "text": r.text, "split": r.split,
+                      "group": r.group, **r.extra} for r in rows] if found.table else []
         super().__init__(found.root, rows, resolution, channels, name=found.root.resolve().name,
-                         classes=names, texts='text' in found.fields, masks='mask' in found.fields, crop=crop,
+                         classes=names, texts="text" in found.fields, masks="mask" in found.fields, crop=crop,
                          random_flip=random_flip, random_vflip=random_vflip, mask_max=mask_max, window=window,
                          upscale=upscale, cache=cache, cache_gb=cache_gb)
 
 
 def _check_choice(holdout, split, require):
     if not 0 <= holdout < 1:
-        raise ValueError(f'holdout={holdout!r}: expected a share in [0, 1)')
-    if holdout and split not in ('train', 'val'):
+        raise ValueError(f"holdout={holdout!r}: expected a share in [0, 1)")
+    if holdout and split not in ("train", "val"):
         raise ValueError(f"holdout={holdout} with split={split!r}: expected split='train' or 'val'")
     for what in require:
-        one_of('require', what, ('label', 'text', 'mask'))
+        one_of("require", what, ("label", "text", "mask"))
 
 
 def _classes(found, classes, drop, path):
     """(class names in label order, the rows whose class is kept); both over all splits."""
-    if 'label' not in found.fields:
+    if "label" not in found.fields:
         if classes or drop:
-            raise ValueError(f'{path}: classes={tuple(classes)}, drop_classes={tuple(drop)}, but the '
-                             'data are unlabelled')
+            raise ValueError(f"{path}: classes={tuple(classes)}, drop_classes={tuple(drop)}, but the "
+                             "data are unlabelled")
         return [], found.rows
     there = {row.label for row in found.rows} | found.folders
-    problems = [f'drop_classes: no class {name!r}{did_you_mean(name, there)}'
+    problems = [f"drop_classes: no class {name!r}{did_you_mean(name, there)}"
                 for name in sorted(drop - there - set(classes))]
     rows = [row for row in found.rows if row.label not in drop]
     if not classes:
         classes = sorted(there - drop, key=natural)
         doubled = [n for n, k in Counter(name.lower() for name in classes).items() if k > 1]
-        problems += [f'classes {[c for c in classes if c.lower() == n]} differ only in case' for n in doubled]
+        problems += [f"classes {[c for c in classes if c.lower() == n]} differ only in case" for n in doubled]
     elif len(set(classes)) < len(classes):
-        problems.append(f'classes={tuple(classes)}: one occurs twice')
+        problems.append(f"classes={tuple(classes)}: one occurs twice")
     classes = [name for name in classes if name not in drop]
-    known, shown = set(classes), classes if len(classes) <= 20 else f'the {len(classes)} given'
-    problems += [f'{row.where}: class {row.label!r} is not among {shown}{did_you_mean(row.label, classes)}'
+    known, shown = set(classes), classes if len(classes) <= 20 else f"the {len(classes)} given"
+    problems += [f"{row.where}: class {row.label!r} is not among {shown}{did_you_mean(row.label, classes)}"
                  for row in rows if row.label not in known]
     fail(path, problems)
     return classes, rows
@@ -103,11 +103,11 @@ def _rows_of_split(found, rows, split, holdout, holdout_seed, group_column, path
     """The rows of one split, in the order of the data."""
     problems = []
     if group_column and not found.table:
-        problems.append(f'group_column={group_column!r} needs a metadata table; these are class folders')
-    if holdout and any(row.split == 'val' for row in rows):
+        problems.append(f"group_column={group_column!r} needs a metadata table; these are class folders")
+    if holdout and any(row.split == "val" for row in rows):
         problems.append(f"holdout={holdout}, but the data have a split 'val' of their own: set holdout=0")
     fail(path, problems)
-    problems = leaks(rows) if 'split' in found.fields else []
+    problems = leaks(rows) if "split" in found.fields else []
     if holdout:
         hold_out(rows, holdout, holdout_seed)
     chosen, fault = choose(rows, split)
@@ -116,16 +116,16 @@ def _rows_of_split(found, rows, split, holdout, holdout_seed, group_column, path
 
 
 def _check_contents(rows, found, classes, min_per_class, require, split, path):
-    problems = [f'no {what} in the data, but require={tuple(require)}' for what in require
+    problems = [f"no {what} in the data, but require={tuple(require)}" for what in require
                 if what not in found.fields]
-    if 'text' in require and 'text' in found.fields:
-        problems += [f'{row.where}: text is empty' for row in rows if not row.text.strip()]
+    if "text" in require and "text" in found.fields:
+        problems += [f"{row.where}: text is empty" for row in rows if not row.text.strip()]
     first = {}
     for row in rows:
         before = first.setdefault(row.name, row)
         if before.label != row.label:
-            problems.append(f'{row.where}: {row.name} is {row.label!r} here and {before.label!r} '
-                            f'in {before.where}')
+            problems.append(f"{row.where}: {row.name} is {row.label!r} here and {before.label!r} "
+                            f"in {before.where}")
     count = Counter(row.label for row in rows)
     problems += [f'class {name!r} has {count[name]} images{f" in split {split!r}" if split else ""}, '
                  f'{min_per_class} needed: add images, leave it out by drop_classes=({name!r},), or set '

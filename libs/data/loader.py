@@ -42,17 +42,17 @@ class Stream:
     def __init__(self, dataset, batch_size, *, seed, rank=0, world=1, workers=0, balanced=False,
                  pin_memory=False):
         if not 0 < batch_size <= len(dataset):
-            raise ValueError(f'batch_size={batch_size}, but the data set {dataset.name!r} has {len(dataset)} '
-                             f'images: expected 1 .. {len(dataset)}')
+            raise ValueError(f"batch_size={batch_size}, but the data set {dataset.name!r} has {len(dataset)} "
+                             f"images: expected 1 .. {len(dataset)}")
         if world < 1 or not 0 <= rank < world:
-            raise ValueError(f'rank={rank}, world={world}: expected 0 <= rank < world')
+            raise ValueError(f"rank={rank}, world={world}: expected 0 <= rank < world")
         if batch_size % world:
-            raise ValueError(f'batch_size={batch_size} cannot be shared by {world} processes: use a '
-                             f'multiple, such as {batch_size - batch_size % world or world}')
+            raise ValueError(f"batch_size={batch_size} cannot be shared by {world} processes: use a "
+                             f"multiple, such as {batch_size - batch_size % world or world}")
         if workers < 0:
-            raise ValueError(f'workers={workers}: expected 0 or more')
+            raise ValueError(f"workers={workers}: expected 0 or more")
         if balanced and dataset.labels is None:
-            raise ValueError(f'balanced=True needs labels; the data set {dataset.name!r} has none')
+            raise ValueError(f"balanced=True needs labels; the data set {dataset.name!r} has none")
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.world, self.workers, self.balanced = rank, world, workers, balanced
         self.pin_memory = pin_memory
@@ -61,7 +61,7 @@ class Stream:
     def __call__(self, start=0):
         """This rank's batches of step start, start + 1, ... without end: dicts of tensors with 'index'."""
         if start < 0:
-            raise ValueError(f'start={start}: expected a step >= 0')
+            raise ValueError(f"start={start}: expected a step >= 0")
         return _batches(self.dataset, self._keys(start), self.workers, self.seed, self.pin_memory, start)
 
     def positions(self, step):
@@ -88,7 +88,7 @@ class Stream:
 
     def _draw_balanced(self, rng):
         labels = self.dataset.labels.numpy()
-        by_class = np.argsort(labels, kind='stable')
+        by_class = np.argsort(labels, kind="stable")
         _, first, count = np.unique(labels[by_class], return_index=True, return_counts=True)
         drawn = rng.integers(len(count), size=len(labels))
         return by_class[first[drawn] + (rng.random(len(labels)) * count[drawn]).astype(np.int64)]
@@ -97,7 +97,7 @@ class Stream:
 def in_order(dataset, indices, batch_size, workers=0):
     """Batches of the images `indices` in this order, without augmentation; the last one may be smaller."""
     if batch_size < 1:
-        raise ValueError(f'batch_size={batch_size}: expected 1 or more')
+        raise ValueError(f"batch_size={batch_size}: expected 1 or more")
     indices = [int(i) for i in indices]
     keys = [[(0, i) for i in indices[k:k + batch_size]] for k in range(0, len(indices), batch_size)]
     return _batches(dataset, keys, workers, None, False, 0)
@@ -113,11 +113,11 @@ class _Visits(torch.utils.data.Dataset):
         visits, indices = zip(*keys, strict=True)
         seeds = None if self.seed is None else visit_seeds(self.seed, visits, indices)
         try:
-            batch = getattr(self.dataset, 'batch', None)
+            batch = getattr(self.dataset, "batch", None)
             found = batch(indices, seeds) if batch else stack_items(self.dataset, indices, seeds)
         except (ValueError, OSError) as error:  # sent as text: the loader would add a worker's traceback
             return _Failure(str(error))
-        return found | {'index': torch.tensor(indices)}
+        return found | {"index": torch.tensor(indices)}
 
 
 class _Failure(str):
@@ -141,7 +141,7 @@ def _batches(dataset, keys, workers, seed, pin_memory, first):
         _Visits(dataset, seed), batch_sampler=keys, collate_fn=_as_it_is, num_workers=workers,
         pin_memory=pin_memory, generator=torch.Generator(), worker_init_fn=_start_worker,
         timeout=STALLED if workers else 0,
-        multiprocessing_context='fork' if workers and sys.platform == 'linux' else None)
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None)
     iterator = iter(loader)
     if workers:
         _running.add(iterator)
@@ -153,12 +153,12 @@ def _batches(dataset, keys, workers, seed, pin_memory, first):
             except StopIteration:
                 return
             except (RuntimeError, OSError, EOFError) as error:  # OSError: it died while handing a batch over
-                if workers and ('worker' in str(error).lower() or not isinstance(error, RuntimeError)):
-                    raise RuntimeError(f'a data worker died at step {step}; killed for memory? Try fewer '
-                                       f'workers. ({type(error).__name__}: {error})') from error
+                if workers and ("worker" in str(error).lower() or not isinstance(error, RuntimeError)):
+                    raise RuntimeError(f"a data worker died at step {step}; killed for memory? Try fewer "
+                                       f"workers. ({type(error).__name__}: {error})") from error
                 raise
             if isinstance(batch, _Failure):
-                raise ValueError(f'step {step}: {batch}')
+                raise ValueError(f"step {step}: {batch}")
             yield batch
             step += 1
     finally:
@@ -178,13 +178,13 @@ def _start_worker(_):
 
 def _end(iterator):
     """Stop the workers; kill those that do not stop, for they ignore SIGTERM."""
-    workers = getattr(iterator, '_workers', [])
+    workers = getattr(iterator, "_workers", [])
     _running.discard(iterator)
     try:
         if workers:
             iterator._shutdown_workers()
     except RuntimeError:  # torch's signal handler reports a dead worker wherever the process happens to be
-        log.debug('a data worker died while the workers were stopped')
+        log.debug("a data worker died while the workers were stopped")
     for worker in workers:
         if worker.is_alive():
             worker.kill()

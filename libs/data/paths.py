@@ -5,7 +5,7 @@ import re
 
 from .base import did_you_mean
 
-LINK = 'is a link out of the data folder: copy what it points to, or set follow_links=True'
+LINK = "is a link out of the data folder: copy what it points to, or set follow_links=True"
 
 
 class Inside:
@@ -18,25 +18,25 @@ class Inside:
     def fault(self, folder, written):
         """'' or what is wrong with `written`, a path relative to `folder` that should name a file."""
         if not written:
-            return 'is empty'
-        shown = repr(written if len(written) <= 100 else written[:97] + '...')
-        if '\0' in written:
-            return f'{shown} holds a NUL character'
-        if '::' in written or re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', written):
-            return f'{shown} is a URL: expected a path relative to the data folder'
-        if re.match(r'/|~|\\|[A-Za-z]:', written):
-            return f'{shown} is absolute: expected a path relative to the data folder'
-        if '..' in re.split(r'[/\\]', written):
+            return "is empty"
+        shown = repr(written if len(written) <= 100 else written[:97] + "...")
+        if "\0" in written:
+            return f"{shown} holds a NUL character"
+        if "::" in written or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", written):
+            return f"{shown} is a URL: expected a path relative to the data folder"
+        if re.match(r"/|~|\\|[A-Za-z]:", written):
+            return f"{shown} is absolute: expected a path relative to the data folder"
+        if ".." in re.split(r"[/\\]", written):
             return f"{shown} leaves its folder by '..': expected a path relative to the data folder"
         path = os.path.join(folder, written)
         try:
             if not os.path.lexists(path):
-                return f'{shown}: no such file{_nearby(path, written)}'
+                return f"{shown}: no such file{_nearby(path, written)}"
             if self.escapes(path):
-                return f'{shown} {LINK}'
-            return '' if os.path.isfile(path) else f'{shown} is not a file'
+                return f"{shown} {LINK}"
+            return "" if os.path.isfile(path) else f"{shown} is not a file"
         except (OSError, ValueError) as error:  # a name too long for the file system, a surrogate
-            return f'{shown}: {error}'
+            return f"{shown}: {error}"
 
     def escapes(self, path):
         """Whether links lead from `path` out of the root, where they may not."""
@@ -52,14 +52,14 @@ class Inside:
 
 def natural(name):
     """Sort key under which '10' comes after '2'."""
-    return [(int(s), '') if s.isdigit() else (-1, s.lower()) for s in re.split(r'([0-9]+)', name)], name
+    return [(int(s), "") if s.isdigit() else (-1, s.lower()) for s in re.split(r"([0-9]+)", name)], name
 
 
 def _nearby(path, written):
-    if '\\' in written:
+    if "\\" in written:
         return "; write '/' between folders"
     folder, name = os.path.split(path)
     try:
         return did_you_mean(name, os.listdir(folder))
     except OSError:
-        return f' (nor its folder {os.path.dirname(written)!r})'
+        return f" (nor its folder {os.path.dirname(written)!r})"

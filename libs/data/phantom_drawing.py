@@ -19,29 +19,29 @@ import numpy as np
 from .base import one_of
 
 VERSION = 1  # raise it when a scene changes: it is part of the data set's fingerprint
-CLASSES = ('nevus', 'melanoma', 'angioma', 'dermatofibroma')
-ATTRIBUTES = {'size': ('small', 'medium', 'large'),
-              'shape': ('round', 'oval', 'irregular'),
-              'colour': ('light brown', 'dark brown', 'black', 'red', 'purple'),
-              'border': ('sharp', 'blurred', 'ragged'),
-              'texture': ('smooth', 'mottled', 'dotted'),
-              'skin': ('light', 'tan', 'brown')}
+CLASSES = ("nevus", "melanoma", "angioma", "dermatofibroma")
+ATTRIBUTES = {"size": ("small", "medium", "large"),
+              "shape": ("round", "oval", "irregular"),
+              "colour": ("light brown", "dark brown", "black", "red", "purple"),
+              "border": ("sharp", "blurred", "ragged"),
+              "texture": ("smooth", "mottled", "dotted"),
+              "skin": ("light", "tan", "brown")}
 ODDS = {  # per class and attribute, in the order of ATTRIBUTES
-    'nevus': {'size': (.40, .45, .15), 'shape': (.60, .30, .10), 'colour': (.50, .30, .06, .10, .04),
-              'border': (.60, .30, .10), 'texture': (.60, .15, .25), 'skin': (.4, .35, .25)},
-    'melanoma': {'size': (.10, .35, .55), 'shape': (.10, .20, .70), 'colour': (.10, .45, .25, .12, .08),
-                 'border': (.20, .20, .60), 'texture': (.20, .60, .20), 'skin': (.5, .30, .20)},
-    'angioma': {'size': (.40, .40, .20), 'shape': (.50, .30, .20), 'colour': (.03, .05, .07, .60, .25),
-                'border': (.65, .20, .15), 'texture': (.65, .20, .15), 'skin': (.4, .35, .25)},
-    'dermatofibroma': {'size': (.25, .50, .25), 'shape': (.60, .30, .10), 'colour': (.35, .35, .05, .15, .10),
-                       'border': (.35, .50, .15), 'texture': (.60, .20, .20), 'skin': (.3, .35, .35)}}
-RADIUS = {'small': (.28, .34), 'medium': (.43, .49), 'large': (.58, .65)}  # of the disc of equal area
-ASPECT = {'round': (1., 1.1), 'oval': (1.5, 1.8), 'irregular': (1., 1.25)}
-SKIN = {'light': (238, 207, 190), 'tan': (216, 174, 146), 'brown': (178, 134, 106)}
-TRANSMISSION = {'light brown': (.74, .56, .40), 'dark brown': (.40, .24, .15), 'black': (.15, .13, .15),
-                'red': (.86, .27, .28), 'purple': (.50, .24, .52)}
+    "nevus": {"size": (.40, .45, .15), "shape": (.60, .30, .10), "colour": (.50, .30, .06, .10, .04),
+              "border": (.60, .30, .10), "texture": (.60, .15, .25), "skin": (.4, .35, .25)},
+    "melanoma": {"size": (.10, .35, .55), "shape": (.10, .20, .70), "colour": (.10, .45, .25, .12, .08),
+                 "border": (.20, .20, .60), "texture": (.20, .60, .20), "skin": (.5, .30, .20)},
+    "angioma": {"size": (.40, .40, .20), "shape": (.50, .30, .20), "colour": (.03, .05, .07, .60, .25),
+                "border": (.65, .20, .15), "texture": (.65, .20, .15), "skin": (.4, .35, .25)},
+    "dermatofibroma": {"size": (.25, .50, .25), "shape": (.60, .30, .10), "colour": (.35, .35, .05, .15, .10),
+                       "border": (.35, .50, .15), "texture": (.60, .20, .20), "skin": (.3, .35, .35)}}
+RADIUS = {"small": (.28, .34), "medium": (.43, .49), "large": (.58, .65)}  # of the disc of equal area
+ASPECT = {"round": (1., 1.1), "oval": (1.5, 1.8), "irregular": (1., 1.25)}
+SKIN = {"light": (238, 207, 190), "tan": (216, 174, 146), "brown": (178, 134, 106)}
+TRANSMISSION = {"light brown": (.74, .56, .40), "dark brown": (.40, .24, .15), "black": (.15, .13, .15),
+                "red": (.86, .27, .28), "purple": (.50, .24, .52)}
 PALE, DARK, VEIL = (246, 228, 218), (38, 36, 50), (124, 142, 172)
-DOTS = {'light brown': 1.3, 'dark brown': -.7, 'black': -.7, 'red': .9, 'purple': -.6}  # added density
+DOTS = {"light brown": 1.3, "dark brown": -.7, "black": -.7, "red": .9, "purple": -.6}  # added density
 
 
 class Phantom(NamedTuple):
@@ -59,21 +59,21 @@ def describe(seed, index, *, ask=None):
     An attribute that is asked for leaves the others as they were; another class draws them from its own odds.
     Raises ValueError for an unknown key or word.
     """
-    ask, known = dict(ask or {}), {'class': CLASSES, **ATTRIBUTES}
+    ask, known = dict(ask or {}), {"class": CLASSES, **ATTRIBUTES}
     for key, word in ask.items():
         one_of(f'asked {one_of("asked attribute", key, known)}', word, known[key])
-    name = ask.pop('class', CLASSES[index % len(CLASSES)])
+    name = ask.pop("class", CLASSES[index % len(CLASSES)])
     chance = np.random.default_rng([seed, index, 0]).random(len(ATTRIBUTES))
     attributes = {}
     for u, (key, words) in zip(chance, ATTRIBUTES.items()):
-        at = min(np.searchsorted(np.cumsum(ODDS[name][key]), u, side='right'), len(words) - 1)
+        at = min(np.searchsorted(np.cumsum(ODDS[name][key]), u, side="right"), len(words) - 1)
         attributes[key] = ask.get(key, words[at])
     return name, attributes
 
 
-def caption(attributes, noun='lesion'):
+def caption(attributes, noun="lesion"):
     """The sentence of all attributes; `noun` is the class, or 'lesion' where the text shall not tell it."""
-    return ('a {size} {shape} {colour} {noun} with a {border} border and {texture} texture on {skin} skin'
+    return ("a {size} {shape} {colour} {noun} with a {border} border and {texture} texture on {skin} skin"
             .format(noun=noun, **attributes))
 
 
@@ -115,15 +115,15 @@ def _outline(attributes, rng):
     """
     u, phases, heights = rng.random(5), rng.random(15), rng.uniform(.8, 1.2, 15)
     size = np.array([0, 0, .02, .02, .015, .01, .01] + 8 * [0])
-    if attributes['shape'] == 'irregular':
+    if attributes["shape"] == "irregular":
         size[2:6] = .13, .15, .09, .06
-    if attributes['border'] == 'ragged':
+    if attributes["border"] == "ragged":
         size[7:15] = .035
     harmonics = size * heights * np.exp(2j * math.pi * phases)
     harmonics[0] = 1
-    low, high = RADIUS[attributes['size']]
+    low, high = RADIUS[attributes["size"]]
     radius = (low + (high - low) * u[0]) / math.sqrt(1 + .5 * np.sum(np.abs(harmonics[1:]) ** 2))
-    low, high = ASPECT[attributes['shape']]
+    low, high = ASPECT[attributes["shape"]]
     root, turn = math.sqrt(low + (high - low) * u[1]), math.pi * u[2]
     axes = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
     stretch = axes.T @ np.diag([root, 1 / root]) @ axes
@@ -167,21 +167,21 @@ def _pigment(canvas, name, attributes, rng, depth, radius, stretch, centre):
     turn, lines = 2 * math.pi * rng.random(2)
 
     density, over = np.ones_like(depth), []
-    if attributes['texture'] == 'mottled':
+    if attributes["texture"] == "mottled":
         density += .38 * mottle
-    elif attributes['texture'] == 'dotted':
-        density += DOTS[attributes['colour']] * np.minimum(1.4 * canvas.spots(specks, .085 * radius), 1)
-    if name == 'nevus':
+    elif attributes["texture"] == "dotted":
+        density += DOTS[attributes["colour"]] * np.minimum(1.4 * canvas.spots(specks, .085 * radius), 1)
+    if name == "nevus":
         network = canvas.waves(np.full(3, 46.), lines + np.arange(3) * math.pi / 3, np.zeros(3))
         density *= 1.15 - .3 * np.minimum(depth, 1) ** 2 + .08 * network
-    elif name == 'melanoma':
+    elif name == "melanoma":
         where = .52 * radius * np.array([[math.cos(turn), math.sin(turn)]]) @ stretch
         dark = _smooth(1.5 * canvas.spots(centre + where, .40 * radius) + .35 * patchy - .42)
         veil = _smooth(1.5 * canvas.spots(centre - where, .34 * radius) - .35 * patchy - .38)
         over = [(.9 * dark, DARK), (.75 * veil, VEIL)]
-    elif name == 'angioma':
+    elif name == "angioma":
         density *= .5 + .9 * _smooth(1.5 * canvas.spots(pools, .155 * radius) - .25)
-    elif name == 'dermatofibroma':
+    elif name == "dermatofibroma":
         density *= 1.1
         over = [(.85 * _smooth((.70 - depth + .06 * patchy) / .45), PALE)]
     return np.clip(density, .3, 2.2), over
@@ -223,7 +223,7 @@ def draw(seed, index, resolution, *, ask=None):
     lesion comes in that colour.
     """
     if resolution < 8:
-        raise ValueError(f'phantoms: a resolution of at least 8 pixels is needed, not {resolution}')
+        raise ValueError(f"phantoms: a resolution of at least 8 pixels is needed, not {resolution}")
     name, attributes = describe(seed, index, ask=ask)
     finer = 2 if resolution <= 64 else 1
     canvas = _Canvas(resolution * finer)
@@ -233,12 +233,12 @@ def draw(seed, index, resolution, *, ask=None):
     density, over = _pigment(canvas, name, attributes, rng, depth, radius, stretch, centre)
     absorbed, light = _skin(canvas, rng)
 
-    soft = .42 * radius if attributes['border'] == 'blurred' else .05
+    soft = .42 * radius if attributes["border"] == "blurred" else .05
     cover = _smooth(.5 + inside / math.hypot(soft, 1.5 * canvas.pixel))
     halo = _smooth(1 + inside / .3) * (1 - cover)  # reddened skin around the lesion
     absorbed += .07 * halo * _rgb((.2, 1, .8))
-    absorbed -= density * cover * np.log(_rgb(TRANSMISSION[attributes['colour']]))
-    image = _rgb(SKIN[attributes['skin']]) * np.exp(-absorbed)
+    absorbed -= density * cover * np.log(_rgb(TRANSMISSION[attributes["colour"]]))
+    image = _rgb(SKIN[attributes["skin"]]) * np.exp(-absorbed)
     for amount, tone in over:
         image += amount * cover * (_rgb(tone) - image)
     image *= light * (1 - _hairs(canvas, rng))

@@ -13,9 +13,9 @@ from . import base, transforms
 from .phantom_drawing import ATTRIBUTES, CLASSES, VERSION, Phantom, caption, describe, draw
 from .phantom_measure import measure
 
-__all__ = ['ATTRIBUTES', 'CLASSES', 'Phantom', 'Phantoms', 'caption', 'describe', 'draw', 'measure']
+__all__ = ["ATTRIBUTES", "CLASSES", "Phantom", "Phantoms", "caption", "describe", "draw", "measure"]
 
-SPLITS = {'train': 0, 'val': 1 << 24, 'test': 2 << 24}  # first index
+SPLITS = {"train": 0, "val": 1 << 24, "test": 2 << 24}  # first index
 KEPT = 1 << 30
 
 
@@ -28,13 +28,13 @@ class Phantoms(base.Dataset):
     An image is drawn at its first visit and kept, unless all together exceed KEPT bytes.
     """
 
-    name, classes = 'phantoms', list(CLASSES)
+    name, classes = "phantoms", list(CLASSES)
 
-    def __init__(self, resolution=32, size=4000, *, seed=0, split='train', random_flip=False, masks=False,
+    def __init__(self, resolution=32, size=4000, *, seed=0, split="train", random_flip=False, masks=False,
                  tell_class=True, without=None):
-        first = SPLITS[base.one_of('phantoms split', split, SPLITS)]
+        first = SPLITS[base.one_of("phantoms split", split, SPLITS)]
         if not 1 <= size <= 1 << 22:
-            raise ValueError(f'phantoms: size={size}: expected 1 .. {1 << 22}')
+            raise ValueError(f"phantoms: size={size}: expected 1 .. {1 << 22}")
         self.resolution, self.seed, self.random_flip, self.masks = resolution, seed, random_flip, masks
         self.tell_class, self.without, self.split = tell_class, dict(without or {}), split
         self.scenes = self._scenes(first, size)
@@ -54,11 +54,11 @@ class Phantoms(base.Dataset):
             index = first + i if i < len(CLASSES) else scenes[i - len(CLASSES)] + len(CLASSES)
             for _ in range(1000):
                 name, attributes = describe(self.seed, index)
-                if any((attributes | {'class': name})[key] != word for key, word in self.without.items()):
+                if any((attributes | {"class": name})[key] != word for key, word in self.without.items()):
                     break
                 index += len(CLASSES)
             else:
-                raise ValueError(f'phantoms: without={self.without} leaves no {name}')
+                raise ValueError(f"phantoms: without={self.without} leaves no {name}")
             scenes.append(index)
         return np.array(scenes)
 
@@ -72,7 +72,7 @@ class Phantoms(base.Dataset):
 
     @functools.cached_property
     def captions(self):
-        nouns = [CLASSES[label] if self.tell_class else 'lesion' for label in self.labels]
+        nouns = [CLASSES[label] if self.tell_class else "lesion" for label in self.labels]
         return [caption(words, noun) for words, noun in zip(self.attributes, nouns)]
 
     def _image_and_mask(self, i):
@@ -86,14 +86,14 @@ class Phantoms(base.Dataset):
 
     def item(self, i, generator=None):
         if not 0 <= i < len(self):
-            raise IndexError(f'phantoms: image {i} of {len(self)}')
+            raise IndexError(f"phantoms: image {i} of {len(self)}")
         pixels = torch.from_numpy(self._image_and_mask(i)).permute(2, 0, 1).float()
         pixels = pixels.flip(transforms.draw_flips(generator, horizontal=self.random_flip))
-        item = {'image': pixels[:3] / 127.5 - 1, 'label': self.labels[i], 'index': torch.tensor(i)}
-        return item | {'mask': pixels[3:] / 255} if self.masks else item
+        item = {"image": pixels[:3] / 127.5 - 1, "label": self.labels[i], "index": torch.tensor(i)}
+        return item | {"mask": pixels[3:] / 255} if self.masks else item
 
     def file_name(self, i):
-        return f'phantoms/{self.seed}/{self.split}/{i}'
+        return f"phantoms/{self.seed}/{self.split}/{i}"
 
     @property
     def fingerprint(self):

@@ -18,11 +18,11 @@ from .transforms import draw_flips
 
 log = logging.getLogger(__name__)
 
-CIFAR_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
-CIFAR_MD5 = 'c32a1d4ab5d03f1284b67883e8d87530'
-CIFAR_FOLDER = 'cifar-10-batches-bin'
-CIFAR_FILES = {'train': [f'data_batch_{k}.bin' for k in range(1, 6)], 'test': ['test_batch.bin']}
-CIFAR_CLASSES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
+CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+CIFAR_FOLDER = "cifar-10-batches-bin"
+CIFAR_FILES = {"train": [f"data_batch_{k}.bin" for k in range(1, 6)], "test": ["test_batch.bin"]}
+CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 PER_FILE = 10_000
 RECORD = 1 + 3 * 32 * 32  # label, then the red, green and blue plane
 
@@ -39,17 +39,17 @@ class CIFAR10(Dataset):
         ValueError: where the files are missing or torn and cannot be fetched.
     """
 
-    name = 'cifar10'
+    name = "cifar10"
     shape = (3, 32, 32)
 
-    def __init__(self, path='assets/datasets/cifar10', random_flip=True, split='train', *, labelled=True,
+    def __init__(self, path="assets/datasets/cifar10", random_flip=True, split="train", *, labelled=True,
                  download=True):
-        files = CIFAR_FILES[one_of('split', split, CIFAR_FILES)]
+        files = CIFAR_FILES[one_of("split", split, CIFAR_FILES)]
         path = Path(path).expanduser()
         folder = path if path.name == CIFAR_FOLDER else path / CIFAR_FOLDER
         if download and not folder.exists():
             _fetch_cifar(folder)
-        fail(f'{folder}: expected the binary version of CIFAR-10 from {CIFAR_URL}',
+        fail(f"{folder}: expected the binary version of CIFAR-10 from {CIFAR_URL}",
              _cifar_faults(folder, files))
         records = np.concatenate([np.fromfile(folder / file, np.uint8).reshape(-1, RECORD) for file in files])
         self.images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy())
@@ -62,10 +62,10 @@ class CIFAR10(Dataset):
 
     def item(self, i, generator=None):
         if not 0 <= i < len(self):
-            raise IndexError(f'cifar10: index {i} outside 0..{len(self) - 1}')
+            raise IndexError(f"cifar10: index {i} outside 0..{len(self) - 1}")
         flips = draw_flips(generator, horizontal=self.random_flip)
-        item = {'image': self.images[i].flip(flips) / 127.5 - 1, 'index': torch.tensor(i)}
-        return item if self.labels is None else item | {'label': self.labels[i]}
+        item = {"image": self.images[i].flip(flips) / 127.5 - 1, "index": torch.tensor(i)}
+        return item if self.labels is None else item | {"label": self.labels[i]}
 
     def batch(self, indices, seeds=None):
         where, generator = torch.tensor(indices), torch.Generator()
@@ -74,28 +74,28 @@ class CIFAR10(Dataset):
             flipped = torch.tensor([bool(draw_flips(generator.manual_seed(int(s)), horizontal=True))
                                     for s in seeds])
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
-        found = {'image': images / 127.5 - 1, 'index': where}
-        return found if self.labels is None else found | {'label': self.labels[where]}
+        found = {"image": images / 127.5 - 1, "index": where}
+        return found if self.labels is None else found | {"label": self.labels[where]}
 
     def file_name(self, i):
-        return f'{CIFAR_FILES[self.split][i // PER_FILE]}[{i % PER_FILE}]'
+        return f"{CIFAR_FILES[self.split][i // PER_FILE]}[{i % PER_FILE}]"
 
     @property
     def fingerprint(self):
-        return fingerprint('cifar10', CIFAR_MD5, self.split, len(self), self.classes)
+        return fingerprint("cifar10", CIFAR_MD5, self.split, len(self), self.classes)
 
 
 class ImageNet(Folder):
     """ImageNet (ILSVRC 2012) from path/train/<wnid>/*.JPEG; the label is the rank of the sorted wnid."""
 
-    def __init__(self, path, resolution=64, random_flip=True, split='train', **options):
+    def __init__(self, path, resolution=64, random_flip=True, split="train", **options):
         if not (Path(path).expanduser() / split).is_dir():
-            raise ValueError(f'{path}: expected ImageNet as {split}/n01440764/*.JPEG and so on below it')
+            raise ValueError(f"{path}: expected ImageNet as {split}/n01440764/*.JPEG and so on below it")
         super().__init__(path, resolution, split=split, random_flip=random_flip, **options)
-        self.name = 'imagenet'
-        if split == 'train' and len(self) != 1_281_167:
-            log.warning('imagenet: %d training images in %d classes; the published set has '
-                        '1,281,167 in 1,000',
+        self.name = "imagenet"
+        if split == "train" and len(self) != 1_281_167:
+            log.warning("imagenet: %d training images in %d classes; the published set has "
+                        "1,281,167 in 1,000",
                         len(self), len(self.classes))
 
 
@@ -107,40 +107,40 @@ class CelebA(ImageFiles):
         split: 'train' (162,770 images), 'val', 'test', or '' for all.
     """
 
-    CENTRE, SIDE, PARTITION = (89, 121), 128, {'train': '0', 'val': '1', 'test': '2'}
+    CENTRE, SIDE, PARTITION = (89, 121), 128, {"train": "0", "val": "1", "test": "2"}
 
-    def __init__(self, path, resolution=64, random_flip=True, split='train', **options):
-        one_of('split', split, ('', *self.PARTITION))
+    def __init__(self, path, resolution=64, random_flip=True, split="train", **options):
+        one_of("split", split, ("", *self.PARTITION))
         root = Path(path).expanduser()
-        root = root / 'celeba' if (root / 'celeba').is_dir() else root
-        table = root / 'list_eval_partition.txt'
-        if not (root / 'img_align_celeba').is_dir() or not table.is_file():
+        root = root / "celeba" if (root / "celeba").is_dir() else root
+        table = root / "list_eval_partition.txt"
+        if not (root / "img_align_celeba").is_dir() or not table.is_file():
             raise ValueError(f'{path}: expected CelebA as img_align_celeba/000001.jpg ... and '
                              'list_eval_partition.txt below it: "Align&Cropped Images" of '
                              'mmlab.ie.cuhk.edu.hk/projects/CelebA.html')
         rows, problems = [], []
         for number, line in enumerate(table.read_text().splitlines(), 1):
-            file, part = (line.split() + ['', ''])[:2]
+            file, part = (line.split() + ["", ""])[:2]
             if part not in self.PARTITION.values() or os.path.basename(file) != file:
-                problems.append(f'{table.name}:{number}: {line[:80]!r}; expected a file name and 0, 1 or 2')
+                problems.append(f"{table.name}:{number}: {line[:80]!r}; expected a file name and 0, 1 or 2")
             elif not split or part == self.PARTITION[split]:
-                rows.append(Row(f'img_align_celeba/{file}', f'{table.name}:{number}'))
-        fail(str(root), problems or ([] if rows else [f'no images of split {split!r} in {table.name}']))
-        super().__init__(root, rows, resolution, name='celeba', random_flip=random_flip, **options)
+                rows.append(Row(f"img_align_celeba/{file}", f"{table.name}:{number}"))
+        fail(str(root), problems or ([] if rows else [f"no images of split {split!r} in {table.name}"]))
+        super().__init__(root, rows, resolution, name="celeba", random_flip=random_flip, **options)
 
     def _open(self, i):
         image, (x, y), half = super()._open(i), self.CENTRE, self.SIDE // 2
         if image.size != (178, 218):
-            raise ValueError(f'{self.names[i]}: {image.width}x{image.height} pixels; the aligned faces '
-                             'have 178x218')
+            raise ValueError(f"{self.names[i]}: {image.width}x{image.height} pixels; the aligned faces "
+                             "have 178x218")
         face = image.crop((x - half, y - half, x + half, y + half))
         return face.resize(self.shape[1:], Image.Resampling.BILINEAR)
 
 
 def _cifar_faults(folder, files):
     faults = []
-    if (folder.parent / 'cifar-10-batches-py').is_dir() and not folder.is_dir():
-        faults.append('cifar-10-batches-py is the Python version: a pickle, which is not read here')
+    if (folder.parent / "cifar-10-batches-py").is_dir() and not folder.is_dir():
+        faults.append("cifar-10-batches-py is the Python version: a pickle, which is not read here")
     for file in files:
         size = (folder / file).stat().st_size if (folder / file).is_file() else None
         if size != PER_FILE * RECORD:
@@ -156,14 +156,14 @@ def _fetch_cifar(folder):
     try:
         socket.setdefaulttimeout(30)  # torchvision sets none: behind some firewalls it would hang
         folder.parent.mkdir(parents=True, exist_ok=True)
-        log.info('fetching %s', CIFAR_URL)
+        log.info("fetching %s", CIFAR_URL)
         with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
             download_and_extract_archive(CIFAR_URL, beside, md5=CIFAR_MD5)
             if not folder.exists():  # else another process was faster
                 os.rename(os.path.join(beside, CIFAR_FOLDER), folder)
     except (OSError, RuntimeError) as error:
         if not folder.exists():
-            raise ValueError(f'{folder} is missing and could not be fetched ({error}): where there is a '
-                             f'network, fetch {CIFAR_URL} and unpack it in {folder.parent}') from error
+            raise ValueError(f"{folder} is missing and could not be fetched ({error}): where there is a "
+                             f"network, fetch {CIFAR_URL} and unpack it in {folder.parent}") from error
     finally:
         socket.setdefaulttimeout(patience)

@@ -9,10 +9,10 @@ from .paths import LINK, Inside, natural
 from .reading import EXTENSIONS
 from .table import Row, table_rows
 
-TABLES = ('metadata.csv', 'metadata.jsonl')
-SPLITS = ('train', 'val', 'valid', 'validation', 'test')
-UNREADABLE = ('.gif', '.webp', '.dcm', '.dicom', '.nii', '.nii.gz', '.nrrd', '.mha', '.jp2', '.heic', '.svs',
-              '.npy')
+TABLES = ("metadata.csv", "metadata.jsonl")
+SPLITS = ("train", "val", "valid", "validation", "test")
+UNREADABLE = (".gif", ".webp", ".dcm", ".dicom", ".nii", ".nii.gz", ".nrrd", ".mha", ".jp2", ".heic", ".svs",
+              ".npy")
 
 
 @dataclass(slots=True)
@@ -41,19 +41,19 @@ def find(path, columns, *, follow_links=False):
     """
     path = Path(path).expanduser()
     if path.is_file():
-        if path.suffix.lower() not in ('.csv', '.jsonl'):
-            raise ValueError(f'{path}: expected a folder of images, a .csv or a .jsonl file')
-        root, parts = path.parent, [('', path)]
+        if path.suffix.lower() not in (".csv", ".jsonl"):
+            raise ValueError(f"{path}: expected a folder of images, a .csv or a .jsonl file")
+        root, parts = path.parent, [("", path)]
     elif path.is_dir():
         root, parts = path, _parts(path)
     else:
-        raise ValueError(f'{path}: no such folder or file (looked from {Path.cwd()}){_nearest(path)}')
+        raise ValueError(f"{path}: no such folder or file (looked from {Path.cwd()}){_nearest(path)}")
     inside, problems = Inside(root, follow_links), []
     found, have = Found(root, [], set(), set(), any(part.is_file() for _, part in parts)), {}
     for split, part in parts:
-        prefix = f'{split}/' if split else ''
+        prefix = f"{split}/" if split else ""
         if split and inside.escapes(os.fspath(root / split)):
-            problems.append(f'{split} {LINK}')
+            problems.append(f"{split} {LINK}")
         if part.is_file():
             rows, fields = table_rows(part, prefix, columns, inside, problems)
         else:
@@ -61,11 +61,11 @@ def find(path, columns, *, follow_links=False):
         for row in rows:
             row.split = split or row.split
         found.rows += rows
-        found.fields |= fields | ({'split'} if split else set())
-        have[split] = sorted(fields - {'split'})
+        found.fields |= fields | ({"split"} if split else set())
+        have[split] = sorted(fields - {"split"})
     if len({tuple(fields) for fields in have.values()}) > 1:
-        problems.append(f'the splits have different columns: {have}; make them alike, or '
-                        'give the path of one split')
+        problems.append(f"the splits have different columns: {have}; make them alike, or "
+                        "give the path of one split")
     if not found.rows and not problems:
         problems.append(f'no images: expected {", ".join(EXTENSIONS)} in class folders, or one of {TABLES}')
     fail(str(path), problems)
@@ -76,14 +76,14 @@ def _parts(path):
     """[(split, table or folder)] of a data folder."""
     table = _table_in(path)
     if table:
-        return [('', table)]
+        return [("", table)]
     folders = [f for f in _visible(path) if f.is_dir()]
     splits = [f for f in folders if f.name.lower() in SPLITS]
     others = [f.name for f in folders if f not in splits and _holds_images(f)]
     if splits and others:
-        raise ValueError(f'{path}: {[f.name for f in splits]} look like splits and {others} like classes: '
-                         'put the classes below the splits')
-    return [(f.name, _table_in(f) or f) for f in splits] or [('', path)]
+        raise ValueError(f"{path}: {[f.name for f in splits]} look like splits and {others} like classes: "
+                         "put the classes below the splits")
+    return [(f.name, _table_in(f) or f) for f in splits] or [("", path)]
 
 
 def _table_in(folder):
@@ -94,7 +94,7 @@ def _table_in(folder):
 
 
 def _visible(folder):
-    return sorted((f for f in folder.iterdir() if not f.name.startswith(('.', '__MACOSX'))),
+    return sorted((f for f in folder.iterdir() if not f.name.startswith((".", "__MACOSX"))),
                   key=lambda f: natural(f.name))
 
 
@@ -106,7 +106,7 @@ def _nearest(path):
     try:
         return did_you_mean(path.name, [f.name for f in path.parent.iterdir()])
     except OSError:
-        return ''
+        return ""
 
 
 def _folder_rows(folder, prefix, columns, inside, problems, classes):
@@ -115,15 +115,15 @@ def _folder_rows(folder, prefix, columns, inside, problems, classes):
     loose = len(rows)
     for entry in _visible(folder):
         if entry.is_dir() and not (entry.is_symlink() and not inside.follow_links):
-            names = _images(entry, f'{prefix}{entry.name}/', inside, problems)
-            rows += [Row(name, name, label=entry.name if columns.label else '') for name in names]
+            names = _images(entry, f"{prefix}{entry.name}/", inside, problems)
+            rows += [Row(name, name, label=entry.name if columns.label else "") for name in names]
             classes |= {entry.name} if columns.label else set()
     if not columns.label or len(rows) == loose and not classes:
         return rows, set()
     if loose:
-        problems.append(f'{loose} images beside the class folders ({rows[0].name} ...): move them into a '
+        problems.append(f"{loose} images beside the class folders ({rows[0].name} ...): move them into a "
                         "class, or set label_column='' for no classes")
-    return rows, {'label'}
+    return rows, {"label"}
 
 
 def _images(folder, prefix, inside, problems, deep=True):
@@ -138,19 +138,19 @@ def _images(folder, prefix, inside, problems, deep=True):
         with os.scandir(place) as entries:
             for entry in entries:
                 name = before + entry.name
-                if entry.name.startswith('.'):
+                if entry.name.startswith("."):
                     continue
                 if entry.is_symlink() and (inside.escapes(entry.path)
                                            or entry.is_dir() and not inside.follow_links):
-                    problems.append(f'{name} {LINK}' if inside.escapes(entry.path) else
-                                    f'{name} is a link to a folder: copy it, or set follow_links=True')
+                    problems.append(f"{name} {LINK}" if inside.escapes(entry.path) else
+                                    f"{name} is a link to a folder: copy it, or set follow_links=True")
                 elif entry.is_dir():
-                    queue += [(entry.path, name + '/')] if deep else []
+                    queue += [(entry.path, name + "/")] if deep else []
                 elif entry.name.lower().endswith(UNREADABLE):
                     problems.append(f'{name}: a format that is not read: convert it to '
                                     f'{", ".join(EXTENSIONS)}')
                 elif entry.name.lower().endswith(EXTENSIONS):
                     names.append(name)
                     if not entry.is_file():
-                        problems.append(f'{name} is not a file')
+                        problems.append(f"{name} is not a file")
     return sorted(names)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from .base import did_you_mean
 
-MASK_COLUMNS = ('mask_file_name', 'mask_name')
+MASK_COLUMNS = ("mask_file_name", "mask_name")
 
 
 @dataclass(slots=True)
@@ -20,11 +20,11 @@ class Row:
 
     name: str
     where: str
-    label: str = ''
-    text: str = ''
-    mask: str = ''
-    split: str = ''
-    group: str = ''
+    label: str = ""
+    text: str = ""
+    mask: str = ""
+    split: str = ""
+    group: str = ""
     extra: dict = field(default_factory=dict)
 
 
@@ -32,11 +32,11 @@ class Row:
 class Columns:
     """Which columns hold what, '' = none. One with another name than the default has to be there."""
 
-    label: str = 'label'
-    text: str = 'text'
+    label: str = "label"
+    text: str = "text"
     mask: str = MASK_COLUMNS[0]
-    split: str = 'split'
-    group: str = ''
+    split: str = "split"
+    group: str = ""
 
 
 def table_rows(table, prefix, columns, inside, problems):
@@ -46,96 +46,96 @@ def table_rows(table, prefix, columns, inside, problems):
         prefix: the table's folder below the data folder, '' or 'train/'.
         inside: `paths.Inside` of the data folder.
     """
-    read = _read_jsonl if table.suffix.lower() == '.jsonl' else _read_csv
+    read = _read_jsonl if table.suffix.lower() == ".jsonl" else _read_csv
     header, records = read(table, problems)
     used = header and _match_columns(table, header, columns, problems)
     if not used:
         return [], set()
     rows = []
     for line, record in records:
-        where = f'{prefix}{table.name}:{line}'
-        value = {key: _text(record.get(column)) if column else '' for key, column in used.items()}
-        for key in ('label', 'split', 'group'):
+        where = f"{prefix}{table.name}:{line}"
+        value = {key: _text(record.get(column)) if column else "" for key, column in used.items()}
+        for key in ("label", "split", "group"):
             value[key] = value[key].strip()
             if used[key] and not value[key]:
-                problems.append(f'{where}: {used[key]} is empty')
-        for key in ('file', 'mask') if used['mask'] else ('file',):
+                problems.append(f"{where}: {used[key]} is empty")
+        for key in ("file", "mask") if used["mask"] else ("file",):
             fault = inside.fault(table.parent, value[key])
             if fault:
-                problems.append(f'{where}: {used[key]} {fault}')
-        rows.append(Row(prefix + value['file'], where, value['label'], value['text'],
-                        value['mask'] and prefix + value['mask'], value['split'], value['group'],
+                problems.append(f"{where}: {used[key]} {fault}")
+        rows.append(Row(prefix + value["file"], where, value["label"], value["text"],
+                        value["mask"] and prefix + value["mask"], value["split"], value["group"],
                         {key: v for key, v in record.items() if key not in used.values()}))
-    return rows, {key for key in ('label', 'text', 'mask', 'split', 'group') if used[key]}
+    return rows, {key for key in ("label", "text", "mask", "split", "group") if used[key]}
 
 
 def _match_columns(table, header, columns, problems):
     """{'file' | 'label' | ...: the column that holds it, or ''}; None without a column of file names."""
-    used = {'file': 'file_name', 'label': columns.label, 'text': columns.text, 'mask': columns.mask,
-            'split': columns.split, 'group': columns.group}
-    if used['mask'] in MASK_COLUMNS:
-        used['mask'] = next((c for c in MASK_COLUMNS if c in header), MASK_COLUMNS[0])
-    optional = {'label', 'text', 'split', *MASK_COLUMNS}
+    used = {"file": "file_name", "label": columns.label, "text": columns.text, "mask": columns.mask,
+            "split": columns.split, "group": columns.group}
+    if used["mask"] in MASK_COLUMNS:
+        used["mask"] = next((c for c in MASK_COLUMNS if c in header), MASK_COLUMNS[0])
+    optional = {"label", "text", "split", *MASK_COLUMNS}
     for key, column in used.items():
         if column and column not in header:
             same = [h for h in header if h.strip().lower() == column.lower()]
             if same or column not in optional:
-                problems.append(f'{table}: no column {column!r}; it has '
-                                f'{header}{did_you_mean(column, same or header)}')
-            used[key] = ''
-    return used if used['file'] else None
+                problems.append(f"{table}: no column {column!r}; it has "
+                                f"{header}{did_you_mean(column, same or header)}")
+            used[key] = ""
+    return used if used["file"] else None
 
 
 def _text(value):
-    return '' if value is None else value if isinstance(value, str) else json.dumps(value)
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def _read_csv(table, problems):
     """(header, [(line, {column: value})]), as far as it can be read."""
     header, records, line = [], [], 1
     try:
-        with open(table, newline='', encoding='utf-8-sig') as file:
+        with open(table, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
             fault = _header_fault(header)
             if fault:
-                problems.append(f'{table}:1: {fault}')
+                problems.append(f"{table}:1: {fault}")
                 return [], []
             line = reader.line_num + 1
             for fields in reader:
                 if fields and len(fields) != len(header):
-                    problems.append(f'{table}:{line}: {len(fields)} fields where the header has '
-                                    f'{len(header)}; put a text that holds a comma in double quotes')
+                    problems.append(f"{table}:{line}: {len(fields)} fields where the header has "
+                                    f"{len(header)}; put a text that holds a comma in double quotes")
                 elif fields:
                     records.append((line, dict(zip(header, fields, strict=True))))
                 line = reader.line_num + 1
     except csv.Error as error:
-        problems.append(f'{table}:{line}: not CSV from here on ({error})')
+        problems.append(f"{table}:{line}: not CSV from here on ({error})")
     except UnicodeDecodeError as error:
         problems.append(f'{table}: not UTF-8 (byte {error.start}): save it as "CSV UTF-8"')
     return header, records
 
 
 def _header_fault(header):
-    if not ''.join(header).strip():
-        return 'no header; expected file_name, ...'
-    other = re.search(r'[;\t]', header[0])
+    if not "".join(header).strip():
+        return "no header; expected file_name, ..."
+    other = re.search(r"[;\t]", header[0])
     if len(header) == 1 and other:
-        return f'columns are separated by {other[0]!r}: save it separated by commas'
+        return f"columns are separated by {other[0]!r}: save it separated by commas"
     twice = sorted({h for h in header if header.count(h) > 1})
-    return f'columns {twice} occur twice' if twice else ''
+    return f"columns {twice} occur twice" if twice else ""
 
 
 def _read_jsonl(table, problems):
     """(every key, [(line, {key: value})])."""
     header, records = {}, []
     try:
-        with open(table, encoding='utf-8-sig') as file:
+        with open(table, encoding="utf-8-sig") as file:
             for line, text in enumerate(file, 1):
                 try:
                     record = json.loads(text) if text.strip() else None
                 except (ValueError, RecursionError) as error:
-                    problems.append(f'{table}:{line}: not JSON ({error})')
+                    problems.append(f"{table}:{line}: not JSON ({error})")
                     continue
                 if isinstance(record, dict):
                     header |= dict.fromkeys(record)
@@ -143,5 +143,5 @@ def _read_jsonl(table, problems):
                 elif text.strip():
                     problems.append(f'{table}:{line}: expected an object such as {{"file_name": "1.png"}}')
     except UnicodeDecodeError as error:
-        problems.append(f'{table}: not UTF-8 (byte {error.start})')
+        problems.append(f"{table}: not UTF-8 (byte {error.start})")
     return list(header), records

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-CROPS = ('center', 'random')
+CROPS = ("center", "random")
 
 
 class Crop(NamedTuple):
@@ -18,7 +18,7 @@ class Crop(NamedTuple):
     side: int
 
 
-def plan_crop(size, side, *, crop='center', generator=None):
+def plan_crop(size, side, *, crop="center", generator=None):
     """The `Crop` of a `side` x `side` square from an image of `size` (width, height).
 
     The image is halved while its short side is at least twice the target, then brought to it; this is guided-
@@ -26,7 +26,7 @@ def plan_crop(size, side, *, crop='center', generator=None):
     aim from side .. side / 0.8 and the place uniformly.
     """
     aim = side
-    if crop == 'random':
+    if crop == "random":
         aim = _randint(side, math.ceil(side / 0.8), generator)
     sizes = []
     while min(size) >= 2 * aim:
@@ -36,7 +36,7 @@ def plan_crop(size, side, *, crop='center', generator=None):
     size = (round(size[0] * scale), round(size[1] * scale))
     sizes.append(size)
     left, top = size[0] - side, size[1] - side
-    if crop == 'random':
+    if crop == "random":
         return Crop(sizes, _randint(0, left, generator), _randint(0, top, generator), side)
     return Crop(sizes, left // 2, top // 2, side)
 

@@ -49,6 +49,8 @@ class Denoiser:
         """What the network returns, taken apart; with_losses=True in `cond` asks for its auxiliary losses."""
         out = self.net(x, for_network(self.schedule.network_time, x, t), **cond)
         out, losses = out if isinstance(out, tuple) else (out, {})
+        if out.dtype != x.dtype:  # the network may run in half precision, the arithmetic around it does not
+            out = out.to(x.dtype)
         wanted = (len(x), 2 * x.shape[1], *x.shape[2:]) if self.learned_var else tuple(x.shape)
         if out.shape != wanted:
             raise ValueError(f"the network returned {tuple(out.shape)} for x {tuple(x.shape)}, not {wanted}: "

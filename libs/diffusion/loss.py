@@ -14,6 +14,7 @@ WEIGHTINGS = {
     "v": lambda snr, gamma: snr + 1,                            # Salimans & Ho 2022
     "truncated_snr": lambda snr, gamma: snr.clamp(min=1),       # Salimans & Ho 2022
     "min_snr": lambda snr, gamma: snr.clamp(max=gamma),         # Hang et al. 2023
+    "clamped_snr": lambda snr, gamma: snr.clamp(1, gamma),          # both bounds: no image of noise is worth nothing
     "mgdm": lambda snr, gamma: snr / (1 + snr).sqrt(),          # MGDM's code: eps error / sqrt(1 + SNR)
 }
 # |error of the prediction|^2 where |error of x0|^2 is 1

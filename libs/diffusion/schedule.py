@@ -36,6 +36,7 @@ class Schedule:
     `beta`.
     """
     steps = None
+    start = 1.0  # where samplers begin
 
     def __init__(self, *, scale, shift=0.0):
         self.scale, self.shift = scale, shift
@@ -117,7 +118,7 @@ class Schedule:
         drawn = torch.randint(1, self.steps + 1, (n,), generator=generator, device=source)
         return drawn.to(device).double() / self.steps
 
-    def times(self, steps, *, spacing=None, start=1.0, end=None):
+    def times(self, steps, *, spacing=None, start=None, end=None):
         """Times of a sampler, falling float64 (steps + 1,); the network runs at all of them but the last.
 
         steps: the number of network calls, or guided-diffusion's respacing as text: "ddim25" (a stride),
@@ -132,7 +133,7 @@ class Schedule:
             logsnr_fast  steps//3 + 1 intervals even in lam, each split evenly by its order: DPM-Solver "fast"
         """
         spacing = spacing or ("respaced" if self.steps or isinstance(steps, str) else "uniform")
-        return grids.times(self, steps, spacing, start, end)
+        return grids.times(self, steps, spacing, self.start if start is None else start, end)
 
 
 class VPSDE(Schedule):
@@ -150,7 +151,11 @@ class VPSDE(Schedule):
 
 
 class VPSDECosine(Schedule):
-    """alpha(t) = cos(angle(t)) / cos(angle(0)), Nichol & Dhariwal's (2021) in continuous time."""
+    """alpha(t) = cos(angle(t)) / cos(angle(0)), Nichol & Dhariwal's (2021) in continuous time.
+
+    At t = 1 there is no signal at all and beta is infinite: samplers begin at DPM-Solver's 0.9946.
+    """
+    start = 0.9946
 
     def __init__(self, s=0.008):
         super().__init__(scale=999)

@@ -20,7 +20,7 @@ def make(parameters, *, name="adamw", lr, **kwargs):
     return OPTIMIZERS[name](parameters, lr=lr, fused=True, **kwargs)
 
 
-def lr_factor(step, *, name="customized", warmup_steps=0, n_steps=0):
+def lr_factor(step, *, name="customized", warmup_steps=0, n_steps):
     """Factor on the learning rate for the update after `step` finished ones.
 
     'customized' (U-ViT's name) rises linearly from 0 and stays at 1: min(step / warmup_steps, 1), so that the very
@@ -31,7 +31,9 @@ def lr_factor(step, *, name="customized", warmup_steps=0, n_steps=0):
     rise = min(step / warmup_steps, 1.0) if warmup_steps > 0 else 1.0
     if name == "customized":
         return rise
-    progress = min(max(step - warmup_steps, 0) / max(n_steps - warmup_steps, 1), 1.0)
+    if n_steps <= warmup_steps:
+        raise ValueError(f"a cosine schedule over {n_steps} steps cannot begin with {warmup_steps} steps of warm-up")
+    progress = min(max(step - warmup_steps, 0) / (n_steps - warmup_steps), 1.0)
     return rise * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 

@@ -141,9 +141,17 @@ class Run:
         return box[0]
 
     def main_first(self, function):
-        """Call `function` on the main process, then on the others, which find what it has cached."""
-        with self.accelerator.main_process_first():
+        """Call `function` on the main process, then on the others, which find what it has cached.
+
+        An exception on the main process does not keep the others waiting: they meet it themselves.
+        """
+        if not self.is_main:
+            self.barrier()
+        try:
             return function()
+        finally:
+            if self.is_main:
+                self.barrier()
 
     def stop_asked(self):
         """True on every process at the same step, once SIGTERM or SIGUSR1 has reached any of them."""
@@ -153,6 +161,7 @@ class Run:
         """Leave cleanly: close logs and the process group. Nothing of the run may be used afterwards."""
         if self._tensorboard is not None:
             self._tensorboard.close()
+        self._stop.settle()
         self.barrier()
         gc.collect()  # a finished gloo run may abort at exit while a wrapped network is still alive
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -169,7 +178,7 @@ class Stop:
     """
 
     def __init__(self, world):
-        self._asked = False
+        self._asked = False  # by a signal to this process
         self._group = torch.distributed.new_group(backend="gloo") if world > 1 else None
         self._pending = None
         for name in _SIGNALS:
@@ -181,14 +190,18 @@ class Stop:
     def agreed(self):
         if self._group is None:
             return self._asked
-        answer = False
-        if self._pending is not None:
-            work, flag = self._pending
-            work.wait()
-            answer = bool(flag.item())
+        answer = self.settle()
         flag = torch.tensor([float(self._asked)])
         self._pending = torch.distributed.all_reduce(flag, group=self._group, async_op=True), flag
         return answer
+
+    def settle(self):
+        """Wait for the reduction under way; True if it found a wish to stop."""
+        if self._pending is None:
+            return False
+        (work, flag), self._pending = self._pending, None
+        work.wait()
+        return bool(flag.item())
 
 
 def start(config, workdir, *, claim=True):

@@ -28,13 +28,14 @@ class State:
         best: {'step', 'metric', 'value'} of the best evaluation so far, or {}.
     """
 
-    def __init__(self, run, net, *, optimizer, lr_scheduler, ema_rate=0.9999, grad_clip=0.0, compile=False):
+    def __init__(self, run, net, *, optimizer, lr_scheduler, n_steps, ema_rate=0.9999, grad_clip=0.0, compile=False):
         """
         Args:
             run: engine.Run.
             net: nn.Module; parameters that do not require a gradient stay as they are.
             optimizer: {'name', 'lr', ...}, see optim.make.
             lr_scheduler: {'name', 'warmup_steps', ...}, see optim.lr_factor.
+            n_steps: steps of the whole training, which a falling learning rate must know.
             ema_rate: share of the average that is kept at each step, in [0, 1).
             grad_clip: largest norm of the gradient; 0 is off.
             compile: pass the network through torch.compile.
@@ -52,7 +53,7 @@ class State:
         self.names = list(trained)
         self._weights, self._averages = list(trained.values()), [averaged[name] for name in trained]
         self.optimizer = optim.make(self._weights, **optimizer)
-        self.lr, self.lr_scheduler = optimizer["lr"], dict(lr_scheduler)
+        self.lr, self.lr_scheduler = optimizer["lr"], {**lr_scheduler, "n_steps": n_steps}
         optim.lr_factor(0, **self.lr_scheduler)
         if compile:
             net.compile()

@@ -15,16 +15,16 @@ import torch
 from libs import metrics
 from libs.engine.checkpoint import write_text
 from libs.evaluation.generation import Sink, generate, generate_all, nhwc, save_npz, save_png
-from libs.evaluation.reference import extractors, feature_network, reference
+from libs.evaluation.reference import extractors, feature_network, prepare, reference
 from libs.pipeline import draw_conditions, grid, to_uint8
 
-__all__ = ["evaluate", "evaluator", "extractors", "feature_network", "generate", "generate_all",
+__all__ = ["evaluate", "evaluator", "extractors", "feature_network", "generate", "generate_all", "prepare",
            "previewer", "reference", "save_png", "table"]
 
 SHOWN = 8  # images of each class on a page or in a preview
 
 
-def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="", detailed=True, found=()):
+def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="", detailed=True, sides=()):
     """Generate n images and score them; the whole evaluation of one network, called by every process.
 
     Args:
@@ -32,16 +32,14 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
         n: exactly how many images are generated and scored.
         name: result folder run.folder/eval/<name>; '' writes nothing.
         detailed: scores per class and intervals as well.
-        found: extractors in place of those of the config, where the caller has them already.
+        sides: from `prepare`, where the caller has it already.
 
     Returns:
         the content of scores.json: {'n', 'scores': {metric: {'value', 'low', 'high', 'n'}}, 'per_class', ...}, the
         same on every process.
     """
     begun = time.perf_counter()
-    found = list(found) or extractors(run, config, dataset)
-    references = [reference(run, each, dataset, stats=config.metrics.fid_stat if each.name == "inception" else "",
-                            workers=config.train.workers) for each in found]
+    found, references = zip(*(sides or prepare(run, config, dataset)))
     cond = draw_conditions(dataset, pipeline.null, n, seed=seed, labels=config.sample.labels)
     labels = cond.get("label")
     sink = Sink(run, folder=config.sample.path, npz=config.sample.npz) if name else Sink(run)
@@ -76,14 +74,14 @@ def evaluator(run, pipeline, config, dataset):
     if not config.train.eval_interval:
         return None
     try:
-        found = extractors(run, config, dataset)[:1]
+        sides = prepare(run, config, dataset)[:1]
     except ValueError as error:
         logging.warning("training goes on without scores: %s", error)
         return None
 
     def evaluate_at(ema, step):
         result = evaluate(run, pipeline, config, dataset, n=config.metrics.n_samples, seed=config.seed, name="", step=step,
-                          detailed=False, found=found)
+                          detailed=False, sides=sides)
         scores = {name: score["value"] for name, score in result["scores"].items()}
         frechet = [value for name, value in scores.items() if name == "fid" or name.startswith("fd_")]
         return scores | ({"frechet": frechet[0]} if frechet else {})
@@ -169,11 +167,13 @@ def _score(result, names, extractor, real, features, probabilities, labels, data
     names = [name for name in names if name != "is"]
     found = metrics.scores_per_class(features, labels, real.features, real.labels, classes=classes, names=names,
                                      probabilities=probabilities if recognise else None, **common)
+    said = {}  # what holds for several classes is said once
     for label, (name, scores) in enumerate(found.items()):
         result["per_class"].setdefault(name, {}).update(scores)
         counts = int((labels == label).sum()), int((real.labels == label).sum())
-        result["warnings"] += [f"class {name}: {text}" for text in metrics.warnings(
-            counts[0], extractor.dims, feature=extractor.name, names=names, real=counts[1])]
+        for text in metrics.warnings(counts[0], extractor.dims, feature=extractor.name, names=names, real=counts[1]):
+            said.setdefault(text, []).append(name)
+    result["warnings"] += [f"{', '.join(names)}: {text}" for text, names in said.items()]
 
 
 def _shown(labels, n):

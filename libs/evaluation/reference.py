@@ -28,6 +28,12 @@ class Reference(NamedTuple):
     source: str
 
 
+def prepare(run, config, dataset):
+    """What evaluations compare with: [(extractor, Reference)] of the feature networks that can be had; ValueError if none."""
+    return [(each, reference(run, each, dataset, stats=config.metrics.fid_stat if each.name == "inception" else "",
+                             workers=config.train.workers)) for each in extractors(run, config, dataset)]
+
+
 def extractors(run, config, dataset):
     """The feature networks of config.metrics.features that can be had here, on the run's device.
 
@@ -92,7 +98,7 @@ def reference(run, extractor, dataset, *, stats="", batch_size=64, workers=0):
         return Reference(known, None, None, None, str(stats))
     key = hashlib.sha256(json.dumps([dataset.fingerprint, extractor.fingerprint, KEPT]).encode()).hexdigest()
     path = CACHE / f"{dataset.name}-{extractor.name}-{key[:16]}.npz".replace("/", "_")
-    if not path.is_file():
+    if run.from_main(not path.is_file()):
         computed = _reference_of_data(run, extractor, dataset, batch_size, workers)
         if run.is_main:
             CACHE.mkdir(parents=True, exist_ok=True)

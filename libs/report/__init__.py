@@ -19,24 +19,24 @@ from libs.report.figures import curves, png
 
 SMALL_N = 50  # below it a score is marked, whatever the evaluation itself warned of
 WITH_PICTURES = 2  # evaluations, newest first: a sweep of many would make a page too large to open
-HEADLINE = ('fid', 'fd', 'accuracy', 'precision', 'recall', 'kid', 'coverage', 'density', 'is')
-NOT_CURVES = ('step', 'n', 'seconds')
-FACTS = ('n', 'step', 'nnet', 'seed', 'sampler', 'features', 'reference', 'seconds', 'interval')
+HEADLINE = ("fid", "fd", "accuracy", "precision", "recall", "kid", "coverage", "density", "is")
+NOT_CURVES = ("step", "n", "seconds")
+FACTS = ("n", "step", "nnet", "seed", "sampler", "features", "reference", "seconds", "interval")
 
 
-def write(workdir, *, title=''):
+def write(workdir, *, title=""):
     """Write workdir/report.html atomically and return its Path; ValueError where there is no such folder."""
     workdir = Path(workdir)
     if not workdir.is_dir():
-        raise ValueError(f'{workdir} is no folder: give the run folder, the --workdir of a training')
+        raise ValueError(f"{workdir} is no folder: give the run folder, the --workdir of a training")
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                    trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     templates.filters.update(number=number, duration=duration)
-    template = templates.get_template('report.html.j2')
+    template = templates.get_template("report.html.j2")
     page = template.render(contents(workdir), title=title or workdir.resolve().name)
-    path, staged = workdir / 'report.html', workdir / f'.report.html.{os.getpid()}'
+    path, staged = workdir / "report.html", workdir / f".report.html.{os.getpid()}"
     try:
-        staged.write_text(page, encoding='utf-8', errors='replace')
+        staged.write_text(page, encoding="utf-8", errors="replace")
         os.replace(staged, path)
     finally:
         staged.unlink(missing_ok=True)
@@ -46,31 +46,31 @@ def write(workdir, *, title=''):
 def contents(workdir):
     """What the template shows, as a dict. What cannot be read becomes a line of its `warnings`."""
     warnings = []
-    config = read_json(workdir / 'config.json', dict, warnings)
+    config = read_json(workdir / "config.json", dict, warnings)
     sections = {name: part for name, part in config.items() if isinstance(part, dict)}
     general = {name: part for name, part in config.items() if name not in sections}
-    classes = [str(name) for name in read_json(workdir / 'classes.json', list, warnings)]
-    records = read_metrics(workdir / 'metrics.jsonl', warnings)
+    classes = [str(name) for name in read_json(workdir / "classes.json", list, warnings)]
+    records = read_metrics(workdir / "metrics.jsonl", warnings)
     step = max((max(rows) for rows in records.values()), default=0)
-    batch = sections.get('train', {}).get('batch_size', 0)
-    found = sorted(workdir.glob('eval/*/scores.json'), key=lambda path: path.stat().st_mtime, reverse=True)
+    batch = sections.get("train", {}).get("batch_size", 0)
+    found = sorted(workdir.glob("eval/*/scores.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     evaluations = [evaluation(p.parent, classes, warnings, i < WITH_PICTURES) for i, p in enumerate(found)]
     return {
-        'sections': sections, 'classes': classes, 'warnings': warnings, 'small_n': SMALL_N,
-        'config': {name: flat(part) for name, part in {'general': general, **sections}.items() if part},
-        'sessions': sessions(workdir / 'run.json', warnings), 'evaluations': [e for e in evaluations if e],
-        'previews': previews(workdir / 'samples', warnings), 'charts': charts(records),
-        'step': step, 'images': step * batch, 'seconds': train_seconds(records.get('train', {}), batch)}
+        "sections": sections, "classes": classes, "warnings": warnings, "small_n": SMALL_N,
+        "config": {name: flat(part) for name, part in {"general": general, **sections}.items() if part},
+        "sessions": sessions(workdir / "run.json", warnings), "evaluations": [e for e in evaluations if e],
+        "previews": previews(workdir / "samples", warnings), "charts": charts(records),
+        "step": step, "images": step * batch, "seconds": train_seconds(records.get("train", {}), batch)}
 
 
 def read_json(path, kind, warnings):
     """The dict or list (`kind`) in a JSON file; empty where the file is absent or damaged."""
     try:
-        value = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else kind()
+        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else kind()
         if not isinstance(value, kind):
-            raise ValueError(f'it holds no {kind.__name__}')
+            raise ValueError(f"it holds no {kind.__name__}")
     except ValueError as error:
-        warnings.append(f'{path.parent.name}/{path.name} could not be read: {error}')
+        warnings.append(f"{path.parent.name}/{path.name} could not be read: {error}")
         return kind()
     return value
 
@@ -79,12 +79,12 @@ def read_metrics(path, warnings):
     """{kind: {step: {name: number}}}, steps rising; of two lines about one step the later one counts.
     Lines that a kill has torn are left out and named in the warnings."""
     records, torn = {}, []
-    lines = path.read_text(encoding='utf-8', errors='replace').splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     for line_number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             row = {name: float(value) for name, value in record.items() if type(value) in (int, float)}
-            records.setdefault(record['kind'], {}).setdefault(int(record['step']), {}).update(row)
+            records.setdefault(record["kind"], {}).setdefault(int(record["step"]), {}).update(row)
         except (ValueError, KeyError, TypeError, AttributeError):
             torn.append(str(line_number))
     if torn:
@@ -94,62 +94,62 @@ def read_metrics(path, warnings):
 
 def sessions(path, warnings):
     """run.json's sessions, oldest first; a change of versions between two of them is a warning."""
-    rows = read_json(path, dict, warnings).get('sessions') or []
+    rows = read_json(path, dict, warnings).get("sessions") or []
     for before, after in zip(rows, rows[1:]):
-        if before.get('versions') != after.get('versions'):
+        if before.get("versions") != after.get("versions"):
             warnings.append(f'Versions changed before the session of {after.get("started", "unknown time")}.')
     return rows
 
 
 def train_seconds(train, batch):
     """Seconds spent in training steps, over all sessions: images over images/s, from one line to the next."""
-    rates = (row.get('images_per_second', math.inf) for row in train.values())
+    rates = (row.get("images_per_second", math.inf) for row in train.values())
     return sum(steps * batch / rate for steps, rate in zip(np.diff([0, *train]), rates) if rate > 0)
 
 
 def evaluation(folder, classes, warnings, with_pictures=True):
     """One eval/<name>/ for the template: its scores with numbers as text, and the shown pictures; or None."""
-    found = read_json(folder / 'scores.json', dict, warnings)
+    found = read_json(folder / "scores.json", dict, warnings)
     if not found:
         return None
-    warnings += [f'{folder.name}: {text}' for text in found.get('warnings') or []]
-    scores = {name: score(entry) for name, entry in (found.get('scores') or {}).items()}
-    first = {name.split('_')[0]: name for name in reversed(scores)}  # of several feature networks the first
+    warnings += [f"{folder.name}: {text}" for text in found.get("warnings") or []]
+    scores = {name: score(entry) for name, entry in (found.get("scores") or {}).items()}
+    first = {name.split("_")[0]: name for name in reversed(scores)}  # of several feature networks the first
     headline = [(first[key], scores[first[key]]) for key in HEADLINE if key in first]
     per_class = {name: {key: score(entry) for key, entry in row.items()}
-                 for name, row in (found.get('per_class') or {}).items()}
+                 for name, row in (found.get("per_class") or {}).items()}
     order = sorted(per_class, key=lambda name: classes.index(name) if name in classes else len(classes))
-    shown = {'side_by_side': None, 'nearest': None}
+    shown = {"side_by_side": None, "nearest": None}
     try:
         if with_pictures:
-            with np.load(folder / 'shown.npz', allow_pickle=False) as file:
+            with np.load(folder / "shown.npz", allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files if file[name].size}
-            shown = {'side_by_side': side_by_side(arrays, classes), 'nearest': nearest(arrays, classes)}
+            shown = {"side_by_side": side_by_side(arrays, classes), "nearest": nearest(arrays, classes)}
     except FileNotFoundError:
         pass
     except Exception as error:  # a damaged archive fails in many ways, and none of them may cost the page
-        warnings.append(f'{folder.name}/shown.npz could not be shown: {error!r}')
-    return {**{name: found.get(name) for name in FACTS}, 'name': folder.name, 'scores': scores,
-            'headline': (headline or list(scores.items()))[:4],
-            'per_class': {name: per_class[name] for name in order},
-            'columns': list(dict.fromkeys(key for row in per_class.values() for key in row)),
-            'warnings': found.get('warnings') or [], **shown}
+        warnings.append(f"{folder.name}/shown.npz could not be shown: {error!r}")
+    return {**{name: found.get(name) for name in FACTS}, "name": folder.name, "scores": scores,
+            "headline": (headline or list(scores.items()))[:4],
+            "per_class": {name: per_class[name] for name in order},
+            "columns": list(dict.fromkeys(key for row in per_class.values() for key in row)),
+            "warnings": found.get("warnings") or [], **shown}
 
 
 def score(entry):
     """A score's value and interval as text, to two digits of the interval's width, and whether n is small."""
-    low, high, n = entry.get('low'), entry.get('high'), entry.get('n')
+    low, high, n = entry.get("low"), entry.get("high"), entry.get("n")
     width = 0 if low is None or high is None else high - low
-    interval = '' if low is None or high is None else f'{number(low, width)} to {number(high, width)}'
-    return {**entry, 'n': n, 'small': n is not None and n < SMALL_N, 'interval': interval,
-            'value': number(entry.get('value'), width)}
+    interval = "" if low is None or high is None else f"{number(low, width)} to {number(high, width)}"
+    return {**entry, "n": n, "small": n is not None and n < SMALL_N, "interval": interval,
+            "value": number(entry.get("value"), width)}
 
 
 def side_by_side(arrays, classes):
     """Real and generated images class by class, the same number of each."""
-    generated, real = arrays['arr_0'], arrays.get('arr_5', [])
-    labels = arrays.get('arr_1', np.zeros(len(generated))).ravel().astype(int)
-    real_labels = arrays.get('arr_6', np.zeros(len(real))).ravel().astype(int)
+    generated, real = arrays["arr_0"], arrays.get("arr_5", [])
+    labels = arrays.get("arr_1", np.zeros(len(generated))).ravel().astype(int)
+    real_labels = arrays.get("arr_6", np.zeros(len(real))).ravel().astype(int)
     names, size, rows = class_names(labels, classes), generated.shape[2], []
     images = 96 if size <= 64 else 48  # of either, in all
     most = max(2, min(12, images // len(names)))
@@ -157,9 +157,9 @@ def side_by_side(arrays, classes):
     for label, name in list(names.items())[:images // 2]:
         ours, theirs = np.flatnonzero(labels == label), np.flatnonzero(real_labels == label)
         n = min(most, len(ours), len(theirs) if len(real) else most)
-        rows.append({'name': name, 'generated': [png(generated[i]) for i in ours[:n]],
-                     'real': [png(real[i]) for i in theirs[:n]]})
-    return {'rows': rows, 'left_out': len(names) - len(rows), 'size': size}
+        rows.append({"name": name, "generated": [png(generated[i]) for i in ours[:n]],
+                     "real": [png(real[i]) for i in theirs[:n]]})
+    return {"rows": rows, "left_out": len(names) - len(rows), "size": size}
 
 
 def nearest(arrays, classes, *, pairs=24):
@@ -168,46 +168,46 @@ def nearest(arrays, classes, *, pairs=24):
     arr_7, where present, holds the distances of real images to their own nearest real neighbour: a sample
     closer than the 5 % quantile of them is marked as a possible copy.
     """
-    generated = arrays['arr_0']
-    if not all(len(arrays.get(name, ())) == len(generated) for name in ('arr_2', 'arr_3')):
+    generated = arrays["arr_0"]
+    if not all(len(arrays.get(name, ())) == len(generated) for name in ("arr_2", "arr_3")):
         return None
-    distances, usual = arrays['arr_3'].ravel().astype(float), arrays.get('arr_7', np.zeros(0)).ravel()
-    labels = arrays.get('arr_1', np.zeros(len(generated))).ravel().astype(int)
-    indices = arrays.get('arr_4', np.full(len(generated), -1)).ravel()
+    distances, usual = arrays["arr_3"].ravel().astype(float), arrays.get("arr_7", np.zeros(0)).ravel()
+    labels = arrays.get("arr_1", np.zeros(len(generated))).ravel().astype(int)
+    indices = arrays.get("arr_4", np.full(len(generated), -1)).ravel()
     close = float(np.quantile(usual, 0.05)) if len(usual) else -math.inf
-    names, chosen = class_names(labels, classes), np.argsort(distances, kind='stable')[:pairs]
-    rows = [{'generated': png(generated[i]), 'real': png(arrays['arr_2'][i]), 'index': int(indices[i]),
-             'name': names[labels[i]], 'distance': float(distances[i]), 'close': bool(distances[i] < close)}
+    names, chosen = class_names(labels, classes), np.argsort(distances, kind="stable")[:pairs]
+    rows = [{"generated": png(generated[i]), "real": png(arrays["arr_2"][i]), "index": int(indices[i]),
+             "name": names[labels[i]], "distance": float(distances[i]), "close": bool(distances[i] < close)}
             for i in chosen]
-    return {'pairs': rows, 'n': len(generated), 'size': generated.shape[2], 'close': close,
-            'n_close': int((distances < close).sum()), 'median': float(np.median(distances)),
-            'usual': float(np.median(usual)) if len(usual) else None}
+    return {"pairs": rows, "n": len(generated), "size": generated.shape[2], "close": close,
+            "n_close": int((distances < close).sum()), "median": float(np.median(distances)),
+            "usual": float(np.median(usual)) if len(usual) else None}
 
 
 def class_names(labels, classes):
     """{label: name} of the labels that occur, rising; where one nameless label is all, its name is ''."""
     known = np.unique(labels).tolist()
-    return {k: classes[k] if 0 <= k < len(classes) else f'class {k}' if len(known) > 1 else '' for k in known}
+    return {k: classes[k] if 0 <= k < len(classes) else f"class {k}" if len(known) > 1 else "" for k in known}
 
 
 def previews(folder, warnings, *, limit=6):
     """The preview grids [{step, image}] of up to `limit` steps over training, first and last included."""
-    paths = sorted((p for p in folder.glob('*.png') if p.stem.isdigit()), key=lambda p: int(p.stem))
+    paths = sorted((p for p in folder.glob("*.png") if p.stem.isdigit()), key=lambda p: int(p.stem))
     chosen = np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int)
     shown = []
     for path in (paths[i] for i in chosen):
         try:
             with Image.open(path) as image:
-                grid = np.asarray(image.convert('RGB'))
-            shown.append({'step': int(path.stem), 'image': png(grid, limit=512)})
+                grid = np.asarray(image.convert("RGB"))
+            shown.append({"step": int(path.stem), "image": png(grid, limit=512)})
         except (OSError, ValueError, SyntaxError) as error:
-            warnings.append(f'samples/{path.name} could not be shown: {error}')
+            warnings.append(f"samples/{path.name} could not be shown: {error}")
     return shown
 
 
 def charts(records):
     """[{kind, name, kinds, svg}]: the loss (both kinds), images/s, then the rest as they come."""
-    first, second, beside_first = ('train', 'loss'), ('train', 'images_per_second'), ('validation', 'loss')
+    first, second, beside_first = ("train", "loss"), ("train", "images_per_second"), ("validation", "loss")
     names = dict.fromkeys((kind, name) for kind in records for row in records[kind].values() for name in row)
     drawn = []
     for key in sorted(names, key=lambda key: (key != first, key != second)):
@@ -219,32 +219,32 @@ def charts(records):
             lines[kind] = np.array([point for point in points if math.isfinite(point[1])]).T
         lines = {kind: line for kind, line in lines.items() if line.size}
         if lines:
-            svg = curves([line for kind, line in lines.items() if kind == 'train'], log=key == first,
-                         dots=[line for kind, line in lines.items() if kind != 'train'], zero=key == second)
-            drawn.append({'kind': key[0], 'name': key[1], 'kinds': list(lines), 'svg': svg})
+            svg = curves([line for kind, line in lines.items() if kind == "train"], log=key == first,
+                         dots=[line for kind, line in lines.items() if kind != "train"], zero=key == second)
+            drawn.append({"kind": key[0], "name": key[1], "kinds": list(lines), "svg": svg})
     return drawn
 
 
-def flat(config, prefix=''):
+def flat(config, prefix=""):
     """[(dotted name, value as JSON)] of a nested dict."""
     return [row for name, value in config.items() for row in (
-        flat(value, f'{prefix}{name}.') if isinstance(value, dict) and value
-        else [(f'{prefix}{name}', json.dumps(value))])]
+        flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value
+        else [(f"{prefix}{name}", json.dumps(value))])]
 
 
 def number(value, width=0):
     """A number as text: to two digits of `width`, the interval around it, or else to four digits in all."""
     if not isinstance(value, (int, float)) or not math.isfinite(value):
-        return '–' if value is None else str(value)
+        return "–" if value is None else str(value)
     if 0 < width < math.inf:
-        return f'{value:,.{min(7, max(0, 1 - math.floor(math.log10(width))))}f}'
-    return f'{value:,.0f}' if isinstance(value, int) or abs(value) >= 1000 else f'{value:.4g}'
+        return f"{value:,.{min(7, max(0, 1 - math.floor(math.log10(width))))}f}"
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
 
 
 def duration(seconds):
     """Seconds as the two largest of days, hours, minutes and seconds that it has."""
     parts, left = [], round(seconds)
-    for unit, size in (('d', 86400), ('h', 3600), ('min', 60), ('s', 1)):
-        parts += [f'{left // size} {unit}'] if left >= size or (size == 1 and not parts) else []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        parts += [f"{left // size} {unit}"] if left >= size or (size == 1 and not parts) else []
         left %= size
-    return ' '.join(parts[:2])
+    return " ".join(parts[:2])

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-_COLOURS = {'--ink': '#000001', '--rule': '#000002', '--accent': '#000003', '--second': '#000004'}
+_COLOURS = {"--ink": "#000001", "--rule": "#000002", "--accent": "#000003", "--second": "#000004"}
 
 
 def png(image, *, limit=192):
@@ -20,8 +20,8 @@ def png(image, *, limit=192):
     image = Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image)
     image.thumbnail((limit, limit), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, 'PNG')
-    return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def curves(lines, *, dots=(), log=False, zero=False):
@@ -38,32 +38,32 @@ def curves(lines, *, dots=(), log=False, zero=False):
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'curves', 'font.size': 11}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "curves", "font.size": 11}):
         figure = Figure(figsize=(5, 2.8), dpi=72)
         axes = figure.add_axes((0.165, 0.11, 0.815, 0.85))
         for steps, values in (_thinned(*line) for line in lines):
-            axes.plot(steps, values, color=_COLOURS['--accent'], alpha=0.3, linewidth=0.8)
-            axes.plot(steps, _running_mean(values), color=_COLOURS['--accent'], linewidth=1.6)
+            axes.plot(steps, values, color=_COLOURS["--accent"], alpha=0.3, linewidth=0.8)
+            axes.plot(steps, _running_mean(values), color=_COLOURS["--accent"], linewidth=1.6)
         for steps, values in dots:
-            axes.plot(steps, values, color=_COLOURS['--second'], linewidth=1.2, marker='o', markersize=3.5)
+            axes.plot(steps, values, color=_COLOURS["--second"], linewidth=1.2, marker="o", markersize=3.5)
         everything = np.concatenate([values for _, values in [*lines, *dots]])
         if log and everything.min() > 0 and everything.max() > 8 * everything.min():
-            axes.set_yscale('log')
+            axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_minor_locator(NullLocator())
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
         if zero:
             axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f'{n / 1000:g}k' if n > 999 else f'{n:g}'))
-        axes.grid(axis='y', color=_COLOURS['--rule'], linewidth=0.7)
-        axes.spines[['top', 'right', 'left']].set_visible(False)
-        axes.spines['bottom'].set_color(_COLOURS['--rule'])
-        axes.tick_params(color=_COLOURS['--rule'], labelcolor=_COLOURS['--ink'], left=False)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n / 1000:g}k" if n > 999 else f"{n:g}"))
+        axes.grid(axis="y", color=_COLOURS["--rule"], linewidth=0.7)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(_COLOURS["--rule"])
+        axes.tick_params(color=_COLOURS["--rule"], labelcolor=_COLOURS["--ink"], left=False)
         file = io.StringIO()
-        figure.savefig(file, format='svg', transparent=True)
+        figure.savefig(file, format="svg", transparent=True)
     return _for_page(file.getvalue())
 
 
@@ -77,16 +77,16 @@ def _thinned(steps, values, most=600):
 
 def _running_mean(values):
     window = np.ones(max(1, len(values) // 30))
-    return np.convolve(values, window, 'same') / np.convolve(np.ones(len(values)), window, 'same')
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
 def _for_page(svg):
     """The <svg> element alone, without what only a file needs and ids that two figures would share."""
     head, opening = r'.*?<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">'
     svg = re.sub(head, opening, svg, count=1, flags=re.S)
-    svg = re.sub(r'<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->', '', svg, flags=re.S)
-    svg = re.sub(r'<g id="[^"]*"', '<g', svg)
-    svg = re.sub(r'font-family: [^;"]*', 'font-family: var(--sans)', svg)
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r'font-family: [^;"]*', "font-family: var(--sans)", svg)
     for variable, colour in _COLOURS.items():
-        svg = svg.replace(colour, f'var({variable})')
+        svg = svg.replace(colour, f"var({variable})")
     return Markup(svg)
