@@ -23,6 +23,10 @@ def evaluate(config, workdir, nnet_path, seed, name):
                         config.dataset.path, config.metrics.fid_stat)
     dataset = None if without_data else data.get(**config.dataset)
     classes = pipeline.classes_without_data(config) if without_data else dataset.classes
+    trained = engine.read_json(Path(workdir) / "classes.json", classes)
+    if config.train.mode == "cond" and trained != classes:
+        raise ValueError(f"the network was trained on the classes {trained}, the data have {classes}; "
+                         "give the data of the run, or config.dataset.classes")
     sampler = pipeline.load(config, weights, classes=classes, device=run.device)
     result = evaluation.evaluate(run, sampler, config, dataset, n=config.sample.n_samples, seed=seed, step=step,
                                  nnet=source, name=name or f"{source.stem}_{config.sample.n_samples}")

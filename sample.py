@@ -28,15 +28,17 @@ def sample(config, workdir, nnet_path, label, n_samples, seed):
     known = {"seed": seed, "nnet": source, "step": step, "sha256": engine.weights_hash(source),
              "sampler": sampler.describe()}
 
+    def class_name(index):
+        return classes[labels[index]] if sampler.null else ""
+
     def name(index):
-        return f"{index:06d}" + (f"_{classes[labels[index]]}" if sampler.null else "").replace("/", "_") + ".png"
+        return f"{index:06d}_{class_name(index)}".rstrip("_").replace("/", "_") + ".png"
 
     shown = []
     for indices, images in evaluation.generate(run, sampler, cond, len(labels), seed=seed,
                                                batch_size=config.sample.mini_batch_size):
         for index, image in zip(indices, images):
-            evaluation.save_png(folder / name(index), image, index=index, label=classes[labels[index]] if classes else "",
-                                **known)
+            evaluation.save_png(folder / name(index), image, index=index, label=class_name(index), **known)
             shown += [(index, image)] if index < 64 else []
     order = run.gather_rows(torch.tensor([index for index, _ in shown], dtype=torch.int64)).argsort()
     images = run.gather_rows(torch.stack([image for _, image in shown]) if shown else
@@ -47,7 +49,7 @@ def sample(config, workdir, nnet_path, label, n_samples, seed):
             table = csv.writer(stream)
             table.writerow(["file_name", "label", "index", *known])
             for index in range(len(labels)):
-                table.writerow([name(index), classes[labels[index]] if classes else "", index, *known.values()])
+                table.writerow([name(index), class_name(index), index, *known.values()])
         print(f"{len(labels)} images in {folder}")
     run.finish()
 

@@ -19,13 +19,16 @@ def train(config, workdir):
     engine.check_settings(config.train, SETTINGS)
     run = engine.start(config, workdir)
     dataset = data.get(**config.dataset)
-    run.keep("classes.json", dataset.classes)
+    held_out = data.held_out(config.dataset, config.train.validation_split) if config.train.validation_split else None
     run.main_first(lambda: data.preflight(dataset, remember=run.folder / "preflight.json"))
+    if held_out:
+        run.main_first(lambda: data.preflight(held_out, remember=run.folder / "preflight_held_out.json"))
+    null = dataset.null if config.train.mode == "cond" else {}
+    null = {key: value.to(run.device) for key, value in null.items()}
+    run.record("classes.json", dataset.classes if null else [], fixed=True)
     stream = data.Stream(dataset, config.train.batch_size, seed=config.seed, rank=run.rank, world=run.world,
                          workers=config.train.workers, balanced=config.train.get("balanced", False),
                          pin_memory=run.device.type == "cuda")
-    held_out = data.held_out(config.dataset, config.train.validation_split) if config.train.validation_split else None
-    null = dataset.null if config.train.mode == "cond" else {}
 
     codec = codecs.get(**config.codec)
     schedule = diffusion.schedule(**config.schedule)
@@ -43,8 +46,7 @@ def train(config, workdir):
         return losses.mean(), {}
 
     def validation():
-        every = max(1, len(held_out) // config.train.validation_size)  # spread over the classes
-        chosen = range(0, len(held_out), every)[:config.train.validation_size]
+        chosen = data.some(held_out, config.train.validation_size)
         return data.in_order(held_out, chosen[run.rank::run.world], config.train.batch_size // run.world)
 
     sampler = pipeline.Pipeline(state.ema, config, codec=codec, schedule=schedule, null=null,

@@ -28,6 +28,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from libs import backbones  # noqa: E402
+from libs.engine import optim  # noqa: E402
 
 SMALL = dict(name="uvit", img_size=32, patch_size=2, in_chans=3, embed_dim=512, depth=12, num_heads=8)
 LATENT = dict(name="uvit", img_size=32, patch_size=2, in_chans=4, num_classes=1001)
@@ -107,17 +108,20 @@ class PlainUViT(nn.Module):
 
 
 def ours_step(net, bf16):
-    """A training step the way this repository takes it; returns a function of a batch (x, t, noise)."""
-    ema = [p.detach().clone() for p in net.parameters()]
-    params = list(net.parameters())
-    optimizer = torch.optim.AdamW(params, fused=True, **ADAMW)
+    """A training step the way this repository takes it; returns a function of a batch (x, t, noise).
+
+    The engine's own update: fused AdamW with the gradients' norm and the check for non-finite numbers, which the plain
+    step does without, and the average by one operation.
+    """
+    ema, params = [p.detach().clone() for p in net.parameters()], list(net.parameters())
+    update = optim.Update(optim.make(params, name="adamw", **ADAMW))
 
     def step(x, t, noise):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            loss = (net(x, t) - noise).float().square().mean()
+            out = net(x, t)
+        loss = (out.float() - noise).square().mean()
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        update(loss.detach())
         torch._foreach_lerp_(ema, params, 1 - DECAY)
     return step
 
@@ -129,7 +133,8 @@ def plain_step(net, bf16):
 
     def step(x, t, noise):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            loss = (net(x, t) - noise).float().square().mean()
+            out = net(x, t)
+        loss = (out.float() - noise).square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -4,6 +4,7 @@ A script ends with `cli.main(train)`; `train(config, workdir)` gets a locked, va
 ends in one line that names the thing, not in a traceback (`--verbosity=1` shows it).
 """
 
+import hashlib
 import inspect
 import logging
 import math
@@ -18,10 +19,11 @@ _JSON_CONFIG = Path(__file__).parent.parent / "configs" / "from_run.py"
 
 # Dotted names, wherever they occur in a config, and what their number must satisfy.
 _POSITIVE = ("train.batch_size", "train.n_steps", "train.accumulation", "train.keep_checkpoints", "optimizer.lr",
-             "sample.sample_steps", "sample.n_samples", "sample.mini_batch_size", "dataset.resolution")
+             "sample.sample_steps", "sample.n_samples", "sample.mini_batch_size", "metrics.sample_steps", "metrics.n_samples",
+             "train.validation_size", "dataset.resolution", "nnet.embed_dim", "nnet.depth", "nnet.num_heads", "nnet.mlp_ratio")
 _NOT_NEGATIVE = ("seed", "train.log_interval", "train.eval_interval", "train.save_interval", "train.preview_interval",
                  "train.validation_interval", "train.workers", "train.grad_clip", "optimizer.weight_decay",
-                 "lr_scheduler.warmup_steps", "metrics.n_samples", "sample.guidance")
+                 "lr_scheduler.warmup_steps", "sample.guidance")
 _SHARE = ("train.p_uncond", "train.ema_rate")
 
 _FLAGS = {
@@ -61,11 +63,13 @@ def main(script, **own_flags):
             if "workdir" in values and not values["workdir"]:
                 values["workdir"] = default_workdir(flags.FLAGS["config"])
             script(config, **values)
-        except (ValueError, FileNotFoundError, FloatingPointError, KeyError, TypeError, OSError) as error:
+        except (ValueError, FileNotFoundError, FloatingPointError, KeyError, TypeError, OSError, RuntimeError) as error:
             logging.debug("", exc_info=True)
             rank = os.environ.get("RANK")
             text = error.args[0] if isinstance(error, KeyError) and error.args else error
-            sys.exit(f"error{f' on process {rank}' if rank else ''}: {text}")
+            # A wrong value is the user's to mend and said in full; anything else may be ours.
+            more = "" if isinstance(error, (ValueError, OSError, FloatingPointError)) else f" ({type(error).__name__}; --verbosity=1 shows where)"
+            sys.exit(f"error{f' on process {rank}' if rank else ''}: {text}{more}")
 
     sys.argv = _with_config_of_the_run(sys.argv)  # config_flags reads the overrides from there
     app.run(run)
@@ -86,6 +90,10 @@ def check(config):
                 raise ValueError(f"config.{path} is {value}; it must not be negative")
             if path in _SHARE and not 0 <= value <= 1:
                 raise ValueError(f"config.{path} is {value}; it must lie between 0 and 1")
+        if path == "metrics.bootstrap" and (value < 0 or value == 1):
+            raise ValueError(f"config.metrics.bootstrap is {value}; give at least 2 resamples, or 0 for no intervals")
+        if path == "sample.labels" and value not in ("data", "balanced"):
+            raise ValueError(f"config.sample.labels is {value!r}; known: data, balanced")
         if value is None:
             raise ValueError(f"config.{path} is None, which the command line cannot override; use '' or 0 for off")
 
@@ -96,7 +104,10 @@ def default_workdir(flag):
     named = {path: value for path, value in sorted(flag.override_values.items())
              if path.split(".")[0] not in ("sample", "metrics")}
     parts = [f"{path.rsplit('.', 1)[-1]}={value}".replace(os.sep, "_").replace(" ", "") for path, value in named.items()]
-    return os.path.join("workdir", stem, "-".join(parts)[:200] or "default")
+    name = "-".join(parts)
+    if len(name) > 200:  # longer than a file system likes
+        name = f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return os.path.join("workdir", stem, name or "default")
 
 
 def _leaves(config, path=""):

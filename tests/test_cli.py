@@ -75,7 +75,7 @@ def test_none_is_refused():
         cli.check(ConfigDict({"a": {"b": None}}))
 
 
-TINY = ("--config.train.n_steps=2", "--config.train.eval_interval=0", "--config.train.preview_interval=0",
+TINY = ("--config.lr_scheduler.warmup_steps=1", "--config.train.n_steps=2", "--config.train.eval_interval=0", "--config.train.preview_interval=0",
         "--config.train.validation_split=", "--config.dataset.size=64")
 
 
@@ -96,6 +96,12 @@ TINY = ("--config.train.n_steps=2", "--config.train.eval_interval=0", "--config.
     (("--config.train.mode=condition",), "known: cond, uncond"),
     (("--config.nnet.num_classes=3",), "4 classes"),
     (("--config.sample.algorithm=ddimm",), "ddim"),
+    (("--config.metrics.names=('fidd',)", "--config.train.eval_interval=2"), "unknown metrics ['fidd']"),
+    (("--config.metrics.features=('inceptoin',)", "--config.train.eval_interval=2"), "Did you mean 'inception'"),
+    (("--config.sample.labels=balancd",), "known: data, balanced"),
+    (("--config.metrics.bootstrap=1",), "config.metrics.bootstrap is 1"),
+    (("--config.nnet.embed_dim=-32",), "config.nnet.embed_dim is -32"),
+    (("--config.lr_scheduler.warmup_steps=50",), "cannot begin with 50 steps of warm-up"),
     (("stray",), "unexpected argument 'stray'"),
 ])
 def test_mistakes_end_before_training_with_one_message(script, tmp_path, options, words):
@@ -108,3 +114,51 @@ def test_mistakes_end_before_training_with_one_message(script, tmp_path, options
 def test_a_missing_config_says_what_to_give(script, tmp_path):
     done = script("train.py", f"--workdir={tmp_path}", fails=True)
     assert "--config=FILE is missing" in done.stderr
+
+
+FOLDER = ("--config=configs/folder64_uvit_label.py", "--config.train.batch_size=2", "--config.dataset.resolution=16",
+          "--config.nnet.img_size=16", "--config.train.workers=0", "--config.train.n_steps=2")
+
+
+def folder_of_images(root, names=("a", "b"), each=6, size=20):
+    from PIL import Image
+    for number, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for i in range(each):
+            Image.new("RGB", (size, size), (40 * number, 10 * i, 0)).save(root / name / f"{i}.png")
+    return root
+
+
+def spoil(kind, root):
+    from PIL import Image
+    if kind == "missing":
+        return root / "nowhere", "nowhere"
+    folder_of_images(root)
+    if kind == "empty path":
+        return "", "--config.dataset.path="
+    if kind == "empty class":
+        (root / "c").mkdir()
+        return root, "class 'c' has 0 images"
+    if kind == "truncated":
+        content = (root / "a" / "1.png").read_bytes()
+        (root / "a" / "1.png").write_bytes(content[:len(content) // 2])
+        (root / "b" / "2.png").write_bytes(b"")
+        return root, "a/1.png"
+    if kind == "small":
+        Image.new("RGB", (12, 40)).save(root / "b" / "3.png")
+        return root, "b/3.png: 12x40 pixels are smaller than resolution=16"
+    rows = {"no column": "file,label\na/0.png,a\n", "missing row": "file_name,label\na/0.png,a\nb/77.png,b\n",
+            "outside": "file_name,label\na/0.png,a\n../../secret.png,b\n"}
+    (root / "metadata.csv").write_text(rows[kind])
+    return root, {"no column": "file_name", "missing row": "metadata.csv:3", "outside": "metadata.csv:3"}[kind]
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty path", "empty class", "truncated", "small", "no column", "missing row",
+                                  "outside"])
+def test_bad_data_end_before_training_with_one_message(script, tmp_path, kind):
+    path, words = spoil(kind, tmp_path / "data")
+    done = script("train.py", *FOLDER, f"--config.dataset.path={path}", f"--workdir={tmp_path}/run", fails=True)
+    assert words in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
+    if kind == "truncated":
+        assert "b/2.png" in done.stderr, "every bad file is named at once"
+    assert not (tmp_path / "run" / "ckpts").exists() and not (tmp_path / "run" / "config.json").exists()

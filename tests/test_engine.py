@@ -280,11 +280,27 @@ def test_unknown_settings_are_refused():
         engine.check_settings(ConfigDict({"save_intervall": 3}))
 
 
-def test_changed_settings_are_named_on_resume(tmp_path, caplog):
+def test_changed_settings_are_named_and_written_only_when_the_run_begins(tmp_path, caplog):
     config = ConfigDict({"seed": 0, "train": {"n_steps": 5}})
-    engine.start(config, tmp_path).finish()
+    run = engine.start(config, tmp_path)
+    run.record("classes.json", ["a", "b"], fixed=True)
+    assert not (tmp_path / "config.json").exists()
+    run.describe()
+    run.finish()
     config.train.n_steps = 9
     with caplog.at_level(logging.WARNING):
-        engine.start(config, tmp_path).finish()
+        run = engine.start(config, tmp_path)
     assert "train.n_steps was 5, is now 9" in caplog.text
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["n_steps"] == 5
+    with pytest.raises(ValueError, match="classes.json says .*belongs to another run"):
+        run.record("classes.json", ["b", "a"], fixed=True)
+    run.describe()
+    run.finish()
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["n_steps"] == 9
     assert len(json.loads((tmp_path / "run.json").read_text())["sessions"]) == 2
+
+
+def test_the_stream_of_the_data_room_names_files():
+    from libs import data
+    stream = data.Stream(data.get(name="phantoms", size=8, resolution=8), 4, seed=0)
+    assert stream.file_name(3) == stream.dataset.file_name(3) != ""

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from libs import engine
 from libs.engine import checkpoint
 from tests.conftest import ROOT
 
-TINY = ("--config=configs/phantom32_uvit_label.py", "--config.nnet.embed_dim=32", "--config.nnet.depth=2",
+TINY = ("--config=configs/phantom32_uvit_label.py", "--config.lr_scheduler.warmup_steps=1", "--config.nnet.embed_dim=32", "--config.nnet.depth=2",
         "--config.nnet.num_heads=2", "--config.nnet.patch_size=8", "--config.dataset.size=64", "--config.train.batch_size=8",
         "--config.train.log_interval=1", "--config.train.save_interval=2", "--config.train.preview_interval=4",
         "--config.train.eval_interval=4", "--config.train.validation_interval=4", "--config.train.validation_size=16",
@@ -106,15 +107,24 @@ def test_a_wrong_label_is_named(script, trained):
     assert "no such class; known: all, nevus, melanoma, angioma, dermatofibroma" in done.stderr
 
 
+def test_a_diverging_run_ends_with_step_and_files(script, tmp_path):
+    done = script("train.py", *TINY, "--config.train.n_steps=50", "--config.optimizer.lr=1e30", "--config.train.grad_clip=0.0",
+                  "--config.train.eval_interval=0",
+                  "--config.train.preview_interval=0", f"--workdir={tmp_path}", fails=True)
+    assert "is not finite; no weight was changed" in done.stderr and "phantoms/0/train/" in done.stderr
+
+
 def test_two_processes_train_save_and_resume(script, tmp_path):
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    script("train.py", *TINY, "--config.train.n_steps=4", f"--workdir={whole}", processes=2)
+    """Taken up again in the middle of a log window of 3 steps, so that the sums of both processes must come back."""
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    options = (*TINY, "--config.train.n_steps=4", "--config.train.log_interval=3")
+    script("train.py", *options, f"--workdir={whole}", processes=2)
     assert json.loads((whole / "run.json").read_text())["sessions"][0]["processes"] == 2
-    script("train.py", *TINY, "--config.train.n_steps=2", "--config.train.eval_interval=0", f"--workdir={halves}",
-           processes=2)
-    script("train.py", *TINY, "--config.train.n_steps=4", f"--workdir={halves}", processes=2)
-    assert losses(whole) == losses(halves)
-    mine, its = (checkpoint.read(folder / "ckpts" / "4.ckpt")[0]["nnet_ema"] for folder in (whole, halves))
+    shutil.copytree(whole, again)
+    shutil.rmtree(again / "ckpts" / "4.ckpt")
+    script("train.py", *options, f"--workdir={again}", processes=2)
+    assert losses(whole) == losses(again) and [step for step, _ in losses(again)] == [3, 4]
+    mine, its = (checkpoint.read(folder / "ckpts" / "4.ckpt")[0]["nnet_ema"] for folder in (whole, again))
     assert all(torch.equal(mine[name], its[name]) for name in its)
 
 
@@ -171,3 +181,28 @@ def test_real_images_train_from_their_table(script, wbc, tmp_path):
            "--config.train.log_interval=1", "--config.dataset.drop_classes=('basophil',)", "--config.train.balanced=True")
     assert json.loads((tmp_path / "classes.json").read_text()) == ["eosinophil", "lymphocyte", "monocyte", "neutrophil"]
     assert (tmp_path / "samples" / "2.png").is_file() and len(losses(tmp_path)) == 2
+
+
+def test_grey_images_of_16_bits_from_class_folders_end_to_end(script, tmp_path):
+    """One channel all the way: data, network, features, PNGs and page; the network sees more than 256 levels."""
+    rng = np.random.default_rng(0)
+    for name in ("2 mild", "10 severe"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(24):
+            level = 40_000 if name == "10 severe" else 10_000
+            pixels = (level + rng.normal(0, 3_000, (20, 24))).clip(0, 65_535).astype(np.uint16)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
+    common = ("--config=configs/folder64_uvit_label.py", f"--config.dataset.path={tmp_path}/data",
+              "--config.dataset.resolution=16", "--config.dataset.channels=1", "--config.nnet.in_chans=1",
+              "--config.nnet.img_size=16", "--config.nnet.embed_dim=32", "--config.nnet.depth=2", "--config.nnet.num_heads=2",
+              f"--workdir={tmp_path}/run", "--config.train.batch_size=8", "--config.train.n_steps=2",
+              "--config.train.workers=2", "--config.train.log_interval=1", "--config.metrics.features=('classifier',)",
+              "--config.metrics.n_samples=8", "--config.metrics.bootstrap=3", "--config.sample.sample_steps=2",
+              "--config.metrics.sample_steps=2", "--config.sample.n_samples=8")
+    script("train.py", *common)
+    assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["2 mild", "10 severe"]  # natural order
+    script("eval.py", *common)
+    script("sample.py", f"--workdir={tmp_path}/run", "--label=2 mild", "--n_samples=2", f"--config.sample.path={tmp_path}/out")
+    assert Image.open(tmp_path / "out" / "000000_2 mild.png").mode == "L"
+    script("scripts/make_report.py", f"--workdir={tmp_path}/run")
+    assert "10 severe" in (tmp_path / "run" / "report.html").read_text()

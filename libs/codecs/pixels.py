@@ -8,15 +8,18 @@ LOGVAR_FLOOR = -30.0
 
 
 class Pixels(nn.Module):
-    """Images (N, channels, H, W) in [-1, 1] are their own latents; without parameters, on any device."""
+    """Images (N, C, H, W) in [-1, 1] are their own latents; without parameters, on any device.
+
+    channels: C, which is then checked; 0 takes images as they come.
+    """
 
     scale_factor = 1.0
     downsample = 1
 
-    def __init__(self, *, channels: int = 3):
+    def __init__(self, *, channels: int = 0):
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels={channels}: an image has at least one, e.g. 1 (grey) or 3 (RGB)")
+        if channels < 0:
+            raise ValueError(f"channels={channels}: 1 (grey), 3 (RGB), or 0 for images as they come")
         self.channels = channels
 
     def encode(self, x: Tensor) -> Tensor:
@@ -36,7 +39,7 @@ class Pixels(nn.Module):
         return tuple(shape)
 
     def _checked(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"expected images of shape (N, {self.channels}, H, W), got {tuple(x.shape)}: "
+        if x.ndim != 4 or self.channels not in (0, x.shape[1]):
+            raise ValueError(f"expected images of shape (N, {self.channels or 'C'}, H, W), got {tuple(x.shape)}: "
                              "the codec was built for that many channels")
         return x

@@ -7,6 +7,8 @@
 
 import inspect
 
+import numpy as np
+
 from .base import Dataset, Subset, one_of
 from .check import preflight
 from .folder import Folder
@@ -15,7 +17,7 @@ from .published import CIFAR10, CelebA, ImageNet
 from .reading import read_image
 
 __all__ = ["CIFAR10", "CelebA", "Dataset", "Folder", "ImageNet", "Stream", "Subset", "get", "held_out", "in_order",
-           "preflight", "read_image"]
+           "preflight", "read_image", "some"]
 
 _DATASETS = {"folder": Folder, "phantoms": None, "cifar10": CIFAR10, "celeba": CelebA, "imagenet": ImageNet}
 
@@ -36,3 +38,9 @@ def held_out(options, split):
     """Another split of the data set that `options` (name included) describe; there classes may have no image."""
     options = {**options, "split": split}
     return get(**options, **({"min_per_class": 0} if options["name"] == "folder" else {}))
+
+
+def some(dataset, size):
+    """Indices of `size` images (all, where there are fewer), rising: a random choice that is always the same."""
+    chosen = np.random.default_rng(0).permutation(len(dataset))[:size]
+    return sorted(chosen.tolist())

@@ -1,5 +1,6 @@
 """Image files as a data set: decoded, cut to a square, flipped, and kept in memory where they fit."""
 
+import functools
 import os
 
 import numpy as np
@@ -72,7 +73,7 @@ class ImageFiles(Dataset):
                     f"set mask_max={self.mask_peak}"]
         return []
 
-    @property
+    @functools.cached_property
     def fingerprint(self):
         files = sorted((row, *self._state(name)) for row, name in self._files())
         return fingerprint("folder", files, self.classes, self.labels.tolist() if self.classes else [],

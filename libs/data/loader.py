@@ -64,6 +64,10 @@ class Stream:
             raise ValueError(f"start={start}: expected a step >= 0")
         return _batches(self.dataset, self._keys(start), self.workers, self.seed, self.pin_memory, start)
 
+    def file_name(self, i):
+        """What to call image i in a message."""
+        return self.dataset.file_name(i)
+
     def positions(self, step):
         """(visits, indices) of this rank's share of a step; visits tell showings of one image apart."""
         share = self.batch_size // self.world

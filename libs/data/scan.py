@@ -39,6 +39,8 @@ def find(path, columns, *, follow_links=False):
     Raises:
         ValueError: with every fault of the structure.
     """
+    if not str(path):
+        raise ValueError("path is empty: give the folder of the images, --config.dataset.path=/path/to/images")
     path = Path(path).expanduser()
     if path.is_file():
         if path.suffix.lower() not in (".csv", ".jsonl"):

@@ -51,6 +51,7 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
         checkpoint.sweep(checkpoints)
     extra = state.resume(checkpoints)
     run.rewind_log(state.step)
+    run.describe()
     if extra is not None:
         window.restore(extra)
     if state.step >= settings["n_steps"]:
@@ -63,6 +64,7 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
     bar = tqdm(total=settings["n_steps"], initial=state.step, unit="step", disable=None if run.is_main else True)
     stream = batches(state.step)
     state.net.train()
+    run.listen()
     for batch in stream:
         loss, terms = _gradients(run, state, loss_fn, batch, settings["accumulation"])
         norm, verdict = state.advance(loss)
@@ -132,9 +134,9 @@ def validation_loss(run, loss_fn, net, batches):
             count += n
             for name, value in {"loss": loss, **terms}.items():
                 sums[name] = sums.get(name, 0.0) + value.double() * n
-    names = sorted(sums)
-    total = run.gather_rows(torch.stack([*(sums[name] for name in names), torch.tensor(
-        float(count), dtype=torch.float64, device=run.device)])[None]).sum(0)
+    names = run.from_main(sorted(sums))  # a process may have had no batch
+    mine = [float(sums.get(name, 0.0)) for name in names] + [float(count)]
+    total = run.gather_rows(torch.tensor([mine], dtype=torch.float64)).sum(0)
     return dict(zip(names, (total[:-1] / total[-1]).tolist()))
 
 
@@ -161,7 +163,10 @@ class Window:
             self.names, self.sums = list(terms), [value.clone().float() for value in values]
         self.count += 1
         self._images += len(index) * self.run.world
-        self.verdicts.append((step, verdict, index, batches))
+        # As a list: a tensor from a data worker would hold on to its shared memory.
+        self.verdicts.append((step, verdict, index.tolist(), batches))
+        if len(self.verdicts) >= 100:
+            self.check()
 
     def check(self):
         """Stop the run if a step since the last check was not finite. The one place that waits for the device."""
@@ -170,13 +175,17 @@ class Window:
         finite = torch.stack([verdict for _, verdict, _, _ in self.verdicts]).isfinite().tolist()
         if not all(finite):
             step, _, index, batches = self.verdicts[finite.index(False)]
-            names = ", ".join(str(batches.file_name(i)) for i in index[:8].tolist())
+            names = ", ".join(str(batches.file_name(i)) for i in index[:8])
             more = f" and {len(index) - 8} more" if len(index) > 8 else ""
             raise FloatingPointError(
                 f"loss or gradient of step {step} is not finite; no weight was changed by it and the last checkpoint is "
                 f"good. Items of that batch on process {self.run.rank}: {names}{more}. Try a lower optimizer.lr, "
                 "train.grad_clip, or bf16 in place of fp16")
         self.verdicts.clear()
+        scaler = self.run.accelerator.scaler
+        if scaler is not None and scaler.get_scale() < 2.0 ** -14:
+            raise FloatingPointError("float16 gradients overflow at every scale of the loss: this training has diverged. Go "
+                                     "back to the last checkpoint with a lower optimizer.lr, or use bf16")
 
     def close(self):
         """The means over all processes since the last log line, with images per second; starts a new window."""
@@ -195,13 +204,16 @@ class Window:
         self._clock += time.perf_counter() - begun
 
     def record(self):
-        """What a checkpoint keeps of an unfinished window."""
-        return {"count": self.count, "sums": dict(zip(self.names, (float(value) for value in self.sums)))}
+        """What a checkpoint keeps of an unfinished window: the sums of every process. Called by all of them."""
+        sums = torch.stack(self.sums)[None] if self.sums else torch.empty(1, 0, device=self.run.device)
+        return {"count": self.count, "names": self.names, "sums": self.run.gather_rows(sums).tolist()}
 
     def restore(self, record):
         """Go on with an unfinished window."""
-        self.count, self.names = record["count"], list(record["sums"])
-        self.sums = [torch.tensor(value, device=self.run.device) for value in record["sums"].values()]
+        rows = record["sums"]
+        mine = rows[self.run.rank] if len(rows) == self.run.world else [sum(row) / len(rows) for row in zip(*rows)]
+        self.count, self.names = record["count"], record["names"]
+        self.sums = [torch.tensor(value, device=self.run.device) for value in mine]
 
 
 def _gradients(run, state, loss_fn, batch, accumulation):

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from libs.engine.checkpoint import write_text
 
@@ -45,7 +45,9 @@ class Run:
         world = int(os.environ.get("WORLD_SIZE", 1))
         self.accelerator = Accelerator(
             mixed_precision=mixed_precision or None, cpu=True if not _has_accelerator() else None,
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)])
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                             # The others wait while one process checks a million files or trains a feature network.
+                             InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))])
         if self.accelerator.num_processes != world:
             raise RuntimeError(f"{world} processes were launched but accelerate joined {self.accelerator.num_processes}; "
                                "each would train its own copy. Launch with `accelerate launch --multi_gpu` or `torchrun`")
@@ -53,6 +55,7 @@ class Run:
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self._stop = Stop(self.world)
         self._tensorboard = self._lock = None
+        self._record, self._states = {}, []
         if claim and self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = _claim(self.folder)
@@ -62,16 +65,30 @@ class Run:
         """Wait for all processes."""
         self.accelerator.wait_for_everyone()
 
-    def describe(self, config):
-        """Write config.json and add this session (command, versions, device, commit) to run.json. Main process only."""
+    def record(self, name, content, *, fixed=False):
+        """Remember what the run folder is to keep as the JSON file `name`; `describe` writes it.
+
+        Raises:
+            ValueError: the folder holds another content already and it is `fixed` for the life of a run.
+        """
+        before = read_json(self.folder / name, content)
+        if before != content:
+            if fixed:
+                raise ValueError(f"{self.folder / name} says {before}, now it would be {content}: that belongs to another "
+                                 "run; choose another --workdir, or make the data as they were")
+            for line in _differences(before, content):
+                logging.warning("this run continues with another setting: %s", line)
+        self._record[name] = content
+
+    def describe(self):
+        """Write what was recorded, and add this session (command, versions, device, commit) to run.json.
+
+        Called when a run is known to begin, so that a command that fails leaves the folder as it was.
+        """
         if not self.is_main:
             return
-        text = config.to_json_best_effort(indent=1)
-        before = self.folder / "config.json"
-        if before.is_file() and before.read_text() != text:
-            for line in _differences(json.loads(before.read_text()), json.loads(text)):
-                logging.warning("this run continues with another setting: %s", line)
-        write_text(before, text)
+        for name, content in self._record.items():
+            write_text(self.folder / name, json.dumps(content, indent=1))
         sessions = read_json(self.folder / "run.json", {"sessions": []})
         sessions["sessions"].append({
             "command": shlex.join([Path(sys.executable).name, *sys.argv]), "started": _now(), "processes": self.world,
@@ -99,18 +116,24 @@ class Run:
         """TensorBoard's writer, opened at the first use."""
         if self._tensorboard is None:
             from torch.utils.tensorboard import SummaryWriter
-            self._tensorboard = SummaryWriter(self.folder / "tensorboard")
+            self._tensorboard = SummaryWriter(self.folder / "tensorboard", purge_step=self._purge)
         return self._tensorboard
 
-    def keep(self, name, content):
-        """Write `content` as JSON to a file of the run folder. Main process only."""
-        if self.is_main:
-            write_text(self.folder / name, json.dumps(content, indent=1))
+    _purge = None  # the first step whose TensorBoard entries of an earlier session no longer count
+
+    def own(self, state):
+        """Let go of a state's wrapped network and optimizer when the run ends."""
+        self._states.append(state)
+
+    def listen(self):
+        """From now on SIGTERM and SIGUSR1 mean: save and stop at the end of a step."""
+        self._stop.listen()
 
     def rewind_log(self, step):
         """Drop the metric lines after `step` and a torn last line: those steps are about to be done again."""
         path = self.folder / "metrics.jsonl"
         if self.is_main and path.is_file():
+            self._purge = step + 1
             kept = [line for line in read_metrics(path) if line["step"] <= step]
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -162,8 +185,11 @@ class Run:
         if self._tensorboard is not None:
             self._tensorboard.close()
         self._stop.settle()
+        for state in self._states:  # a gloo run may abort at exit while a wrapped network is still alive
+            state.net = state.optimizer = state.update = None
+        self.accelerator.free_memory()
+        gc.collect()
         self.barrier()
-        gc.collect()  # a finished gloo run may abort at exit while a wrapped network is still alive
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         if self._lock is not None:
@@ -181,6 +207,9 @@ class Stop:
         self._asked = False  # by a signal to this process
         self._group = torch.distributed.new_group(backend="gloo") if world > 1 else None
         self._pending = None
+
+    def listen(self):
+        """Take over the signals; before, they end the process as usual."""
         for name in _SIGNALS:
             signal.signal(name, self._note)
 
@@ -218,7 +247,7 @@ def start(config, workdir, *, claim=True):
     logging.getLogger().setLevel(logging.INFO if run.is_main else logging.WARNING)
     torch.manual_seed(config.seed)  # of the initial weights; every training step is seeded anew
     if claim:
-        run.describe(config)
+        run.record("config.json", json.loads(config.to_json_best_effort()))
     return run
 
 

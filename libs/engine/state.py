@@ -61,6 +61,7 @@ class State:
         self.update = optim.Update(self.optimizer, grad_clip=grad_clip, world=run.world, scaler=run.accelerator.scaler)
         self.step, self.best = 0, {}
         self._saved_step = None
+        run.own(self)
 
     def advance(self, loss):
         """Finish a step whose gradients are there: update weights and average. See optim.Update for what it returns."""
@@ -147,8 +148,11 @@ def load_weights(path, *, averaged=True):
         folder, tensors, record = checkpoint.read_latest(path)
         best = record["best"].get("step")
         if best is not None and best != record["step"]:
-            folder = path / f"{best}.ckpt"
-            tensors, record = checkpoint.read(folder)
+            try:
+                tensors, record = checkpoint.read(path / f"{best}.ckpt")
+                folder = path / f"{best}.ckpt"
+            except ValueError as error:
+                logging.warning("%s. The newest one is used in place of the best.", error)
         return tensors["nnet_ema" if averaged else "nnet"], record["step"], folder
     if (path / checkpoint.MANIFEST).is_file():
         tensors, record = checkpoint.read(path)

@@ -73,8 +73,9 @@ def evaluator(run, pipeline, config, dataset):
     """
     if not config.train.eval_interval:
         return None
+    metrics.check_names(config.metrics.names)
     try:
-        sides = prepare(run, config, dataset)[:1]
+        sides = prepare(run, config, dataset, only_first=True)
     except ValueError as error:
         logging.warning("training goes on without scores: %s", error)
         return None
@@ -83,6 +84,7 @@ def evaluator(run, pipeline, config, dataset):
         result = evaluate(run, pipeline, config, dataset, n=config.metrics.n_samples, seed=config.seed, name="", step=step,
                           detailed=False, sides=sides)
         scores = {name: score["value"] for name, score in result["scores"].items()}
+        scores["n"] = result["n"]
         frechet = [value for name, value in scores.items() if name == "fid" or name.startswith("fd_")]
         return scores | ({"frechet": frechet[0]} if frechet else {})
 
@@ -196,7 +198,8 @@ def _keep_shown(path, seen, labels, real, dataset):
         # How near real images are to each other, as a measure for the distances above.
         own, _ = metrics.nearest(real.features[:500], real.features, k=2)
         arrays |= {"arr_2": nhwc(_real(dataset, nearest)), "arr_3": distance[:, 0].numpy(), "arr_4": np.array(nearest),
-                   "arr_5": nhwc(_real(dataset, beside)), "arr_6": _labels(dataset.labels, beside),
+                   "arr_5": nhwc(_real(dataset, beside)),
+                   "arr_6": _labels(None if labels is None else dataset.labels, beside),
                    "arr_7": own[:, 1].numpy()}
     save_npz(path, **arrays)
 

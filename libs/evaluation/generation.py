@@ -1,5 +1,6 @@
 """Generated images: exactly N over all processes, image i depending on (seed, i) alone, and where they go."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def save_npz(path, **arrays):
     """Write an `.npz` in one step: a reader sees the whole file or none."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".staging-{path.stem}.npz")
+    staging = path.with_name(f".staging-{path.stem}-{os.getpid()}.npz")
     np.savez(staging, **arrays)
     staging.replace(path)
 

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import logging
+import os
+import shutil
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +13,7 @@ import numpy as np
 import torch
 
 from libs import data, metrics
+from libs.evaluation.generation import save_npz
 from libs.metrics import gaussian
 from libs.pipeline import to_uint8
 
@@ -28,36 +32,39 @@ class Reference(NamedTuple):
     source: str
 
 
-def prepare(run, config, dataset):
+def prepare(run, config, dataset, *, only_first=False):
     """What evaluations compare with: [(extractor, Reference)] of the feature networks that can be had; ValueError if none."""
+    found = extractors(run, config, dataset)[:1 if only_first else None]
     return [(each, reference(run, each, dataset, stats=config.metrics.fid_stat if each.name == "inception" else "",
-                             workers=config.train.workers)) for each in extractors(run, config, dataset)]
+                             workers=config.train.workers)) for each in found]
 
 
 def extractors(run, config, dataset):
     """The feature networks of config.metrics.features that can be had here, on the run's device.
 
     'classifier' is trained on the data at hand, once, and kept below assets/feature_networks. A network whose weights
-    are missing is named in a warning and left out.
+    are missing is named in a warning and left out. The main process decides what can be had, the others follow.
 
     Raises:
-        ValueError: none of them can be had.
+        ValueError: an unknown name, or none of them can be had.
     """
-    found, reasons = [], []
-    for name in config.metrics.features:
+    def build(name):
+        if name == "classifier":
+            folder = feature_network(dataset, seed=config.seed, flip=config.dataset.get("random_flip", False))
+            return metrics.extractor(f"classifier:{folder}", device=run.device)
+        return metrics.extractor(name, device=run.device)
+
+    found, reasons = {}, []
+    for name in config.metrics.features if run.is_main else ():
         try:
-            if name == "classifier":
-                folder = run.main_first(lambda: feature_network(dataset, seed=config.seed,
-                                                                flip=config.dataset.get("random_flip", False)))
-                found.append(metrics.extractor(f"classifier:{folder}", device=run.device))
-            else:
-                found.append(run.main_first(lambda: metrics.extractor(name, device=run.device)))
-        except (FileNotFoundError, ValueError, OSError) as error:
+            found[name] = build(name)
+        except OSError as error:  # missing weights are a FileNotFoundError; a mistyped name is a ValueError and ends here
             reasons.append(f"{name}: {error}")
             logging.warning("features %r are left out: %s", name, error)
-    if not found:
+    names, reasons = run.from_main([list(found), reasons])
+    if not names:
         raise ValueError("no feature network of config.metrics.features is available. " + " | ".join(reasons))
-    return found
+    return [found[name] if run.is_main else build(name) for name in names]
 
 
 def feature_network(dataset, *, seed, flip=False):
@@ -74,7 +81,12 @@ def feature_network(dataset, *, seed, flip=False):
         network = metrics.train_classifier(images, dataset.labels, classes=dataset.classes, seed=seed,
                                            flips=("horizontal",) if flip else (), name=f"{dataset.name}{dataset.shape[-1]}",
                                            fingerprint=dataset.fingerprint)
-        network.save(folder)
+        staging = folder.with_name(f".staging-{folder.name}-{os.getpid()}")
+        network.save(staging)
+        try:
+            os.replace(staging, folder)
+        except OSError:  # another run was as quick with the same network
+            shutil.rmtree(staging)
         logging.info("feature network: %.1f %% of %d held-out images recognised (%s)", 100 * network.report["accuracy"],
                      network.report["held_out"], folder)
     return folder
@@ -98,14 +110,10 @@ def reference(run, extractor, dataset, *, stats="", batch_size=64, workers=0):
         return Reference(known, None, None, None, str(stats))
     key = hashlib.sha256(json.dumps([dataset.fingerprint, extractor.fingerprint, KEPT]).encode()).hexdigest()
     path = CACHE / f"{dataset.name}-{extractor.name}-{key[:16]}.npz".replace("/", "_")
-    if run.from_main(not path.is_file()):
+    if run.from_main(not _whole(path)):
         computed = _reference_of_data(run, extractor, dataset, batch_size, workers)
         if run.is_main:
-            CACHE.mkdir(parents=True, exist_ok=True)
-            staging = path.with_suffix(f".staging{run.rank}.npz")
-            np.savez(staging, mu=computed["mu"], sigma=computed["sigma"], n=computed["n"],
-                     features=computed["features"], indices=computed["indices"])
-            staging.replace(path)
+            save_npz(path, **computed)
     run.barrier()
     with np.load(path, allow_pickle=False) as file:
         stored = {name: torch.from_numpy(file[name]) for name in file.files if name != "n"}
@@ -113,7 +121,18 @@ def reference(run, extractor, dataset, *, stats="", batch_size=64, workers=0):
     labels = None if dataset.labels is None else dataset.labels[stored["indices"]]
     gauss = known or gaussian.Gaussian(stored["mu"], stored["sigma"], n, extractor.name)
     source = str(stats) if known else f"{n} images of {dataset.name} ({path.name})"
+    if n > KEPT:
+        source += f"; single images compared with {len(stored['features'])} of them"
     return Reference(gauss, stored["features"], labels, stored["indices"], source)
+
+
+def _whole(path):
+    """Whether a cached file is there and can be read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return all(file[name].size for name in file.files)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def _reference_of_data(run, extractor, dataset, batch_size, workers):

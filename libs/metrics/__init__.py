@@ -21,13 +21,14 @@ from .intervals import bootstrap, sample_size_warning
 from .kernel import kid, kid_subsets
 from .manifold import density_coverage, precision_recall
 from .neighbours import nearest
-from .suite import frechet_name, scores, scores_per_class, share, warnings
+from .suite import check_names, frechet_name, scores, scores_per_class, share, warnings
 
 __all__ = [
     "Extractor",
     "Gaussian",
     "Moments",
     "bootstrap",
+    "check_names",
     "density_coverage",
     "extract",
     "extractor",

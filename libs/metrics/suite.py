@@ -203,10 +203,15 @@ def _at_most(features, limit, seed):
     return features[torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:limit]]
 
 
-def _check(generated, real, gaussian_of_real, feature, names):
+def check_names(names):
+    """ValueError for names of metrics that are not known."""
     unknown = set(names) - set(NAMES)
     if unknown:
         raise ValueError(f"unknown metrics {sorted(unknown)}; known are {', '.join(NAMES)}")
+
+
+def _check(generated, real, gaussian_of_real, feature, names):
+    check_names(names)
     if real is None and gaussian_of_real is None:
         raise ValueError("neither real features nor their statistics are given: nothing to compare with")
     if gaussian_of_real is not None and gaussian_of_real.features not in ("", feature):
