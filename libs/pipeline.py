@@ -38,8 +38,9 @@ class Pipeline:
         self.own = {key: config.sample[key] for key in ("eta", "spacing") if key in config.sample}
         if self.guidance != 1.0 and not null:
             raise ValueError(f"sample guidance {self.guidance} needs conditions, and this network has none; set it to 1")
-        if self.algorithm not in samplers.SAMPLERS:
-            raise ValueError(f"unknown sampling algorithm {self.algorithm!r}; known: {', '.join(samplers.SAMPLERS)}")
+        for asked in (self.algorithm, config.sample.algorithm):
+            if asked not in samplers.SAMPLERS:
+                raise ValueError(f"unknown sampling algorithm {asked!r}; known: {', '.join(samplers.SAMPLERS)}")
 
     @torch.no_grad()
     def __call__(self, cond, *, seed, indices):

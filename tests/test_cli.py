@@ -23,10 +23,10 @@ def load(name):
 def test_every_config_is_valid_and_ordered(name):
     config = load(name)
     cli.check(config)
-    assert [key for key in config if key in SECTIONS] == sorted(config, key=SECTIONS.index)
     diffusion.schedule(**config.schedule)
     codecs.get(**config.codec)
     source = (Path(__file__).parent.parent / "configs" / f"{name}.py").read_text()
+    assert re.findall(r"^    config\.(\w+) =", source, re.M) == SECTIONS
     assert f"configs/{name}.py" in source.split('"""')[1], "the docstring gives the exact command"
 
 

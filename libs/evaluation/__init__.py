@@ -76,7 +76,7 @@ def evaluator(run, pipeline, config, dataset):
     metrics.check_names(config.metrics.names)
     try:
         sides = prepare(run, config, dataset, only_first=True)
-    except ValueError as error:
+    except OSError as error:
         logging.warning("training goes on without scores: %s", error)
         return None
 

@@ -33,7 +33,7 @@ class Reference(NamedTuple):
 
 
 def prepare(run, config, dataset, *, only_first=False):
-    """What evaluations compare with: [(extractor, Reference)] of the feature networks that can be had; ValueError if none."""
+    """What evaluations compare with: [(extractor, Reference)] of the feature networks that can be had, at least one."""
     found = extractors(run, config, dataset)[:1 if only_first else None]
     return [(each, reference(run, each, dataset, stats=config.metrics.fid_stat if each.name == "inception" else "",
                              workers=config.train.workers)) for each in found]
@@ -46,7 +46,8 @@ def extractors(run, config, dataset):
     are missing is named in a warning and left out. The main process decides what can be had, the others follow.
 
     Raises:
-        ValueError: an unknown name, or none of them can be had.
+        ValueError: an unknown name.
+        FileNotFoundError: none of them can be had.
     """
     def build(name):
         if name == "classifier":
@@ -63,7 +64,7 @@ def extractors(run, config, dataset):
             logging.warning("features %r are left out: %s", name, error)
     names, reasons = run.from_main([list(found), reasons])
     if not names:
-        raise ValueError("no feature network of config.metrics.features is available. " + " | ".join(reasons))
+        raise FileNotFoundError("no feature network of config.metrics.features can be had. " + " | ".join(reasons))
     return [found[name] if run.is_main else build(name) for name in names]
 
 
@@ -72,8 +73,8 @@ def feature_network(dataset, *, seed, flip=False):
 
     `flip`: whether mirroring an image leaves its class as it is (config.dataset.random_flip).
     """
-    if dataset.labels is None:
-        raise ValueError("features 'classifier' need labelled data; use timm:<network>, dinov2 or inception")
+    if dataset is None or dataset.labels is None:
+        raise FileNotFoundError("they need labelled data; use timm:<network>, dinov2 or inception")
     folder = NETWORKS / f"{dataset.name}{dataset.shape[-1]}-{dataset.fingerprint[:12]}-{seed}{'-flip' * flip}"
     if not (folder / "config.json").is_file():
         logging.info("training a feature network on %d images of %s", len(dataset), dataset.name)
