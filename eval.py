@@ -22,9 +22,9 @@ def evaluate(config, workdir, nnet_path, seed, name):
         logging.warning("no data at %s: only what %s allows is scored, labels are drawn with equal probability",
                         config.dataset.path, config.metrics.fid_stat)
     dataset = None if without_data else data.get(**config.dataset)
-    classes = pipeline.classes_without_data(config) if without_data else dataset.classes
-    trained = engine.read_json(Path(workdir) / "classes.json", classes)
-    if config.train.mode == "cond" and trained != classes:
+    trained = engine.read_json(Path(workdir) / "classes.json", [])
+    classes = dataset.classes if dataset else trained or pipeline.classes_without_data(config)
+    if config.train.mode == "cond" and trained and trained != classes:
         raise ValueError(f"the network was trained on the classes {trained}, the data have {classes}; "
                          "give the data of the run, or config.dataset.classes")
     sampler = pipeline.load(config, weights, classes=classes, device=run.device)

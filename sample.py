@@ -55,5 +55,5 @@ def sample(config, workdir, nnet_path, label, n_samples, seed):
 
 
 if __name__ == "__main__":
-    cli.main(sample, label=("", "a class name, or 'all'; by default classes in turn"), n_samples=(16, "images; of each class with --label=all"),
-             seed=(0, "seed of the images"))
+    cli.main(sample, label=("", "a class name, or 'all'; by default classes in turn"),
+             n_samples=(16, "images; of each class with --label=all"), seed=(0, "seed of the images"))

@@ -206,3 +206,25 @@ def test_grey_images_of_16_bits_from_class_folders_end_to_end(script, tmp_path):
     assert Image.open(tmp_path / "out" / "000000_2 mild.png").mode == "L"
     script("scripts/make_report.py", f"--workdir={tmp_path}/run")
     assert "10 severe" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_statistics_in_place_of_the_images(script, trained, tmp_path):
+    """Where the images are not at hand, a statistics file of the same features gives the Fréchet distance and no more."""
+    from tests.test_cli import FOLDER, folder_of_images
+    options = (*FOLDER, f"--config.dataset.path={folder_of_images(tmp_path / 'data', each=12)}", f"--workdir={tmp_path}/run",
+               "--config.nnet.embed_dim=32", "--config.nnet.depth=2", "--config.nnet.num_heads=2",
+               "--config.lr_scheduler.warmup_steps=1", "--config.train.eval_interval=0", "--config.train.preview_interval=0",
+               "--config.sample.sample_steps=2", "--config.sample.n_samples=6", "--config.metrics.bootstrap=0")
+    script("train.py", *options)
+    folder = script("scripts/train_feature_network.py", *options[:-1]).stdout.split(":")[0]
+    assert (ROOT / folder / "weights.safetensors").is_file()
+    features = f"--config.metrics.features=('classifier:{ROOT / folder}',)"
+    script("scripts/compute_fid_stats.py", *options, f"--features=classifier:{ROOT / folder}", f"--output={tmp_path}/mine.npz")
+    with_images = script("eval.py", *options, features, f"--config.metrics.fid_stat={tmp_path}/mine.npz", "--name=with")
+    os.rename(tmp_path / "data", tmp_path / "elsewhere")
+    script("eval.py", *options, features, f"--config.metrics.fid_stat={tmp_path}/mine.npz", "--name=without",
+           "--config.sample.labels=balanced", f"--config.sample.path={tmp_path}/kept")
+    scores = json.loads((tmp_path / "run" / "eval" / "without" / "scores.json").read_text())
+    assert list(scores["scores"])[0].startswith("fd_classifier-") and not any("kid" in name for name in scores["scores"])
+    assert any("only mean and covariance" in text for text in scores["warnings"]) and "mine.npz" in scores["reference"]
+    assert "fd_classifier-" in with_images.stdout and len(os.listdir(tmp_path / "kept")) == 6

@@ -35,8 +35,8 @@ class Reference(NamedTuple):
 def prepare(run, config, dataset, *, only_first=False):
     """What evaluations compare with: [(extractor, Reference)] of the feature networks that can be had, at least one."""
     found = extractors(run, config, dataset)[:1 if only_first else None]
-    return [(each, reference(run, each, dataset, stats=config.metrics.fid_stat if each.name == "inception" else "",
-                             workers=config.train.workers)) for each in found]
+    return [(each, reference(run, each, dataset, stats=config.metrics.fid_stat, workers=config.train.workers))
+            for each in found]
 
 
 def extractors(run, config, dataset):
@@ -97,14 +97,20 @@ def reference(run, extractor, dataset, *, stats="", batch_size=64, workers=0):
     """The real side: from a statistics file, or computed once from `dataset` over all processes and cached.
 
     Args:
-        stats: path of an npz with mu and sigma; where it is missing the statistics are computed, with a warning.
-        dataset: the real images; may be None where `stats` exists.
+        stats: path of an npz with mu and sigma. It is used where it holds this extractor's features; a file that does
+            not say which (U-ViT's, pytorch-fid's) holds Inception's. Where it is missing they are computed.
+        dataset: the real images; may be None where `stats` serves.
 
     The cache key holds the data's fingerprint and the extractor's, so a change of either is noticed.
     """
     known = None
     if stats and Path(stats).is_file():
-        known = gaussian.load_stats(stats, dims=extractor.dims)
+        found = gaussian.load_stats(stats)
+        if (found.features or "inception") == extractor.name:
+            known = gaussian.load_stats(stats, dims=extractor.dims)
+        elif dataset is None:
+            raise ValueError(f"{stats} holds {found.features or 'inception'} features, not those of {extractor.name}, and the "
+                             "images are not there to compute them")
     elif stats:
         logging.warning("no statistics at %s: they are computed from %s", stats, dataset.name)
     if dataset is None:
