@@ -216,7 +216,7 @@ def test_statistics_in_place_of_the_images(script, trained, tmp_path):
                "--config.lr_scheduler.warmup_steps=1", "--config.train.eval_interval=0", "--config.train.preview_interval=0",
                "--config.sample.sample_steps=2", "--config.sample.n_samples=6", "--config.metrics.bootstrap=0")
     script("train.py", *options)
-    folder = script("scripts/train_feature_network.py", *options[:-1]).stdout.split(":")[0]
+    folder = script("scripts/train_feature_network.py", *FOLDER, f"--config.dataset.path={tmp_path}/data").stdout.split(":")[0]
     assert (ROOT / folder / "weights.safetensors").is_file()
     features = f"--config.metrics.features=('classifier:{ROOT / folder}',)"
     script("scripts/compute_fid_stats.py", *options, f"--features=classifier:{ROOT / folder}", f"--output={tmp_path}/mine.npz")
