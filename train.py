@@ -8,11 +8,10 @@ U-ViT (Bao et al., CVPR 2023) on CIFAR-10, CelebA, ImageNet 64x64, and on one's 
 The same command resumes a run that was stopped.
 """
 
-from libs import cli, codecs, cond as conditions, data, diffusion, engine, evaluation, pipeline
+from libs import cli, codecs, cond as conditions, data, diffusion, engine, evaluation, nn, pipeline
 
-SETTINGS = ("mode", "batch_size", "mixed_precision", "compile", "workers", "balanced", "weighting", "p_uncond", "ema_rate",
-            "grad_clip", "validation_split",
-            "validation_size")
+SETTINGS = ("mode", "batch_size", "mixed_precision", "compile", "attention", "workers", "balanced", "weighting", "p_uncond",
+            "ema_rate", "grad_clip", "validation_split", "validation_size")
 
 
 def train(config, workdir):
@@ -30,6 +29,7 @@ def train(config, workdir):
                          workers=config.train.workers, balanced=config.train.get("balanced", False),
                          pin_memory=run.device.type == "cuda")
 
+    nn.use_backend(config.train.attention)
     codec = codecs.get(**config.codec)
     schedule = diffusion.schedule(**config.schedule)
     net = pipeline.build_net(config, dataset.classes)

@@ -1,4 +1,7 @@
-"""The config that a run wrote down: --config=configs/from_run.py:RUN/config.json (eval.py and sample.py do it by themselves)."""
+"""The config that a run wrote down: --config=configs/from_run.py:RUN/config.json.
+
+The scripts take it by themselves where only --workdir is given.
+"""
 
 import json
 

@@ -99,6 +99,7 @@ TINY = ("--config.lr_scheduler.warmup_steps=1", "--config.train.n_steps=2", "--c
     (("--config.metrics.names=('fidd',)", "--config.train.eval_interval=2"), "unknown metrics ['fidd']"),
     (("--config.metrics.features=('inceptoin',)", "--config.train.eval_interval=2"), "Did you mean 'inception'"),
     (("--config.sample.labels=balancd",), "known: data, balanced"),
+    (("--config.train.attention=flash",), "sdpa"),
     (("--config.metrics.bootstrap=1",), "config.metrics.bootstrap is 1"),
     (("--config.nnet.embed_dim=-32",), "config.nnet.embed_dim is -32"),
     (("--config.lr_scheduler.warmup_steps=50",), "cannot begin with 50 steps of warm-up"),
