@@ -26,6 +26,9 @@ _NOT_NEGATIVE = ("seed", "train.log_interval", "train.eval_interval", "train.sav
                  "lr_scheduler.warmup_steps", "sample.guidance")
 _SHARE = ("train.p_uncond", "train.ema_rate")
 
+# Errors whose message is written for the user; others may be ours, and say where to look.
+_SAID_IN_FULL = (ValueError, OSError, FloatingPointError, ImportError)
+
 _FLAGS = {
     "workdir": "folder of the run; by default workdir/<config>/<overrides, or default>",
     "nnet_path": "weights: a .pth or .safetensors file, a <step>.ckpt folder or a run folder; by default the best "
@@ -63,12 +66,11 @@ def main(script, **own_flags):
             if "workdir" in values and not values["workdir"]:
                 values["workdir"] = default_workdir(flags.FLAGS["config"])
             script(config, **values)
-        except (ValueError, FileNotFoundError, FloatingPointError, KeyError, TypeError, OSError, RuntimeError) as error:
+        except (*_SAID_IN_FULL, KeyError, TypeError, RuntimeError) as error:
             logging.debug("", exc_info=True)
             rank = os.environ.get("RANK")
             text = error.args[0] if isinstance(error, KeyError) and error.args else error
-            # A wrong value is the user's to mend and said in full; anything else may be ours.
-            more = "" if isinstance(error, (ValueError, OSError, FloatingPointError)) else f" ({type(error).__name__}; --verbosity=1 shows where)"
+            more = "" if isinstance(error, _SAID_IN_FULL) else f" ({type(error).__name__}; --verbosity=1 shows where)"
             sys.exit(f"error{f' on process {rank}' if rank else ''}: {text}{more}")
 
     sys.argv = _with_config_of_the_run(sys.argv)  # config_flags reads the overrides from there
