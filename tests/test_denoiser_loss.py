@@ -13,8 +13,6 @@ PARITY = Path(__file__).parent / "parity" / "hybrid_loss.safetensors"
 
 @pytest.fixture(scope="module")
 def published():
-    if not PARITY.exists():
-        pytest.skip("tests/parity/hybrid_loss.safetensors is absent")
     return load_file(PARITY)
 
 

@@ -220,6 +220,18 @@ def test_best_checkpoint_is_kept_and_loaded(tmp_path):
     assert step == 8 and folder.name == "8.ckpt" and set(weights) == set(state.module.state_dict())
 
 
+def test_best_is_never_compared_with_other_scores(tmp_path, caplog):
+    """Inception weights that were missing in the first session change what 'frechet' means."""
+    run, state = begin(tmp_path)
+    engine.fit(run, state, Batches(), loss_fn, settings(n_steps=4, eval_interval=4, best_metric="frechet"),
+               evaluate=lambda ema, step: {"frechet": 3.0, "fd_classifier": 3.0})
+    run.finish()
+    run, state = begin(tmp_path)
+    engine.fit(run, state, Batches(), loss_fn, settings(n_steps=8, eval_interval=4, best_metric="frechet"),
+               evaluate=lambda ema, step: {"frechet": 40.0, "fid": 40.0})
+    assert state.best["step"] == 8 and state.best["value"] == 40.0 and "judged by other scores" in caplog.text
+
+
 def test_two_runs_cannot_share_a_folder(tmp_path, monkeypatch):
     run = engine.Run(tmp_path)
     monkeypatch.setattr("time.sleep", lambda _: None)

@@ -19,8 +19,6 @@ DETERMINISTIC = ["ddim", "euler_maruyama_ode", "dpm_solver", "dpmpp_fast", "dpmp
 
 @pytest.fixture(scope="module")
 def published():
-    if not PARITY.exists():
-        pytest.skip("tests/parity/samplers.safetensors is absent")
     return load_file(PARITY)
 
 

@@ -14,8 +14,6 @@ NAMES = ["vpsde", "vpsde_cosine", "sd", "linear", "cosine"]
 
 @pytest.fixture(scope="module")
 def published():
-    if not PARITY.exists():
-        pytest.skip("tests/parity/schedules.safetensors is absent")
     return {key.removeprefix("out."): value for key, value in load_file(PARITY).items()}
 
 

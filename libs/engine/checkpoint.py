@@ -160,9 +160,12 @@ def write_text(path, text):
     """Replace a small text file in one step: readers see the old content or the new one, never a part."""
     path = Path(path)
     staging = path.with_name(f"{STAGING}{path.name}-{uuid.uuid4().hex[:8]}")
-    staging.write_text(text)
-    _flush(staging)
-    os.replace(staging, path)
+    try:
+        staging.write_text(text, encoding="utf-8", errors="replace")
+        _flush(staging)
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def sha256(file):

@@ -247,8 +247,13 @@ def _evaluate(run, state, evaluate, metric):
             logging.warning("train.best_metric %r is not among the scores: %s", metric, ", ".join(sorted(scores)))
         return False
     # Every process holds the same numbers: evaluation ends with a gather, not with an opinion of rank 0.
+    judged = sorted(scores)
+    if state.best and state.best["judged_by"] != judged:
+        logging.warning("the best checkpoint so far was judged by other scores (%s); the search begins anew",
+                        ", ".join(state.best["judged_by"]))
+        state.best = {}
     if math.isfinite(scores[metric]) and scores[metric] < state.best.get("value", math.inf):
-        state.best = {"step": state.step, "metric": metric, "value": scores[metric]}
+        state.best = {"step": state.step, "metric": metric, "value": scores[metric], "judged_by": judged}
         return True
     return False
 

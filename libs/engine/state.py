@@ -25,7 +25,7 @@ class State:
         module: the same network bare.
         ema: float32 copy whose trainable weights are the exponential moving average; frozen weights are shared.
         step: number of finished optimizer steps.
-        best: {'step', 'metric', 'value'} of the best evaluation so far, or {}.
+        best: {'step', 'metric', 'value', 'judged_by'} of the best evaluation so far, or {}.
     """
 
     def __init__(self, run, net, *, optimizer, lr_scheduler, n_steps, ema_rate=0.9999, grad_clip=0.0, compile=False):

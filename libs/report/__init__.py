@@ -8,13 +8,13 @@ report.html.j2, which escapes everything that comes out of files.
 
 import json
 import math
-import os
 from pathlib import Path
 
 import jinja2
 import numpy as np
 from PIL import Image
 
+from libs.engine.checkpoint import write_text
 from libs.report.figures import curves, png
 
 SMALL_N = 50  # below it a score is marked, whatever the evaluation itself warned of
@@ -34,12 +34,8 @@ def write(workdir, *, title=""):
     templates.filters.update(number=number, duration=duration)
     template = templates.get_template("report.html.j2")
     page = template.render(contents(workdir), title=title or workdir.resolve().name)
-    path, staged = workdir / "report.html", workdir / f".report.html.{os.getpid()}"
-    try:
-        staged.write_text(page, encoding="utf-8", errors="replace")
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
+    path = workdir / "report.html"
+    write_text(path, page)
     return path
 
 
