@@ -15,7 +15,7 @@ import torch
 from libs import metrics
 from libs.engine.checkpoint import write_text
 from libs.evaluation.generation import Sink, generate, generate_all, nhwc, save_npz, save_png
-from libs.evaluation.reference import extractors, feature_network, prepare, reference
+from libs.evaluation.references import extractors, feature_network, prepare, reference
 from libs.pipeline import draw_conditions, grid, to_uint8
 
 __all__ = ["evaluate", "evaluator", "extractors", "feature_network", "generate", "generate_all", "prepare",

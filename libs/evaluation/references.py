@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from sklearn.model_selection import GroupShuffleSplit
 
 from libs import data, metrics
 from libs.evaluation.generation import save_npz
@@ -34,13 +35,13 @@ class Reference(NamedTuple):
 
 def prepare(run, config, dataset, *, only_first=False):
     """What evaluations compare with: [(extractor, Reference)] of the feature networks that can be had, at least one."""
-    found = extractors(run, config, dataset)[:1 if only_first else None]
+    found = extractors(run, config, dataset, only_first=only_first)
     return [(each, reference(run, each, dataset, stats=config.metrics.fid_stat, workers=config.train.workers))
             for each in found]
 
 
-def extractors(run, config, dataset):
-    """The feature networks of config.metrics.features that can be had here, on the run's device.
+def extractors(run, config, dataset, *, only_first=False):
+    """The feature networks of config.metrics.features that can be had here (or the first of them), on the run's device.
 
     'classifier' is trained on the data at hand, once, and kept below assets/feature_networks. A network whose weights
     are missing is named in a warning and left out. The main process decides what can be had, the others follow.
@@ -57,6 +58,8 @@ def extractors(run, config, dataset):
 
     found, reasons = {}, []
     for name in config.metrics.features if run.is_main else ():
+        if found and only_first:
+            break
         try:
             found[name] = build(name)
         except OSError as error:  # missing weights are a FileNotFoundError; a mistyped name is a ValueError and ends here
@@ -75,13 +78,15 @@ def feature_network(dataset, *, seed, flip=False):
     """
     if dataset is None or dataset.labels is None:
         raise FileNotFoundError("they need labelled data; use timm:<network>, dinov2 or inception")
-    folder = NETWORKS / f"{dataset.name}{dataset.shape[-1]}-{dataset.fingerprint[:12]}-{seed}{'-flip' * flip}"
+    held_out = _held_out_groups(dataset, seed)
+    options = "-flip" * flip + "-groups" * (held_out is not None)
+    folder = NETWORKS / f"{dataset.name}{dataset.shape[-1]}-{dataset.fingerprint[:12]}-{seed}{options}"
     if not (folder / "config.json").is_file():
         logging.info("training a feature network on %d images of %s", len(dataset), dataset.name)
         images = torch.cat([to_uint8(batch["image"]) for batch in data.in_order(dataset, range(len(dataset)), 256)])
         network = metrics.train_classifier(images, dataset.labels, classes=dataset.classes, seed=seed,
                                            flips=("horizontal",) if flip else (), name=f"{dataset.name}{dataset.shape[-1]}",
-                                           fingerprint=dataset.fingerprint)
+                                           fingerprint=dataset.fingerprint, held_out=held_out)
         staging = folder.with_name(f".staging-{folder.name}-{os.getpid()}")
         network.save(staging)
         try:
@@ -91,6 +96,15 @@ def feature_network(dataset, *, seed, flip=False):
         logging.info("feature network: %.1f %% of %d held-out images recognised (%s)", 100 * network.report["accuracy"],
                      network.report["held_out"], folder)
     return folder
+
+
+def _held_out_groups(dataset, seed, share=0.15):
+    """Indices to test a classifier on, so that no group (patient) is on both sides; None where no groups are known."""
+    groups = [row.get("group") or row["file_name"] for row in getattr(dataset, "rows", [])]
+    if len(set(groups)) == len(groups):
+        return None
+    _, held_out = next(GroupShuffleSplit(1, test_size=share, random_state=seed % 2**32).split(groups, groups=groups))
+    return held_out
 
 
 def reference(run, extractor, dataset, *, stats="", batch_size=64, workers=0):

@@ -1,0 +1,101 @@
+"""The real side of a comparison: what is cached and when it is made anew, who is held out, what is missing."""
+
+import csv
+import logging
+import os
+
+import numpy as np
+import pytest
+import torch
+from ml_collections import ConfigDict
+from PIL import Image
+
+from libs import data, engine, evaluation, metrics
+from libs.evaluation import references as room
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working folder of its own, so that caches are empty; with a small labelled data set of 6 patients."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    with open("data/metadata.csv", "w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["file_name", "label", "patient"])
+        for i in range(36):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(f"data/{i}.png")
+            table.writerow([f"{i}.png", "ab"[i % 2], f"p{i // 6}"])
+    return tmp_path
+
+
+def load(**options):
+    return data.get(name="folder", path="data", resolution=16, **options)
+
+
+def config(**own):
+    return ConfigDict({"seed": 0, "train": {"workers": 0, "eval_interval": 1}, "dataset": {},
+                       "metrics": {"features": ("classifier",), "names": ("fd",), "fid_stat": ""} | own})
+
+
+@pytest.fixture
+def run(here):
+    run = engine.Run(here / "run")
+    yield run
+    run.finish()
+
+
+def test_statistics_are_those_of_the_features_and_are_cached_until_the_data_change(here, run):
+    (extractor, first), = evaluation.prepare(run, config(), load())
+    features = extractor(torch.stack([((load()[i]["image"] + 1) * 127.5).round().to(torch.uint8) for i in range(36)]))
+    np.testing.assert_allclose(first.gaussian.mean, features.double().mean(0), atol=1e-6)
+    np.testing.assert_allclose(first.gaussian.covariance, np.cov(features.double().numpy().T), atol=1e-6)
+    assert first.indices.tolist() == list(range(36)) and first.labels.tolist() == load().labels.tolist()
+    cached = {path: path.stat().st_mtime_ns for path in room.CACHE.iterdir()}
+    evaluation.reference(run, extractor, load())
+    assert {path: path.stat().st_mtime_ns for path in room.CACHE.iterdir()} == cached, "made once"
+    Image.new("RGB", (16, 16), (255, 0, 0)).save("data/0.png")
+    changed = evaluation.reference(run, extractor, load())
+    assert len(list(room.CACHE.iterdir())) == 2 and not torch.equal(changed.features[0], first.features[0])
+
+
+def test_a_damaged_cache_is_made_anew(here, run):
+    (extractor, first), = evaluation.prepare(run, config(), load())
+    path, = room.CACHE.iterdir()
+    path.write_bytes(path.read_bytes()[:500])
+    assert torch.equal(evaluation.reference(run, extractor, load()).features, first.features)
+
+
+def test_a_missing_statistics_file_is_said_and_computed(here, run, caplog):
+    sides = evaluation.prepare(run, config(fid_stat="assets/fid_stats/nowhere.npz"), load())
+    assert "no statistics at assets/fid_stats/nowhere.npz: they are computed from data" in caplog.text
+    assert sides[0][1].gaussian.n == 36
+
+
+def test_statistics_of_other_features_are_not_used(here, run):
+    metrics.save_stats("other.npz", metrics.Gaussian(torch.zeros(64), torch.eye(64), 5, "something"))
+    (extractor, real), = evaluation.prepare(run, config(fid_stat="other.npz"), load())
+    assert real.gaussian.n == 36
+    with pytest.raises(ValueError, match="holds something features, not those of classifier-data16"):
+        evaluation.reference(run, extractor, None, stats="other.npz")
+
+
+def test_training_goes_on_where_no_network_can_be_had(here, run, caplog, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(here / "empty"))
+    with caplog.at_level(logging.WARNING):
+        assert evaluation.evaluator(run, None, config(features=("classifier",)), load(label_column="")) is None
+    assert "training goes on without scores" in caplog.text and "need labelled data" in caplog.text
+    with pytest.raises(ValueError, match="unknown features 'inceptoin'"):
+        evaluation.evaluator(run, None, config(features=("inceptoin",)), load())
+
+
+def test_a_feature_network_is_tested_on_other_patients(here):
+    dataset = load(group_column="patient")
+    held_out = room._held_out_groups(dataset, 0)
+    groups = [row["group"] for row in dataset.rows]
+    assert {groups[i] for i in held_out}.isdisjoint({groups[i] for i in set(range(36)) - set(held_out.tolist())})
+    assert room._held_out_groups(load(), 0) is None
+    folder = evaluation.feature_network(dataset, seed=0)
+    assert metrics.load_classifier(folder).report["held_out"] == len(held_out)
+    assert evaluation.feature_network(dataset, seed=0) == folder and not list(room.NETWORKS.glob(".staging*"))
+    assert sorted(os.listdir(folder)) == ["config.json", "weights.safetensors"]
