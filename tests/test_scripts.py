@@ -228,3 +228,57 @@ def test_statistics_in_place_of_the_images(script, trained, tmp_path):
     assert list(scores["scores"])[0].startswith("fd_classifier-") and not any("kid" in name for name in scores["scores"])
     assert any("only mean and covariance" in text for text in scores["warnings"]) and "mine.npz" in scores["reference"]
     assert "fd_classifier-" in with_images.stdout and len(os.listdir(tmp_path / "kept")) == 6
+
+
+def published_data(name, root):
+    """Stand-ins in the file formats of the published data sets; CIFAR-10's are sparse files of the full size."""
+    if name == "cifar10":
+        (root / "cifar-10-batches-bin").mkdir()
+        for file in [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]:
+            with open(root / "cifar-10-batches-bin" / file, "wb") as stream:
+                stream.truncate(10_000 * 3073)
+    elif name == "celeba":
+        (root / "celeba" / "img_align_celeba").mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (178, 218), (20 * i, 0, 0)).save(root / "celeba" / "img_align_celeba" / f"{i:06}.png")
+        (root / "celeba" / "list_eval_partition.txt").write_text("".join(f"{i:06}.png 0\n" for i in range(8)))
+    else:
+        for i in range(8):
+            path = root / "train" / f"n0{i % 2}" / f"{i}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (80, 100), (20 * i, 0, 0)).save(path)
+    return root
+
+
+@pytest.mark.parametrize("name", ["cifar10_uvit_small", "celeba64_uvit_small", "imagenet64_uvit_mid",
+                                  "imagenet64_uvit_large"])
+def test_published_configs_train_and_sample(script, tmp_path, name):
+    """The published commands on data in the published formats, the network narrowed; no Inception weights, and said so."""
+    data = published_data(name.split("_")[0].rstrip("64"), tmp_path)
+    script("train.py", f"--config=configs/{name}.py", f"--config.dataset.path={data}", f"--workdir={tmp_path}/run",
+           "--config.nnet.embed_dim=32", "--config.nnet.depth=2", "--config.nnet.num_heads=2", "--config.nnet.patch_size=16",
+           "--config.train.batch_size=4", "--config.train.workers=0", "--config.train.n_steps=2",
+           "--config.train.log_interval=1", "--config.metrics.sample_steps=3", env={"TORCH_HOME": str(tmp_path)})
+    assert len(losses(tmp_path / "run")) == 2 and (tmp_path / "run" / "samples" / "2.png").is_file()
+    script("sample.py", f"--workdir={tmp_path}/run", "--n_samples=2", "--config.sample.sample_steps=3",
+           f"--config.sample.path={tmp_path}/out")
+    with open(tmp_path / "out" / "samples.csv") as stream:
+        labels = [row["label"] for row in csv.DictReader(stream)]
+    assert labels == (["n00", "n01"] if "imagenet" in name else ["", ""]), "an unconditional network makes no class"
+
+
+def test_accelerate_launch_with_mixed_precision(tmp_path):
+    """The documented launcher; two processes, bf16 from its command line, numbers in TensorBoard."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+               "--mixed_precision", "bf16", "--main_process_port", str(21000 + os.getpid() % 20000), "train.py", *TINY,
+               "--config.train.n_steps=4", "--config.train.eval_interval=0", f"--workdir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr[-3000:]
+    session, = json.loads((tmp_path / "run.json").read_text())["sessions"]
+    assert session["processes"] == 2 and session["precision"] == "bf16"
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(event.step, pytest.approx(event.value)) for event in board.Scalars("train/loss")] == losses(tmp_path)
+    assert board.Images("samples")
