@@ -115,6 +115,8 @@ PUBLISHED = {
     "VAP without prototypes": (dict(name="uvit_t2i_label", **VAP), 58_441_892, 215),
     "COT_ISIC256": (dict(name="uvit_t2i_prototype", **VAP), 64_998_564, 238),
     "with 16 classes": (dict(name="uvit_t2i_prototype", **VAP | dict(num_classes=16)), 67_095_716, 238),
+    "chest X-ray, with a label token": (dict(name="uvit_t2i_prototype", label_token=True, **VAP | dict(num_classes=16)),
+                                        67_104_420, 239),
 }
 
 
@@ -156,10 +158,46 @@ def test_zero_init_leaves_the_prototypes_without_influence():
         assert not torch.allclose(published(x, t, **cond), published(x, t, **other), atol=1e-6)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_prototypes_of_the_paper_start_without_influence_and_learn_to_rebuild_the_tokens():
+    kwargs = VARIANTS["t2i_prototype"] | dict(mechanism="paper")
+    torch.manual_seed(0)
+    net = backbones.get(**kwargs)
+    x, t, cond = example(kwargs)
+    other = cond | {"label": (cond["label"] + 1) % 8}
+    with torch.no_grad():
+        assert torch.equal(net(x, t, **cond), net(x, t, **other))
+    first = net(x, t, **cond, with_losses=True)[1]["prototype"]
+    first.backward()
+    assert net.patch_embed.proj.weight.grad is None, "the tokens do not move towards the prototypes"
+    own = [p for name, p in net.named_parameters() if name.startswith(("prototype", "Q_former.cross"))]
+    optimizer = torch.optim.Adam(own, lr=0.01)
+    for _ in range(30):
+        loss = net(x, t, **cond, with_losses=True)[1]["prototype"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.5 * first.item()
+
+
+def test_an_unknown_mechanism_is_refused():
+    with pytest.raises(ValueError, match="mechanism='papers'; known: code, paper"):
+        backbones.get(**VARIANTS["t2i_prototype"], mechanism="papers")
+
+
+@pytest.mark.parametrize("options", [{}, {"mechanism": "paper"}, {"label_token": True}])
+def test_the_shapes_of_a_prototype_network_tell_its_settings(options):
+    kwargs = VARIANTS["t2i_prototype"] | options
+    net = backbones.get(**kwargs)
+    found = net.settings(net.state_dict())
+    assert {key: found[key] for key in kwargs if key in found} == {key: kwargs[key] for key in kwargs if key in found}
+    assert found["mechanism"] == options.get("mechanism", "code") and net.takes == ("label", "text")
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, "paper", "label_token"])
 def test_every_trainable_parameter_receives_a_gradient(variant):
     """What DistributedDataParallel needs to work without searching for unused parameters."""
-    kwargs = VARIANTS[variant]
+    kwargs = VARIANTS.get(variant) or VARIANTS["t2i_prototype"] | {
+        "paper": {"mechanism": "paper"}, "label_token": {"label_token": True}}[variant]
     net = backbones.get(**kwargs)
     x, t, cond = example(kwargs)
     out, losses = net(x, t, **cond, with_losses=True)
@@ -167,7 +205,7 @@ def test_every_trainable_parameter_receives_a_gradient(variant):
     without = [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]
     frozen = {name.rsplit(".", 1)[0] for name, p in net.named_parameters() if not p.requires_grad}
     assert not without
-    assert frozen == ({"Q_former.norm1", "Q_former.normp"} if variant == "t2i_prototype" else set())
+    assert frozen == ({"Q_former.norm1", "Q_former.normp"} if variant in ("t2i_prototype", "label_token") else set())
 
 
 @pytest.mark.parametrize("variant", ["class", "t2i_prototype"])

@@ -8,6 +8,8 @@ half of the blocks to the second. The variants differ in their tokens:
     uvit_t2i_label       [time, label, text, patches]                    VAP-Diffusion
     uvit_t2i_prototype   [time, text, patches], label by prototypes      VAP-Diffusion, see `PrototypeUViT`
 
+`takes` names the conditions that a network needs.
+
 Parameter names are those of the published checkpoints, which therefore load with strict=True.
 """
 
@@ -113,8 +115,8 @@ class UViT(nn.Module):
         for block in self.in_blocks:
             tokens = self._run(block, tokens)
             earlier.append(tokens)
-        tokens = self._run(self.mid_block, tokens)
-        tokens, losses = self._after_middle(tokens, label, with_losses)
+        encoded, tokens = tokens, self._run(self.mid_block, tokens)
+        tokens, losses = self._after_middle(tokens, encoded, label, with_losses)
         for block in self.out_blocks:
             tokens = self._run(block, tokens, earlier.pop())
         # only the patches are read, so only they are normalized and decoded
@@ -134,7 +136,14 @@ class UViT(nn.Module):
         sequence.append(self.patch_embed(x))
         return torch.cat(sequence, dim=1) + self.pos_embed
 
-    def _after_middle(self, tokens: Tensor, label: Tensor | None, with_losses: bool) -> tuple[Tensor, dict]:
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The conditions that `forward` needs: of 'label' and 'text'."""
+        return ("label",) * self.uses_label + ("text",) * bool(self.text_shape)
+
+    def _after_middle(self, tokens: Tensor, encoded: Tensor, label: Tensor | None,
+                      with_losses: bool) -> tuple[Tensor, dict]:
+        """tokens behind the middle block, encoded in front of it -> (tokens, auxiliary losses)."""
         return tokens, {}
 
     def _run(self, block: Block, *tokens: Tensor) -> Tensor:
@@ -185,7 +194,8 @@ class UViT(nn.Module):
         elif proto:
             num_patches = state["prototype.weight"].shape[1] // (2 * dim)
             found["img_size"] = patch_size * math.isqrt(num_patches)
-            found["num_clip_token"] = tokens - 1 - num_patches
+            found["num_clip_token"] = tokens - 1 - label - num_patches
+            found |= {"label_token": label, "mechanism": "paper" if "Q_former.zero.weight" in state else "code"}
         return found
 
 
@@ -197,20 +207,33 @@ class PrototypeUViT(UViT):
     image's class to reconstruct the tokens x. So the published code; the paper's weight alpha of this loss is
     not given.
 
+    mechanism   'code': as above. 'paper': the tokens F in front of the middle block ask the prototypes by cross-
+                attention; the answer passes self-attention and a linear that starts at zero, and is added behind
+                the middle block. The loss is 1/2 mean (answer - F)^2; gradients stop at F (an earlier version of
+                the authors' code took its target without gradient; the paper does not say), so that only the
+                prototypes move towards the tokens, not the tokens towards them. Not a published checkpoint's.
+    label_token the label is a token as well: [time, label, text, patches] (the authors' chest X-ray networks)
     zero_init   start the two linears that add the prototypes' answer at zero, as the paper says. The
                 published code means to, but overwrites them with the common initialization, the default here.
+                (mechanism='paper' always starts at zero.)
 
     `Q_former.norm1` and `Q_former.normp` exist in the published checkpoints and are never applied. They are
     kept for strict loading, without requires_grad, so that DistributedDataParallel does not wait for their
     gradients; `q`, `k` and `v` get theirs with `with_losses=True`, as in training.
     """
 
-    def __init__(self, *, num_classes: int, num_clip_token: int = 77, zero_init: bool = False, **trunk):
+    def __init__(self, *, num_classes: int, num_clip_token: int = 77, mechanism: str = "code", label_token: bool = False,
+                 zero_init: bool = False, **trunk):
         _positive("uvit_t2i_prototype", num_classes=num_classes, num_clip_token=num_clip_token)
-        super().__init__(num_clip_token=num_clip_token, **trunk)
+        if mechanism not in ("code", "paper"):
+            raise ValueError(f"mechanism={mechanism!r}; known: code, paper")
+        super().__init__(num_clip_token=num_clip_token, num_classes=num_classes if label_token else -1, **trunk)
         dim, attn = self.pos_embed.shape[-1], self.mid_block.attn
         self.uses_label = True
         self.prototype = nn.Embedding(num_classes, 2 * self.num_patches * dim)
+        if mechanism == "paper":
+            self.Q_former = PaperPrototypeBlock(dim, attn.num_heads, attn.scale)
+            return
         self.q, self.k, self.v = (nn.Linear(dim, dim) for _ in range(3))
         self.Q_former = PrototypeBlock(dim, attn.num_heads, self.mid_block.mlp.fc1.out_features, attn.scale)
         for linears in (self.q, self.k, self.v, self.Q_former):
@@ -219,8 +242,12 @@ class PrototypeUViT(UViT):
             nn.init.zeros_(self.Q_former.z1.weight)
             nn.init.zeros_(self.Q_former.z2.weight)
 
-    def _after_middle(self, tokens: Tensor, label: Tensor | None, with_losses: bool) -> tuple[Tensor, dict]:
+    def _after_middle(self, tokens: Tensor, encoded: Tensor, label: Tensor | None,
+                      with_losses: bool) -> tuple[Tensor, dict]:
         prototypes = self.prototype(label).unflatten(-1, (2 * self.num_patches, -1))
+        if isinstance(self.Q_former, PaperPrototypeBlock):
+            added, loss = self.Q_former(encoded, prototypes)
+            return tokens + added, {"prototype": loss} if with_losses else {}
         losses = {"prototype": self._reconstruction_loss(tokens, prototypes)} if with_losses else {}
         return self.Q_former(tokens, prototypes), losses
 
@@ -248,6 +275,24 @@ class PrototypeBlock(nn.Module):
     def forward(self, x: Tensor, prototypes: Tensor) -> Tensor:
         x = x + self.z1(self.attn(x, prototypes))
         return x + self.z2(self.mlp(self.norm2(x)))
+
+
+class PaperPrototypeBlock(nn.Module):
+    """The paper's prototypes: tokens (N, L, D) are rebuilt from prototypes (N, S, D) -> (what to add, loss)."""
+
+    def __init__(self, dim: int, num_heads: int, scale: float | None):
+        super().__init__()
+        self.cross = CrossAttention(dim, num_heads, scale)
+        self.norm = nn.LayerNorm(dim)
+        self.attn = Attention(dim, num_heads, scale=scale)
+        self.zero = nn.Linear(dim, dim)
+        init_transformer_(self)
+        nn.init.zeros_(self.zero.weight)
+
+    def forward(self, x: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+        rebuilt = self.cross(x, prototypes)
+        loss = 0.5 * (rebuilt.float() - x.detach().float()).square().mean()
+        return self.zero(self.attn(self.norm(rebuilt))), loss
 
 
 class CrossAttention(nn.Module):
