@@ -11,19 +11,22 @@ import numpy as np
 
 from .base import Dataset, Subset, one_of
 from .check import preflight
+from .coco import MSCOCO
 from .folder import Folder
 from .loader import Stream, in_order
+from .medical import ISIC2018, ISIC2019, ChestXray14
 from .published import CIFAR10, CelebA, ImageNet
 from .reading import read_image
 
-__all__ = ["CIFAR10", "CelebA", "Dataset", "Folder", "ImageNet", "Stream", "Subset", "get", "held_out", "in_order",
-           "preflight", "read_image", "some"]
+__all__ = ["CIFAR10", "CelebA", "ChestXray14", "Dataset", "Folder", "ISIC2018", "ISIC2019", "ImageNet", "MSCOCO", "Stream",
+           "Subset", "get", "held_out", "in_order", "preflight", "read_image", "some"]
 
-_DATASETS = {"folder": Folder, "phantoms": None, "cifar10": CIFAR10, "celeba": CelebA, "imagenet": ImageNet}
+_DATASETS = {"folder": Folder, "phantoms": None, "cifar10": CIFAR10, "celeba": CelebA, "imagenet": ImageNet,
+             "mscoco": MSCOCO, "isic2018": ISIC2018, "isic2019": ISIC2019, "chestxray14": ChestXray14}
 
 
 def get(name, **kwargs):
-    """The data set `name` (folder, phantoms, cifar10, celeba, imagenet), built with its own options."""
+    """The data set `name` (folder, phantoms, cifar10, isic2018, ...), built with its own options."""
     build = _DATASETS[one_of("data set name", name, _DATASETS)]
     if name == "phantoms":
         from .phantoms import Phantoms as build
