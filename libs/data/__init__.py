@@ -9,6 +9,7 @@ import inspect
 
 import numpy as np
 
+from . import store
 from .base import Dataset, Subset, one_of
 from .check import preflight
 from .coco import MSCOCO
@@ -17,9 +18,10 @@ from .loader import Stream, in_order
 from .medical import ISIC2018, ISIC2019, ChestXray14
 from .published import CIFAR10, CelebA, ImageNet
 from .reading import read_image
+from .store import Features
 
-__all__ = ["CIFAR10", "CelebA", "ChestXray14", "Dataset", "Folder", "ISIC2018", "ISIC2019", "ImageNet", "MSCOCO", "Stream",
-           "Subset", "get", "held_out", "in_order", "preflight", "read_image", "some"]
+__all__ = ["CIFAR10", "CelebA", "ChestXray14", "Dataset", "Features", "Folder", "ISIC2018", "ISIC2019", "ImageNet", "MSCOCO",
+           "Stream", "Subset", "get", "held_out", "in_order", "preflight", "read_image", "some", "store"]
 
 _DATASETS = {"folder": Folder, "phantoms": None, "cifar10": CIFAR10, "celeba": CelebA, "imagenet": ImageNet,
              "mscoco": MSCOCO, "isic2018": ISIC2018, "isic2019": ISIC2019, "chestxray14": ChestXray14}
