@@ -1,26 +1,38 @@
 """Codecs between images in [-1, 1] and the space in which diffusion runs.
 
-Every codec is a module with `encode(x) -> z`, `moments(x) -> (N, 2C, h, w)` (mean and log-variance before
-scaling) and `decode(z) -> x`, and with the attributes `channels` (of z), `downsample` (image side / latent
-side) and `scale_factor` (z = scale_factor * a sample of the moments).
+    codec = codecs.get(name='kl', path='stabilityai/sd-vae-ft-mse')
+    z = codec.encode(images)          # scale_factor * a sample of the moments
+    images = codec.decode(z)
+
+`base.Codec` says what every codec offers; the scale factor belongs to the codec.
 """
 
 import difflib
 
-from torch import nn
+from torch import Tensor
 
+from libs.codecs.base import Codec
+from libs.codecs.kl import KL
 from libs.codecs.pixels import Pixels
+from libs.codecs.tiny import Tiny
 
-__all__ = ["NAMES", "get"]
+__all__ = ["NAMES", "Codec", "get", "latents"]
 
-_CONSTRUCTORS = {"pixels": Pixels}
+_CONSTRUCTORS = {"pixels": Pixels, "kl": KL, "tiny": Tiny}
 NAMES = tuple(_CONSTRUCTORS)
 
 
-def get(name: str, **kwargs) -> nn.Module:
-    """The codec of that name. Raises ValueError for an unknown name."""
+def get(name: str, **kwargs) -> Codec:
+    """The codec of that name, frozen and in eval mode. Raises ValueError for an unknown name."""
     if name not in _CONSTRUCTORS:
         close = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown codec {name!r}; known: {', '.join(NAMES)}{hint}")
     return _CONSTRUCTORS[name](**kwargs)
+
+
+def latents(codec: Codec, batch: dict) -> Tensor:
+    """The latents of a batch, from stored 'mean' and 'std' where it has them, else from 'image'."""
+    if "mean" in batch:
+        return codec.sample(batch["mean"], batch.get("std"))
+    return codec.encode(batch["image"])

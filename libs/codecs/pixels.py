@@ -1,26 +1,28 @@
 """The identity codec: diffusion in pixel space."""
 
+import hashlib
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-# Where latent codecs clamp their log-variance from below: a deviation of 3e-7, next to nothing in an image.
-LOGVAR_FLOOR = -30.0
+from libs.codecs.base import LOGVAR_FLOOR, Codec
 
 
-class Pixels(nn.Module):
+class Pixels(Codec):
     """Images (N, C, H, W) in [-1, 1] are their own latents; without parameters, on any device.
 
     channels: C, which is then checked; 0 takes images as they come.
     """
 
-    scale_factor = 1.0
-    downsample = 1
+    deterministic = True
+    fingerprint = hashlib.sha256(b"pixels").hexdigest()
 
     def __init__(self, *, channels: int = 0):
         super().__init__()
         if channels < 0:
             raise ValueError(f"channels={channels}: 1 (grey), 3 (RGB), or 0 for images as they come")
         self.channels = channels
+        self.eval()
 
     def encode(self, x: Tensor) -> Tensor:
         """x (N, channels, H, W) -> x itself."""
@@ -36,6 +38,10 @@ class Pixels(nn.Module):
 
     def image_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """(C, H, W) of the images that latents of this shape decode to: the same."""
+        return tuple(shape)
+
+    def latent_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(C, H, W) of the latents of images of this shape: the same."""
         return tuple(shape)
 
     def _checked(self, x: Tensor) -> Tensor:

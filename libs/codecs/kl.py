@@ -1,0 +1,74 @@
+"""The KL autoencoder of latent diffusion (Rombach et al., CVPR 2022), as Stable Diffusion and U-ViT use it."""
+
+import logging
+from pathlib import Path
+
+from torch import Tensor
+
+from libs.codecs import compvis, pretrained
+from libs.codecs.latent import LatentCodec
+
+STABLE_DIFFUSION = 0.18215  # scale factor of Stable Diffusion 1 and 2, and of U-ViT's ImageNet configs
+
+
+class KL(LatentCodec):
+    """Images <-> latents through diffusers' AutoencoderKL.
+
+    Args:
+        path: name on the hub, a save_pretrained folder (also one that holds `vae/` or `autoencoder/`), or a file of weights
+            under CompVis names (`autoencoder_kl.pth`, a whole Stable Diffusion checkpoint), whose architecture is read
+            off the weights.
+        scale_factor: 0.0 is that of the folder's config.json; 0.18215 for a file, which does not say.
+        subfolder: 'vae' for a whole pipeline on the hub.
+        ddconfig, embed_dim: in place of a path, an untrained network by CompVis' arguments.
+        decode_batch: images decoded at a time, which bounds memory; 0: all of them.
+
+    `load_state_dict` takes CompVis names too.
+
+    Raises:
+        OSError: nothing at `path`. ValueError: what is there is no KL autoencoder, or lacks weights.
+    """
+
+    def __init__(self, path: str = "", *, scale_factor: float = 0.0, subfolder: str = "", ddconfig: dict | None = None,
+                 embed_dim: int = 4, decode_batch: int = 0):
+        if bool(path) == bool(ddconfig):
+            raise ValueError(f"codec kl: give either path or ddconfig; got path={path!r} and ddconfig={ddconfig}")
+        net = _build(compvis.from_ddconfig(dict(ddconfig), embed_dim)) if ddconfig else load(path, subfolder)
+        if not scale_factor and (ddconfig or Path(path).expanduser().is_file()):
+            scale_factor = STABLE_DIFFUSION
+            logging.info("codec kl: %s does not say its scale factor; %s of Stable Diffusion is assumed", path or "ddconfig",
+                         scale_factor)
+        super().__init__(net, scale_factor=pretrained.scale_factor(net.config, path, scale_factor),
+                         downsample=2 ** (len(net.config.block_out_channels) - 1), decode_batch=decode_batch)
+        self.register_load_state_dict_pre_hook(_accept_compvis)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return self.net.encode(x, return_dict=False)[0].parameters
+
+
+def load(path: str, subfolder: str = ""):
+    """diffusers' AutoencoderKL from a hub name, a folder or a file; arguments and errors as for `KL`."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        return pretrained.load("AutoencoderKL", path, subfolder)
+    weights = compvis.read(file)
+    try:
+        net = _build(compvis.architecture(weights))
+        net.load_state_dict(compvis.convert(weights), strict=True)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold a whole KL autoencoder: {str(error)[:500]}") from error
+    return net
+
+
+def _build(arguments: dict):
+    from diffusers import AutoencoderKL
+    return AutoencoderKL(**arguments, norm_num_groups=32, scaling_factor=STABLE_DIFFUSION)
+
+
+def _accept_compvis(module, weights, prefix, *_):
+    """Rename CompVis tensors in place, before torch compares names."""
+    mine = {name.removeprefix(prefix): weights[name] for name in list(weights) if name.startswith(prefix)}
+    if compvis.is_compvis(mine):
+        for name in mine:
+            del weights[prefix + name]
+        weights |= {f"{prefix}net.{name}": value for name, value in compvis.convert(mine).items()}

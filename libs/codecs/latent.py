@@ -1,0 +1,85 @@
+"""What the codecs around an autoencoder of diffusers share: float32, frozen, decoding in slices, a fingerprint."""
+
+import hashlib
+import json
+
+import torch
+from torch import Tensor
+
+from libs.codecs.base import LOGVAR_CEILING, LOGVAR_FLOOR, Codec
+
+
+class LatentCodec(Codec):
+    """A frozen autoencoder of diffusers as a codec.
+
+    It computes in the dtype of its weights whatever autocast says, because the activations of some autoencoders exceed
+    float16, and so that stored features do not depend on the precision of a run.
+
+    Args:
+        net: AutoencoderKL or AutoencoderTiny.
+        scale_factor: latents are scale_factor * what the network gives.
+        downsample: image side / latent side.
+        decode_batch: images decoded at a time, which bounds memory; 0: all of them.
+    """
+
+    def __init__(self, net, *, scale_factor: float, downsample: int, decode_batch: int = 0):
+        super().__init__()
+        if not scale_factor > 0:
+            raise ValueError(f"codec.scale_factor={scale_factor}: expected a number above 0, or 0 for the autoencoder's own")
+        if decode_batch < 0:
+            raise ValueError(f"codec.decode_batch={decode_batch}: expected a number of images, or 0 for all at once")
+        self.net = net.requires_grad_(False)
+        self.channels, self.downsample = net.config.latent_channels, downsample
+        self.scale_factor, self.decode_batch = scale_factor, decode_batch
+        self.eval()
+
+    def train(self, mode: bool = True):
+        """Frozen: stays in eval mode."""
+        return super().train(False)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the encoder's weights and of what else decides the moments; the decoder does not count."""
+        config = {key: self.net.config.get(key) for key in ("act_fn", "norm_num_groups")}  # no tensor shows these
+        digest = hashlib.sha256(json.dumps([type(self.net).__name__, config]).encode())
+        for name, value in sorted(self.net.state_dict().items()):
+            if name.startswith(("encoder.", "quant_conv.")):
+                digest.update(json.dumps([name, list(value.shape)]).encode())
+                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def moments(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [-1, 1] -> mean and log-variance in [-30, 20], before scaling: (N, 2c, h, w) float32."""
+        if x.ndim != 4:
+            raise ValueError(f"expected images of shape (N, C, H, W), got {tuple(x.shape)}")
+        self.latent_shape(x.shape[1:])
+        with torch.autocast(x.device.type, enabled=False):
+            mean, logvar = self._encode(x.to(self.net.dtype)).float().chunk(2, dim=1)
+        return torch.cat([mean, logvar.clamp(LOGVAR_FLOOR, LOGVAR_CEILING)], dim=1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents (N, c, h, w) -> images (N, C, H, W) about [-1, 1], float32, not clamped; gradients flow through."""
+        if z.ndim != 4 or z.shape[1] != self.channels:
+            raise ValueError(f"expected latents of shape (N, {self.channels}, h, w), got {tuple(z.shape)}")
+        with torch.autocast(z.device.type, enabled=False):
+            z = (z.float() / self.scale_factor).to(self.net.dtype)
+            parts = z.split(self.decode_batch) if self.decode_batch else [z]
+            return torch.cat([self.net.decode(part, return_dict=False)[0].float() for part in parts])
+
+    def image_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(C, H, W) of the images that latents of shape (c, h, w) decode to."""
+        return self.net.config.out_channels, shape[1] * self.downsample, shape[2] * self.downsample
+
+    def latent_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(c, h, w) of the latents of images of shape (C, H, W); ValueError where the codec cannot take those."""
+        channels, height, width = shape
+        if channels != self.net.config.in_channels:
+            raise ValueError(f"images of {channels} channels, but the autoencoder takes {self.net.config.in_channels}: set "
+                             "dataset.channels, or use an autoencoder trained on such images (train_autoencoder.py)")
+        if height % self.downsample or width % self.downsample:
+            raise ValueError(f"images of {height}x{width}: each side must be a multiple of {self.downsample}, by which the "
+                             "autoencoder shrinks images. Choose dataset.resolution so")
+        return self.channels, height // self.downsample, width // self.downsample
+
+    def _encode(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
