@@ -1,10 +1,13 @@
 """Make images with a trained network, one PNG each, a grid and a table of what was asked for.
 
-    python sample.py --workdir=workdir/demo --label=all
-    python sample.py --workdir=workdir/demo --label=melanoma --n_samples=32 --seed=7 --config.sample.path=lesions
+    python sample.py --workdir=workdir/phantom32 --label=all
+    python sample.py --workdir=workdir/demo --prompt="a large red irregular lesion" --label=angioma --n_samples=8
+    python sample.py --workdir=workdir/demo --input_path=prompts.txt --config.sample.path=lesions
     python sample.py --config=configs/cifar10_uvit_small.py --nnet_path=cifar10_uvit_small.pth --n_samples=64
 
-Image i of a seed is the same for any batch size and number of processes.
+A network that takes text is asked with --prompt, with the lines of --input_path (a .csv may have columns prompt,label), or,
+without either, with descriptions of the class from the run's prompt bank. Image i of a seed is the same for any batch size and
+number of processes.
 """
 
 import csv
@@ -13,32 +16,40 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from libs import cli, engine, evaluation, pipeline
+from libs import cli, encoders, engine, evaluation, pipeline
 
 
-def sample(config, workdir, nnet_path, label, n_samples, seed):
+def sample(config, workdir, nnet_path, label, prompt, input_path, n_samples, seed):
     run = engine.start(config, workdir, claim=False)
-    weights, step, source = engine.load_weights(nnet_path or workdir)
-    classes = engine.read_json(Path(workdir) / "classes.json", None) or pipeline.classes_without_data(config)
-    sampler = pipeline.load(config, weights, classes=classes, device=run.device)
-    labels = pipeline.choose_labels(label, classes, n_samples, conditional=bool(sampler.null))
-    cond = {"label": torch.tensor(labels)} if sampler.null else {}
+    trained = evaluation.open_trained(run, config, workdir, nnet_path, with_data=False)
+    sampler, classes = trained.sampler, trained.classes
+    asked = [(prompt, label)] if prompt else pipeline.read_prompts(input_path) if input_path else []
+    if asked and "text" not in sampler.null:
+        raise ValueError(f"{'--prompt' if prompt else '--input_path'}: this network takes no text, only --label")
+    labels, texts = pipeline.requested(asked, label, classes, n_samples, labelled="label" in sampler.null,
+                                       bank=getattr(trained.prompts, "bank", None))
+    cond = {"label": torch.tensor(labels)} if "label" in sampler.null else {}
+    if "text" in sampler.null:
+        cond["text"] = (encoders.Prompts(trained.encoder, texts) if texts else
+                        trained.prompts.draw(cond.get("label"), len(labels), seed=seed))
+        texts = cond["text"].texts or texts
     folder = Path(config.sample.path or Path(workdir) / f"images_seed{seed}")
     folder.mkdir(parents=True, exist_ok=True)
-    known = {"seed": seed, "nnet": source, "step": step, "sha256": engine.weights_hash(source),
+    known = {"seed": seed, "nnet": trained.source, "step": trained.step, "sha256": engine.weights_hash(trained.source),
              "sampler": sampler.describe()}
 
-    def class_name(index):
-        return classes[labels[index]] if sampler.null else ""
+    def facts(index):
+        return {"prompt": texts[index] if texts else "", "label": classes[labels[index]] if "label" in sampler.null else "",
+                "index": index, **known}
 
     def name(index):
-        return f"{index:06d}_{class_name(index)}".rstrip("_").replace("/", "_") + ".png"
+        return f"{index:06d}_{facts(index)['label']}".rstrip("_").replace("/", "_") + ".png"
 
     shown = []
     for indices, images in evaluation.generate(run, sampler, cond, len(labels), seed=seed,
                                                batch_size=config.sample.mini_batch_size):
         for index, image in zip(indices, images):
-            evaluation.save_png(folder / name(index), image, index=index, label=class_name(index), **known)
+            evaluation.save_png(folder / name(index), image, **facts(index))
             shown += [(index, image)] if index < 64 else []
     order = run.gather_rows(torch.tensor([index for index, _ in shown], dtype=torch.int64)).argsort()
     images = run.gather_rows(torch.stack([image for _, image in shown]) if shown else
@@ -46,14 +57,16 @@ def sample(config, workdir, nnet_path, label, n_samples, seed):
     if run.is_main:
         Image.fromarray(pipeline.grid(images, 8)).save(folder / "grid.png")
         with open(folder / "samples.csv", "w", newline="") as stream:
-            table = csv.writer(stream)
-            table.writerow(["file_name", "label", "index", *known])
-            for index in range(len(labels)):
-                table.writerow([name(index), class_name(index), index, *known.values()])
+            table = csv.DictWriter(stream, ["file_name", *facts(0)])
+            table.writeheader()
+            table.writerows({"file_name": name(index), **facts(index)} for index in range(len(labels)))
         print(f"{len(labels)} images in {folder}")
     run.finish()
 
 
 if __name__ == "__main__":
     cli.main(sample, label=("", "a class name, or 'all'; by default classes in turn"),
-             n_samples=(16, "images; of each class with --label=all"), seed=(0, "seed of the images"))
+             prompt=("", "a description, for networks that take text"),
+             input_path=("", "a file of descriptions, one in each line, or a .csv with columns prompt and label"),
+             n_samples=(16, "images; of each class with --label=all, of each description with --prompt or --input_path"),
+             seed=(0, "seed of the images"))

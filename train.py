@@ -22,38 +22,33 @@ def train(config, workdir):
     run.main_first(lambda: data.preflight(dataset, remember=run.folder / "preflight.json"))
     if held_out:
         run.main_first(lambda: data.preflight(held_out, remember=run.folder / "preflight_held_out.json"))
-    null = dataset.null if config.train.mode == "cond" else {}
-    null = {key: value.to(run.device) for key, value in null.items()}
-    run.record("classes.json", dataset.classes if null else [], fixed=True)
-    stream = data.Stream(dataset, config.train.batch_size, seed=config.seed, rank=run.rank, world=run.world,
-                         workers=config.train.workers, balanced=config.train.get("balanced", False),
-                         pin_memory=run.device.type == "cuda")
+    run.record("classes.json", dataset.classes if config.train.mode == "cond" else [], fixed=True)
+    stream = data.Stream(dataset, config.train.batch_size, seed=config.seed, workers=config.train.workers,
+                         balanced=config.train.get("balanced", False), **run.place)
 
     nn.use_backend(config.train.attention)
     codec = codecs.get(**config.codec)
     schedule = diffusion.schedule(**config.schedule)
     net = pipeline.build_net(config, dataset.classes)
+    null = pipeline.null_conditions(net, dataset.classes)
     state = engine.State(run, net, optimizer=config.optimizer, lr_scheduler=config.lr_scheduler,
                          n_steps=config.train.n_steps, ema_rate=config.train.ema_rate, grad_clip=config.train.grad_clip,
                          compile=config.train.compile)
 
+    sampler = pipeline.Pipeline(state.ema, config, codec=codec, schedule=schedule, null=null,
+                                algorithm=config.metrics.algorithm, steps=config.metrics.sample_steps)
+
     def loss_fn(net, batch):
         x0 = codec.encode(batch["image"])
-        cond = conditions.drop({key: batch[key] for key in null}, null, config.train.p_uncond if net.training else 0.0)
+        cond = conditions.drop({key: batch[key] for key in null}, sampler.null, config.train.p_uncond if net.training else 0.0)
         t = schedule.sample_times(len(x0), device=x0.device)
         denoise = diffusion.Denoiser(net, schedule, **config.denoiser)
         losses = diffusion.loss.simple(denoise, x0, t, weighting=config.train.weighting, **cond)
         return losses.mean(), {}
 
-    def validation():
-        chosen = data.some(held_out, config.train.validation_size)
-        return data.in_order(held_out, chosen[run.rank::run.world], config.train.batch_size // run.world)
-
-    sampler = pipeline.Pipeline(state.ema, config, codec=codec, schedule=schedule, null=null,
-                                algorithm=config.metrics.algorithm, steps=config.metrics.sample_steps)
     engine.fit(run, state, stream, loss_fn, config.train,
-               validation=validation if held_out else None,
-               preview=evaluation.previewer(run, sampler, config, dataset),
+               validation=data.validation(held_out, config.train, run),
+               preview=evaluation.previewer(run, sampler, config),
                evaluate=evaluation.evaluator(run, sampler, config, dataset))
     run.finish()
 

@@ -18,11 +18,18 @@ def warm_up(steps):
     return d(name="customized", warmup_steps=steps)
 
 
-def metrics(*, features=("inception",), fid_stat="", n_samples=10_000, algorithm="dpm_solver", sample_steps=50):
+def metrics(*, features=("inception",), fid_stat="", n_samples=10_000, algorithm="dpm_solver", sample_steps=50, attributes=None,
+            measure="classifier"):
     """How a network is scored: feature networks, scores, and the smaller evaluation during training.
 
     n_samples, algorithm and sample_steps belong to evaluations and previews during training; the final one uses
     `config.sample`. Guidance is the same in both.
+
+    attributes (only for networks that take text): {attribute: words}, such as {'size': ('small', 'large')}, for which
+    evaluations measure how often pictures show what their texts ask for; measure: what reads them off pictures.
     """
-    return d(features=features, names=("fd", "kid", "pr", "dc", "is"), fid_stat=fid_stat, bootstrap=30,
-             n_samples=n_samples, algorithm=algorithm, sample_steps=sample_steps)
+    section = d(features=features, names=("fd", "kid", "pr", "dc", "is"), fid_stat=fid_stat, bootstrap=30,
+                n_samples=n_samples, algorithm=algorithm, sample_steps=sample_steps)
+    if attributes is not None:
+        section.attributes, section.measure = d(**attributes), measure
+    return section

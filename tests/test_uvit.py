@@ -167,8 +167,6 @@ def test_the_prototypes_of_the_paper_start_without_influence_and_learn_to_rebuil
     with torch.no_grad():
         assert torch.equal(net(x, t, **cond), net(x, t, **other))
     first = net(x, t, **cond, with_losses=True)[1]["prototype"]
-    first.backward()
-    assert net.patch_embed.proj.weight.grad is None, "the tokens do not move towards the prototypes"
     own = [p for name, p in net.named_parameters() if name.startswith(("prototype", "Q_former.cross"))]
     optimizer = torch.optim.Adam(own, lr=0.01)
     for _ in range(30):

@@ -209,9 +209,8 @@ class PrototypeUViT(UViT):
 
     mechanism   'code': as above. 'paper': the tokens F in front of the middle block ask the prototypes by cross-
                 attention; the answer passes self-attention and a linear that starts at zero, and is added behind
-                the middle block. The loss is 1/2 mean (answer - F)^2; gradients stop at F (an earlier version of
-                the authors' code took its target without gradient; the paper does not say), so that only the
-                prototypes move towards the tokens, not the tokens towards them. Not a published checkpoint's.
+                the middle block. The loss is 1/2 mean (answer - F)^2, with F as a target without gradient (as in
+                an earlier version of the authors' code; the paper does not say). Not a published checkpoint's.
     label_token the label is a token as well: [time, label, text, patches] (the authors' chest X-ray networks)
     zero_init   start the two linears that add the prototypes' answer at zero, as the paper says. The
                 published code means to, but overwrites them with the common initialization, the default here.

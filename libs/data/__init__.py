@@ -15,6 +15,7 @@ from .check import preflight
 from .coco import MSCOCO
 from .folder import Folder
 from .loader import Stream, in_order
+from .opening import at_hand, feature_folder, open_all, open_features, validation
 from .medical import ISIC2018, ISIC2019, ChestXray14
 from .published import CIFAR10, CelebA, ImageNet
 from .reading import read_image

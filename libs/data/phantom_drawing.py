@@ -71,10 +71,23 @@ def describe(seed, index, *, ask=None):
     return name, attributes
 
 
-def caption(attributes, noun="lesion"):
-    """The sentence of all attributes; `noun` is the class, or 'lesion' where the text shall not tell it."""
-    return ("a {size} {shape} {colour} {noun} with a {border} border and {texture} texture on {skin} skin"
-            .format(noun=noun, **attributes))
+def caption(attributes, noun="lesion", rng=None):
+    """The sentence of all attributes; `noun` is the class, or 'lesion' where the text shall not tell it.
+
+    A numpy Generator `rng` words it freely, as people do: the adjectives in any order, size, border, texture and skin each
+    left out now and then.
+    """
+    adjectives, clauses = ["size", "shape", "colour"], ["{border} border", "{texture} texture"]
+    place = " on {skin} skin"
+    if rng is not None:
+        adjectives = [adjectives[i] for i in rng.permutation(3)]
+        adjectives = [key for key in adjectives if key != "size" or rng.random() < .8]
+        clauses = [clause for clause in clauses if rng.random() < .5]
+        place = place if rng.random() < .5 else ""
+    words = " ".join(f"{{{key}}}" for key in adjectives)
+    words = f"a {words} {{noun}}" + (" with a " + " and ".join(clauses) if clauses else "") + place
+    text = words.format(noun=noun, **attributes)
+    return text.replace("a oval", "an oval").replace("a irregular", "an irregular")
 
 
 def _smooth(x):

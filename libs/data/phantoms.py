@@ -23,7 +23,9 @@ class Phantoms(base.Dataset):
     """`size` phantoms as a data set; the classes take turns, and no image is in two splits.
 
     resolution: pixels per side. split: 'train', 'val' or 'test'. random_flip: mirrored at random in training.
-    masks: items carry 'mask' float32 (1, H, W) in {0, 1}. tell_class: captions say 'melanoma', else 'lesion'.
+    masks: items carry 'mask' float32 (1, H, W) in {0, 1}.
+    tell_class: captions say 'melanoma', else 'lesion'. wordings: captions of each image: the full sentence, then
+    freer ones, in other orders and with some attributes left out.
     without: a mixture that is left out, {'colour': 'red', 'shape': 'irregular'}, to ask for it later.
     An image is drawn at its first visit and kept, unless all together exceed KEPT bytes.
     """
@@ -31,12 +33,15 @@ class Phantoms(base.Dataset):
     name, classes = "phantoms", list(CLASSES)
 
     def __init__(self, resolution=32, size=4000, *, seed=0, split="train", random_flip=False, masks=False,
-                 tell_class=True, without=None):
+                 tell_class=True, without=None, wordings=1):
         first = SPLITS[base.one_of("phantoms split", split, SPLITS)]
         if not 1 <= size <= 1 << 22:
             raise ValueError(f"phantoms: size={size}: expected 1 .. {1 << 22}")
         self.resolution, self.seed, self.random_flip, self.masks = resolution, seed, random_flip, masks
+        if wordings < 1:
+            raise ValueError(f"phantoms: wordings={wordings}: expected 1 or more")
         self.tell_class, self.without, self.split = tell_class, dict(without or {}), split
+        self.wordings = wordings
         self.scenes = self._scenes(first, size)
         self.labels = torch.tensor(self.scenes % len(CLASSES))
         self.shape = (3, resolution, resolution)
@@ -73,7 +78,12 @@ class Phantoms(base.Dataset):
     @functools.cached_property
     def captions(self):
         nouns = [CLASSES[label] if self.tell_class else "lesion" for label in self.labels]
-        return [caption(words, noun) for words, noun in zip(self.attributes, nouns)]
+        full = [caption(words, noun) for words, noun in zip(self.attributes, nouns)]
+        if self.wordings == 1:
+            return full
+        free = [[caption(words, noun, np.random.default_rng([self.seed, int(index), 2, k])) for k in range(1, self.wordings)]
+                for words, noun, index in zip(self.attributes, nouns, self.scenes)]
+        return [[first, *others] for first, others in zip(full, free)]
 
     def _image_and_mask(self, i):
         if len(self._drawn) and self._drawn[i]:
@@ -98,4 +108,4 @@ class Phantoms(base.Dataset):
     @property
     def fingerprint(self):
         return base.fingerprint(self.name, VERSION, self.seed, self.split, len(self), self.resolution,
-                                self.masks, self.tell_class, self.without)
+                                self.masks, self.tell_class, self.without, self.wordings)

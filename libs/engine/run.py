@@ -65,6 +65,11 @@ class Run:
         """Wait for all processes."""
         self.accelerator.wait_for_everyone()
 
+    @property
+    def place(self):
+        """What a data stream must know of this process: rank, world, and whether batches are page-locked for a GPU."""
+        return {"rank": self.rank, "world": self.world, "pin_memory": self.device.type == "cuda"}
+
     def record(self, name, content, *, fixed=False):
         """Remember what the run folder is to keep as the JSON file `name`; `describe` writes it.
 

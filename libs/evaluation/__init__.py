@@ -7,24 +7,33 @@ score names the features it was computed from, so that nothing is called FID tha
 import json
 import logging
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from libs import metrics
+from libs import engine, metrics
 from libs.engine.checkpoint import write_text
+from libs.evaluation.agreement import Agreement, agreement
+from libs.evaluation.describing import bank_of, describer
 from libs.evaluation.generation import Sink, generate, generate_all, nhwc, save_npz, save_png
+from libs.evaluation.trained import Trained, open_trained
 from libs.evaluation.references import extractors, feature_network, prepare, reference
 from libs.pipeline import draw_conditions, grid, to_uint8
 
-__all__ = ["evaluate", "evaluator", "extractors", "feature_network", "generate", "generate_all", "prepare",
-           "previewer", "reference", "save_png", "table"]
+__all__ = ["Agreement", "FLAGS", "Trained", "agreement", "bank_of", "describer", "evaluate", "evaluate_run", "evaluator",
+           "extractors", "feature_network", "generate", "generate_all", "open_trained", "prepare", "previewer", "reference",
+           "save_png", "table"]
 
+# The options of every evaluation script, beside --config, --workdir and --nnet_path; see `evaluate_run`.
+FLAGS = {"seed": (1, "seed of the images; another than that of the evaluations during training"),
+         "name": ("", "name of the result folder; by default <checkpoint>_<number of images>")}
 SHOWN = 8  # images of each class on a page or in a preview
 
 
-def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="", detailed=True, sides=()):
+def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="", detailed=True, sides=(),
+             prompts=None):
     """Generate n images and score them; the whole evaluation of one network, called by every process.
 
     Args:
@@ -33,6 +42,7 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
         name: result folder run.folder/eval/<name>; '' writes nothing.
         detailed: scores per class and intervals as well.
         sides: from `prepare`, where the caller has it already.
+        prompts: from `describer`, for a network that takes text.
 
     Returns:
         the content of scores.json: {'n', 'scores': {metric: {'value', 'low', 'high', 'n'}}, 'per_class', ...}, the
@@ -40,10 +50,11 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
     """
     begun = time.perf_counter()
     found, references = zip(*(sides or prepare(run, config, dataset)))
-    cond = draw_conditions(dataset, pipeline.null, n, seed=seed, labels=config.sample.labels)
-    labels = cond.get("label")
+    cond = draw_conditions(dataset, pipeline.null, n, seed=seed, labels=config.sample.labels, prompts=prompts)
+    labels, texts = cond.get("label"), getattr(cond.get("text"), "texts", None)
+    agrees = run.main_first(lambda: agreement(config, dataset)) if texts and detailed else None
     sink = Sink(run, folder=config.sample.path, npz=config.sample.npz) if name else Sink(run)
-    seen = _look(run, pipeline, config, found, cond, n, seed=seed, show=_shown(labels, n), sink=sink)
+    seen = _look(run, pipeline, config, found, cond, n, seed=seed, show=_shown(labels, n), sink=sink, agrees=agrees)
     result = None
     if run.is_main:
         result = {"n": n, "step": step, "nnet": str(nnet), "seed": seed, "sampler": pipeline.describe(),
@@ -57,6 +68,12 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
             _score(result, config.metrics.names, each, references[number], seen.features[number],
                    seen.probabilities[number], labels, dataset, seed=config.seed, resamples=resamples,
                    per_class=detailed)
+        if agrees:
+            result["scores"] |= agrees.scores(texts, seen.attributes, seed=config.seed, resamples=resamples)
+            result["agreement_of_real"] = agrees.of_real
+        if texts:
+            result["prompts"] = config.sample.get("prompts", "bank")
+            result["shown_texts"] = [texts[i] for i in seen.shown]
         result["seconds"] = round(time.perf_counter() - begun, 1)
         if name:
             folder = run.folder / "eval" / name
@@ -65,13 +82,34 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
     return run.from_main(result)
 
 
-def evaluator(run, pipeline, config, dataset):
+def evaluate_run(config, workdir, nnet_path, seed, name):
+    """What an evaluation script does: open a trained network, evaluate it, print the scores.
+
+    Writes <workdir>/eval/<name>/scores.json and what the report shows. `config.sample.path` keeps the images,
+    `config.sample.npz` an archive for the ADM suite.
+    """
+    run = engine.start(config, workdir, claim=False)
+    trained = open_trained(run, config, workdir, nnet_path)
+    how = config.sample.get("prompts", "bank")
+    ending = "" if trained.prompts is None or how == "bank" else f"_{how}"
+    result = evaluate(run, trained.sampler, config, trained.dataset, n=config.sample.n_samples, seed=seed, step=trained.step,
+                      nnet=trained.source, prompts=trained.prompts,
+                      name=name or f"{trained.source.stem}_{config.sample.n_samples}{ending}")
+    if run.is_main:
+        print(table(result))
+    run.finish()
+
+
+def evaluator(run, pipeline, config, dataset, prompts=None):
     """evaluate(ema, step) -> {metric: value} for the training loop, or None where no feature network can be had.
 
     Scored are config.metrics.n_samples images under the first available features; their Fréchet distance is also given
     as 'frechet', by which the best checkpoint is chosen.
     """
     if not config.train.eval_interval:
+        return None
+    if dataset is None and not Path(config.metrics.fid_stat).is_file():
+        logging.warning("training goes on without scores: neither real images nor config.metrics.fid_stat are there")
         return None
     metrics.check_names(config.metrics.names)
     try:
@@ -82,7 +120,7 @@ def evaluator(run, pipeline, config, dataset):
 
     def evaluate_at(ema, step):
         result = evaluate(run, pipeline, config, dataset, n=config.metrics.n_samples, seed=config.seed, name="", step=step,
-                          detailed=False, sides=sides)
+                          detailed=False, sides=sides, prompts=prompts)
         scores = {name: score["value"] for name, score in result["scores"].items()}
         scores["n"] = result["n"]
         frechet = [value for name, value in scores.items() if name == "fid" or name.startswith("fd_")]
@@ -91,13 +129,14 @@ def evaluator(run, pipeline, config, dataset):
     return evaluate_at
 
 
-def previewer(run, pipeline, config, dataset):
+def previewer(run, pipeline, config, prompts=None):
     """preview(ema, step) -> grid of images with the same noise and conditions at every call: a row for each class."""
-    if set(pipeline.null) == {"label"}:
-        cond = {"label": torch.arange(min(len(dataset.classes), SHOWN)).repeat_interleave(SHOWN)}
-    else:
-        cond = draw_conditions(dataset, pipeline.null, SHOWN * SHOWN, seed=config.seed)
-    n = len(next(iter(cond.values()))) if cond else SHOWN * SHOWN
+    n, cond = SHOWN * SHOWN, {}
+    if "label" in pipeline.null:
+        cond["label"] = torch.arange(min(int(pipeline.null["label"]), SHOWN)).repeat_interleave(SHOWN)
+        n = len(cond["label"])
+    if "text" in pipeline.null:
+        cond["text"] = prompts.draw(cond.get("label"), n, seed=config.seed)
 
     def preview(ema, step):
         images = generate_all(run, pipeline, cond, n, seed=config.seed, batch_size=config.sample.mini_batch_size)
@@ -114,6 +153,9 @@ def table(result):
         for name, score in scores.items():
             interval = "" if score["low"] is None else f"  [{score['low']:.4g}, {score['high']:.4g}]"
             lines.append(f"  {name:40s} {score['value']:10.4g}{interval}  n={score['n']}")
+    if "agreement_of_real" in result:
+        own = ", ".join(f"{name} {value:.1%}" for name, value in result["agreement_of_real"].items())
+        lines.append(f"real images agree with their own texts: {own}")
     return "\n".join(lines + [f"warning: {text}" for text in result["warnings"]])
 
 
@@ -122,13 +164,15 @@ class Seen(NamedTuple):
 
     features: list
     probabilities: list
+    attributes: torch.Tensor  # LongTensor (n, A) as `Agreement.read` gives it; (n, 0) without
     shown: torch.Tensor   # indices
     images: torch.Tensor  # uint8 (len(shown), C, H, W)
 
 
-def _look(run, pipeline, config, found, cond, n, *, seed, show, sink):
+def _look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=None):
     """Generate images 0 .. n-1 over all processes and pass each through every feature network, as a `Seen`."""
     parts, indices, kept, images_kept = [[] for _ in found], [], [], []
+    attributes = [torch.empty(0, len(agrees.words) if agrees else 0, dtype=torch.int64)]
     for batch, images in generate(run, pipeline, cond, n, seed=seed, batch_size=config.sample.mini_batch_size):
         for part, each in zip(parts, found):
             part.append([None if tensor is None else tensor.cpu() for tensor in each.both(images)])
@@ -136,6 +180,7 @@ def _look(run, pipeline, config, found, cond, n, *, seed, show, sink):
         kept += [batch[row] for row in rows]
         images_kept.append(images[rows])
         indices += batch
+        attributes += [agrees.read(images)] if agrees else []
         sink.add(batch, images)
     sink.close()
     order = run.gather_rows(torch.tensor(indices, dtype=torch.int64)).argsort()
@@ -150,7 +195,8 @@ def _look(run, pipeline, config, found, cond, n, *, seed, show, sink):
                      for part, each in zip(parts, found)]
     shown = run.gather_rows(torch.tensor(kept, dtype=torch.int64))
     images = run.gather_rows(torch.cat([torch.empty(0, *pipeline.image_shape, dtype=torch.uint8), *images_kept]))
-    return Seen(features, probabilities, shown.sort().values, images[shown.argsort()])
+    attributes = run.gather_rows(torch.cat(attributes))[order] if agrees else attributes[0]
+    return Seen(features, probabilities, attributes, shown.sort().values, images[shown.argsort()])
 
 
 def _score(result, names, extractor, real, features, probabilities, labels, dataset, *, seed, resamples, per_class):

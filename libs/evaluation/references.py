@@ -78,14 +78,29 @@ def feature_network(dataset, *, seed, flip=False):
     """
     if dataset is None or dataset.labels is None:
         raise FileNotFoundError("they need labelled data; use timm:<network>, dinov2 or inception")
-    held_out = _held_out_groups(dataset, seed)
+    return trained_once(dataset, dataset.labels, dataset.classes, seed=seed, flip=flip)
+
+
+def trained_once(dataset, labels, classes, *, seed, flip=False, rows=None, of=""):
+    """Folder of a small classifier of images of `dataset` by any labels.
+
+    Args:
+        labels: LongTensor, one for each of `rows`; classes: their names.
+        rows: indices of the images to learn from; None takes all.
+        of: what is told apart, for the folder's name; '' are the data set's own classes.
+    """
+    rows = list(range(len(dataset))) if rows is None else list(rows)
+    held_out = _held_out_groups(dataset, rows, seed)
     options = "-flip" * flip + "-groups" * (held_out is not None)
-    folder = NETWORKS / f"{dataset.name}{dataset.shape[-1]}-{dataset.fingerprint[:12]}-{seed}{options}"
+    if of:
+        options += f"-{of}-" + hashlib.sha256(json.dumps([list(classes), labels.tolist(), rows]).encode()).hexdigest()[:12]
+    name = f"{dataset.name}{dataset.shape[-1]}"
+    folder = NETWORKS / f"{name}-{dataset.fingerprint[:12]}-{seed}{options}"
     if not (folder / "config.json").is_file():
-        logging.info("training a feature network on %d images of %s", len(dataset), dataset.name)
-        images = torch.cat([to_uint8(batch["image"]) for batch in data.in_order(dataset, range(len(dataset)), 256)])
-        network = metrics.train_classifier(images, dataset.labels, classes=dataset.classes, seed=seed,
-                                           flips=("horizontal",) if flip else (), name=f"{dataset.name}{dataset.shape[-1]}",
+        logging.info("training a %s on %d images of %s", f"classifier of {of}" if of else "feature network", len(rows), dataset.name)
+        images = torch.cat([to_uint8(batch["image"]) for batch in data.in_order(dataset, rows, 256)])
+        network = metrics.train_classifier(images, labels, classes=classes, seed=seed,
+                                           flips=("horizontal",) if flip else (), name=name,
                                            fingerprint=dataset.fingerprint, held_out=held_out)
         staging = folder.with_name(f".staging-{folder.name}-{os.getpid()}")
         network.save(staging)
@@ -93,14 +108,16 @@ def feature_network(dataset, *, seed, flip=False):
             os.replace(staging, folder)
         except OSError:  # another run was as quick with the same network
             shutil.rmtree(staging)
-        logging.info("feature network: %.1f %% of %d held-out images recognised (%s)", 100 * network.report["accuracy"],
+        logging.info("%.1f %% of %d held-out images recognised (%s)", 100 * network.report["accuracy"],
                      network.report["held_out"], folder)
     return folder
 
 
-def _held_out_groups(dataset, seed, share=0.15):
-    """Indices to test a classifier on, so that no group (patient) is on both sides; None where no groups are known."""
-    groups = [row.get("group") or row["file_name"] for row in getattr(dataset, "rows", [])]
+def _held_out_groups(dataset, rows, seed, share=0.15):
+    """Positions in `rows` to test a classifier on, so that no group (patient) is on both sides; None where no groups are
+    known."""
+    table = getattr(dataset, "rows", [])
+    groups = [table[i].get("group") or table[i]["file_name"] for i in rows] if table else []
     if len(set(groups)) == len(groups):
         return None
     _, held_out = next(GroupShuffleSplit(1, test_size=share, random_state=seed % 2**32).split(groups, groups=groups))

@@ -7,8 +7,14 @@ so that batch size and number of processes change nothing.
 import numpy as np
 import torch
 
-from libs import backbones, codecs, cond as conditions, diffusion
+from libs import backbones, codecs, cond as conditions, diffusion, encoders
 from libs.diffusion import guidance, samplers
+from libs.pipeline.conditions import (Describer, PROMPTS, StoredDescriber, choose_labels, draw_conditions, draw_labels,
+                                      read_prompts, requested)
+
+__all__ = ["Describer", "PROMPTS", "Pipeline", "StoredDescriber", "build_net", "choose_labels", "classes_without_data",
+           "draw_conditions", "draw_labels", "grid", "guidance_scale", "identity", "image_generator", "latent_shape",
+           "load", "null_conditions", "read_prompts", "requested", "text_encoder", "to_uint8"]
 
 
 class Pipeline:
@@ -29,7 +35,9 @@ class Pipeline:
             null: `dataset.null`; {} for an unconditional network.
             algorithm, steps: in place of those of config.sample.
         """
-        self.net, self.codec, self.schedule, self.null = net, codec, schedule, null
+        device = next(net.parameters()).device
+        self.net, self.codec, self.schedule = net, codec, schedule
+        self.null = {key: value.to(device) for key, value in null.items()}
         self.denoiser = diffusion.Denoiser(net, schedule, **config.denoiser)
         self.shape = latent_shape(config.nnet)
         self.image_shape = codec.image_shape(self.shape)
@@ -57,7 +65,7 @@ class Pipeline:
         device = next(self.net.parameters()).device
         generators = [image_generator(seed, index) for index in indices]
         x = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(device)
-        cond = {key: cond[key].to(device) for key in self.null}
+        cond = {key: cond[key].to(device, non_blocking=True) for key in self.null}
         null = conditions.null(self.null, cond)
         denoise = guidance.classifier_free(self.denoiser, cond, null, self.guidance)
         z = samplers.run(self.algorithm, denoise, x, self.schedule, self.steps, generator=generators, **self.own)
@@ -84,102 +92,99 @@ def latent_shape(nnet):
     return nnet.in_chans if "in_chans" in nnet else nnet.in_channels, side, side
 
 
-def load(config, weights, *, classes, device, **own):
+def load(config, weights, *, classes, device, encoder=None, empty_text=None, **own):
     """The pipeline of a trained network.
 
     Args:
         config: the run's config.
         weights: {name: Tensor}, see engine.load_weights.
-        classes: class names, [] for an unconditional network.
+        classes: class names, [] for an unlabelled network.
+        encoder: of a network that takes text, see `text_encoder`.
+        empty_text: (L, D) states of the empty text, in place of the encoder's.
         own: further arguments of Pipeline.
     """
-    net = build_net(config, classes)
+    if empty_text is None and encoder is not None:
+        empty_text = encoder.empty
+    net = build_net(config, classes, None if empty_text is None else tuple(empty_text.shape))
     # What was never trained is in no checkpoint of ours.
     frozen = {name: weight for name, weight in net.named_parameters() if not weight.requires_grad}
     backbones.load(net, frozen | weights)
-    null = {"label": torch.tensor(len(classes))} if config.train.mode == "cond" else {}
-    return Pipeline(net.to(device).eval(), config, codec=codecs.get(**config.codec),
-                    schedule=diffusion.schedule(**config.schedule), null=null, **own)
+    return Pipeline(net.to(device).eval(), config, codec=codecs.get(**config.codec).to(device),
+                    schedule=diffusion.schedule(**config.schedule),
+                    null=null_conditions(net, classes, empty_text), **own)
 
 
-def build_net(config, classes):
-    """The network of `config.nnet`; `num_classes` = 0 there means: as many as the data have, and the null class.
+def text_encoder(config, device="cpu"):
+    """The frozen text encoder of config.encoder on `device`; None where the config has none."""
+    return encoders.get(**config.encoder).to(device) if "encoder" in config else None
+
+
+def null_conditions(net, classes, empty_text=None):
+    """The empty conditions of a network, without batch axis, for the conditions that it takes.
+
+    `label` is the number after the last class, `text` the states (L, D) of the empty text.
+    """
+    if "text" in net.takes and empty_text is None:
+        raise ValueError("the network takes text: give config.encoder")
+    known = {"label": torch.tensor(len(classes)), "text": empty_text}
+    return {key: known[key] for key in net.takes}
+
+
+def identity(codec, encoder=None):
+    """What decides whether stored features fit: codec and encoder, by name and by the hash of what they compute with."""
+    return {"codec": {"name": type(codec).__name__, "fingerprint": codec.fingerprint},
+            "encoder": {"name": type(encoder).__name__, "fingerprint": encoder.fingerprint,
+                        "shape": list(encoder.shape)} if encoder is not None else {}}
+
+
+def build_net(config, classes, text_shape=None):
+    """The network of `config.nnet`, whose sizes may be left to the data by a 0.
+
+    `num_classes` = 0 there means: as many as the data have, and the null class. `num_clip_token` = 0 and `clip_dim` = 0
+    mean: those of the text encoder, `text_shape` = (L, D).
 
     Raises:
-        ValueError: the data are unlabelled but the network asks for a label, or it knows fewer classes than the data.
+        ValueError: the data are unlabelled but the network asks for a label, it knows fewer classes than the data, or
+            its text tokens are not the encoder's.
     """
     kwargs = dict(config.nnet)
-    conditional = config.train.mode == "cond"
     if config.train.mode not in ("cond", "uncond"):
         raise ValueError(f"config.train.mode is {config.train.mode!r}; known: cond, uncond")
-    if conditional and not classes:
+    labelled = kwargs.get("num_classes", -1) >= 0
+    if config.train.mode == "uncond" and labelled:
+        raise ValueError(f"config.train.mode is 'uncond' but config.nnet.num_classes is {kwargs['num_classes']}; set it to -1")
+    takes_text = "num_clip_token" in kwargs
+    if labelled and not classes or config.train.mode == "cond" and not (labelled or takes_text):
         raise ValueError("config.train.mode is 'cond' but the data have no labels: give them class folders or a label "
-                         "column, or set --config.train.mode=uncond and --config.nnet.num_classes=-1")
-    if conditional:
-        if kwargs.get("num_classes") == 0:
-            kwargs["num_classes"] = len(classes) + 1
+                         "column, or set --config.train.mode=uncond and --config.nnet.num_classes=-1" if not classes else
+                         "config.train.mode is 'cond' but config.nnet.num_classes is negative; 0 takes what is needed")
+    if labelled:
+        kwargs["num_classes"] = kwargs["num_classes"] or len(classes) + 1
         needed = len(classes) + (config.train.get("p_uncond", 0.0) > 0 or guidance_scale(config.sample) != 1.0)
-        if kwargs.get("num_classes", needed) < needed:
+        if kwargs["num_classes"] < needed:
             raise ValueError(f"config.nnet.num_classes is {kwargs['num_classes']}, but {len(classes)} classes"
                              f"{' and the null class' if needed > len(classes) else ''} need {needed}; 0 takes what is needed")
-    elif kwargs.get("num_classes", -1) >= 0:
-        raise ValueError(f"config.train.mode is 'uncond' but config.nnet.num_classes is {kwargs['num_classes']}; set it to -1")
+    if takes_text:
+        for key, size in zip(("num_clip_token", "clip_dim"), text_shape or (0, 0)):
+            if not kwargs[key]:
+                kwargs[key] = size
+            if kwargs[key] != size and text_shape:
+                raise ValueError(f"config.nnet.{key} is {kwargs[key]}, but the text encoder gives {size}; 0 takes what it gives")
     return backbones.get(**kwargs)
 
 
 def classes_without_data(config):
-    """Class names where neither a run folder nor the data tell them: the numbers of config.nnet.num_classes, or none."""
-    if config.train.mode != "cond":
+    """Class names where neither a run folder nor the data tell them: the numbers of config.nnet.num_classes, or none.
+
+    The last of them is the null class where guidance needs one.
+    """
+    if config.train.mode != "cond" or "num_classes" not in config.nnet:
         return []
     if config.nnet.num_classes < 1:
         raise ValueError("the class names are unknown: give the --workdir of the run that has classes.json, or the data "
                          "(config.dataset.path)")
-    return [str(number) for number in range(config.nnet.num_classes)]
-
-
-def choose_labels(asked, classes, n, *, conditional):
-    """Labels of the images to make.
-
-    `asked` is a class name for n images of it, 'all' for n of each class, or '' for n images of the classes in turn.
-
-    Returns:
-        list of int, one for each image (0 where the network takes no label).
-    """
-    if not conditional:
-        if asked not in ("", "all"):
-            raise ValueError(f"--label={asked}: this network takes no label")
-        return [0] * n
-    if asked == "all":
-        return [label for label in range(len(classes)) for _ in range(n)]
-    if asked and asked not in classes:
-        raise ValueError(f"--label={asked}: no such class; known: all, {', '.join(classes)}")
-    return [classes.index(asked)] * n if asked else [i % len(classes) for i in range(n)]
-
-
-def draw_conditions(dataset, null, n, *, seed, labels="data"):
-    """Conditions of images 0 .. n-1; those of image i depend on (seed, i) alone.
-
-    Args:
-        dataset: data set whose conditions are drawn; None draws each label with equal probability.
-        null: the empty conditions of the network; {} gives {}.
-        labels: 'data' draws the conditions of a real image, so that classes are as frequent as in the data;
-            'balanced' takes class i modulo K.
-
-    Returns:
-        dict of tensors with n rows.
-    """
-    if labels not in ("data", "balanced"):
-        raise ValueError(f"config.sample.labels is {labels!r}; known: data, balanced")
-    if not null:
-        return {}
-    only_label = set(null) == {"label"}
-    if only_label and labels == "balanced":
-        return {"label": torch.arange(n) % int(null["label"])}
-    size = int(null["label"]) if dataset is None else len(dataset)
-    rows = [int(np.random.default_rng([seed, i]).integers(size)) for i in range(n)]
-    if dataset is None:
-        return {"label": torch.tensor(rows)}
-    return {"label": dataset.labels[rows]} if only_label else conditions.take(dataset.batch(rows))
+    null = config.train.get("p_uncond", 0.0) > 0 or guidance_scale(config.sample) != 1.0
+    return [str(number) for number in range(config.nnet.num_classes - null)]
 
 
 def image_generator(seed, index):

@@ -1,0 +1,77 @@
+"""What a training opens: the images where they are at hand, the features where they are used, the held-out split."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from .base import Dataset
+
+
+class Opened(NamedTuple):
+    """images: real images, None where only features are at hand; examples: what is trained on (features or images);
+    held_out: the same of the validation split, or None."""
+
+    images: Dataset | None
+    examples: Dataset
+    held_out: Dataset | None
+
+
+def open_all(options, features, identity, *, validation_split=""):
+    """The data of a training on latents, as `Opened`.
+
+    Args:
+        options: the images, config.dataset.
+        features: config.features; its `path` holds one store for each split, '' trains on the images themselves.
+        identity: pipeline.identity(...) of the codec and encoder in use, which the stores must be made by.
+        validation_split: name of the held-out split, '' for none.
+    Raises:
+        ValueError: a store that is missing, unfinished, or made from other images, by another codec or encoder.
+    """
+    images = at_hand(options)
+    if not features["path"]:
+        if images is None:
+            raise ValueError(f"config.dataset.path={options.get('path')!r}: no such folder, and config.features.path is ''")
+        return Opened(images, images, _held_out(options, validation_split) if validation_split else None)
+    split = options.get("split", "")
+    held_out = None
+    if validation_split:
+        unseen = None if images is None else _held_out(options, validation_split)
+        held_out = open_features(features, validation_split, identity, unseen)
+    return Opened(images, open_features(features, split, identity, images, random_flip=options.get("random_flip", False)),
+                  held_out)
+
+
+def validation(held_out, train, run):
+    """() -> this process's batches of at most train.validation_size held-out examples; None without a held-out split.
+
+    Args:
+        train: config.train. run: engine.Run, of which rank and world are used.
+    """
+    if held_out is None:
+        return None
+    from . import in_order, some
+    chosen = some(held_out, train["validation_size"])[run.rank::run.world]
+    return lambda: in_order(held_out, chosen, max(1, train["batch_size"] // run.world))
+
+
+def at_hand(options):
+    """The data set of these options, or None where its folder is not on this machine."""
+    from . import get
+    return None if options.get("path") and not Path(options["path"]).expanduser().exists() else get(**options)
+
+
+def open_features(features, split, identity, images=None, *, random_flip=False):
+    """The store of one split, checked against codec, encoder and, where they are at hand, the images."""
+    from . import Features, store
+    folder = feature_folder(features, split)
+    store.check(folder, identity, "" if images is None else images.fingerprint)
+    return Features(folder, random_flip=random_flip)
+
+
+def feature_folder(features, split):
+    """The folder of the store of one split below config.features.path."""
+    return Path(features["path"]) / (split or "all")
+
+
+def _held_out(options, split):
+    from . import held_out
+    return held_out(options, split)

@@ -1,0 +1,66 @@
+"""A trained network with what is needed to ask it for images: the one place where eval and sample scripts load a run."""
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+from libs import data, engine, pipeline
+from libs.data import Dataset
+from libs.evaluation.describing import describer
+
+
+class Trained(NamedTuple):
+    """A run, opened: its sampler, class names, descriptions and real images.
+
+    dataset: the real images, None where they are not at hand. prompts: see `describer`, None for networks without text.
+    """
+
+    sampler: pipeline.Pipeline
+    classes: list
+    encoder: object
+    prompts: object
+    dataset: Dataset | None
+    step: int | None
+    source: Path
+
+
+def open_trained(run, config, workdir, nnet_path, *, with_data=True):
+    """The network of --nnet_path, or the best checkpoint of --workdir, as `Trained`.
+
+    Args:
+        with_data: whether the real images are needed (evaluation) or not (sampling).
+    Raises:
+        ValueError: classes of the run and of the data differ, or neither are known.
+        FileNotFoundError: no weights; or the images are needed and config.metrics.fid_stat does not stand in for them.
+    """
+    weights, step, source = engine.load_weights(nnet_path or workdir)
+    dataset = _images(config) if with_data else None
+    encoder = run.main_first(lambda: pipeline.text_encoder(config, run.device))
+    features = _features(config) if encoder is not None else None
+    trained = engine.read_json(Path(workdir) / "classes.json", None)
+    of_data = next((list(each.classes) for each in (dataset, features) if each is not None), None)
+    classes = of_data if trained is None else trained
+    classes = pipeline.classes_without_data(config) if classes is None else classes
+    if config.train.mode == "cond" and trained and of_data and trained != of_data:
+        raise ValueError(f"the network was trained on the classes {trained}, the data have {of_data}; "
+                         "give the data of the run, or config.dataset.classes")
+    sampler = pipeline.load(config, weights, classes=classes, device=run.device, encoder=encoder)
+    prompts = describer(config, Path(workdir), encoder, dataset=dataset, features=features)
+    return Trained(sampler, classes, encoder, prompts, dataset, step, source)
+
+
+def _images(config):
+    """The real images; None where a statistics file stands in for them."""
+    images = data.at_hand(config.dataset)
+    if images is None:
+        if not Path(config.metrics.fid_stat).is_file():
+            raise FileNotFoundError(f"no images at config.dataset.path={config.dataset.path!r}, and no statistics of them at "
+                                    f"config.metrics.fid_stat={config.metrics.fid_stat!r}")
+        logging.warning("no data at %s: only what %s allows is scored", config.dataset.path, config.metrics.fid_stat)
+    return images
+
+
+def _features(config):
+    """The feature store of the training split, for its captions; None where it is not here."""
+    folder = data.feature_folder(config.features, config.dataset.get("split", ""))
+    return data.Features(folder) if folder.is_dir() else None

@@ -1,0 +1,55 @@
+"""Train a class-conditional diffusion model on latents in discrete time, on the schedule of Stable Diffusion.
+
+U-ViT-H (Bao et al., CVPR 2023) on ImageNet, and on one's own images; features first, then the training:
+
+    accelerate launch --multi_gpu --num_processes 8 scripts/extract_feature.py --config=configs/imagenet256_uvit_huge.py
+    accelerate launch --multi_gpu --num_processes 8 --mixed_precision fp16 train_ldm_discrete.py --config=configs/imagenet256_uvit_huge.py
+
+The same command resumes a run that was stopped.
+"""
+
+from libs import cli, codecs, cond as conditions, data, diffusion, engine, evaluation, nn, pipeline
+
+SETTINGS = ("mode", "batch_size", "mixed_precision", "compile", "attention", "workers", "balanced", "weighting", "p_uncond",
+            "ema_rate", "grad_clip", "validation_split", "validation_size")
+
+
+def train(config, workdir):
+    engine.check_settings(config.train, SETTINGS)
+    schedule = diffusion.schedule(**config.schedule)
+    if schedule.steps is None:
+        raise ValueError(f"config.schedule.name is {config.schedule.name!r}, which has no discrete steps: use sd, linear or "
+                         "cosine, or train_ldm.py for continuous time")
+    run = engine.start(config, workdir)
+    codec = codecs.get(**config.codec).to(run.device)
+    images, features, held_out = data.open_all(config.dataset, config.features, pipeline.identity(codec),
+                                               validation_split=config.train.validation_split)
+    run.record("classes.json", features.classes, fixed=True)
+    stream = data.Stream(features, config.train.batch_size, seed=config.seed, workers=config.train.workers,
+                         balanced=config.train.balanced, **run.place)
+
+    nn.use_backend(config.train.attention)
+    net = pipeline.build_net(config, features.classes)
+    null = pipeline.null_conditions(net, features.classes)
+    state = engine.State(run, net, optimizer=config.optimizer, lr_scheduler=config.lr_scheduler,
+                         n_steps=config.train.n_steps, ema_rate=config.train.ema_rate, grad_clip=config.train.grad_clip,
+                         compile=config.train.compile)
+    sampler = pipeline.Pipeline(state.ema, config, codec=codec, schedule=schedule, null=null,
+                                algorithm=config.metrics.algorithm, steps=config.metrics.sample_steps)
+
+    def loss_fn(net, batch):
+        z = codecs.latents(codec, batch)
+        label = conditions.drop({"label": batch["label"]}, sampler.null, config.train.p_uncond if net.training else 0.0)
+        t = schedule.sample_times(len(z), device=z.device)  # n / N, n uniform in 1 .. N
+        denoise = diffusion.Denoiser(net, schedule, **config.denoiser)
+        return diffusion.loss.simple(denoise, z, t, weighting=config.train.weighting, **label).mean(), {}
+
+    engine.fit(run, state, stream, loss_fn, config.train,
+               validation=data.validation(held_out, config.train, run),
+               preview=evaluation.previewer(run, sampler, config),
+               evaluate=evaluation.evaluator(run, sampler, config, images))
+    run.finish()
+
+
+if __name__ == "__main__":
+    cli.main(train)
