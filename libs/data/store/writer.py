@@ -69,6 +69,8 @@ class Writer:
 
     def put(self, group, start, rows):
         """Write one whole chunk: rows {array: (n, ...)} of all arrays of the group, rounded to the type of the store."""
+        if rows.keys() != self.plan["groups"][group].keys():
+            raise ValueError(f"{self.path}: {group} need {sorted(self.plan['groups'][group])}, got {sorted(rows)}")
         for name, values in rows.items():
             file_name = self.partial / "store" / f"{name}.npy"
             array = np.load(file_name, mmap_mode="r", allow_pickle=False)

@@ -1,0 +1,40 @@
+"""Pack features that U-ViT or VAP-Diffusion published, one .npy per item, into a feature store; once.
+
+    python scripts/convert_features.py --path=assets/datasets/imagenet256_features --output=assets/datasets/imagenet256/train
+    python scripts/convert_features.py --path=assets/datasets/coco256_features --split=train --output=assets/datasets/coco/train
+
+A conversion that was stopped goes on. Pickles in the files are read, but nothing in them is run.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from libs import data  # noqa: E402
+from libs.data import published_features  # noqa: E402
+
+flags.DEFINE_string("path", None, "folder of the .npy files, or of the splits", required=True)
+flags.DEFINE_string("output", None, "folder of the store: <config.features.path>/<split, or all>", required=True)
+flags.DEFINE_string("split", "", "folder below --path, such as train")
+flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "type of what is stored")
+flags.DEFINE_bool("mirrored", True, "without texts: 256 images are followed by their 256 mirrored copies, as U-ViT extracts")
+flags.DEFINE_integer("classes", 0, "number of classes; 0: the highest label and one", lower_bound=0)
+
+
+def main(argv):
+    options = {name: flags.FLAGS[name].value for name in ("path", "output", "split", "dtype", "mirrored", "classes")}
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}: options are written --name=value")
+        published_features.convert(**options)
+        features = data.Features(options["output"])
+        print(f"{options['output']}: {len(features):,} images of {features.shape}, {len(features.classes)} classes"
+              + (f", texts {features.text_shape}" if features.text_shape else ""))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)
