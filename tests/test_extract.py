@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from libs import data, encoders
+from libs import codecs, data, encoders
 from tests.conftest import ROOT
 
 CONFIG = """
@@ -103,6 +103,29 @@ def test_one_split_without_text(place):
     features = data.Features(place / "features" / "all")
     assert len(features) == 11 and features.text_shape is None and set(features.null) == {"label"}
     assert not (place / "features" / "train").exists()
+
+
+class Halves(codecs.Codec):
+    """Every second pixel, with a spread that depends on its neighbour: all that extraction must carry over."""
+
+    channels, downsample, fingerprint = 3, 2, "c0de"
+
+    def moments(self, x):
+        return torch.cat([x[..., ::2, ::2], x[..., 1::2, 1::2]], dim=1)
+
+
+def test_latents_keep_their_spread_and_are_mirrored_as_images(place, monkeypatch):
+    monkeypatch.setattr(codecs, "get", lambda **_: Halves())
+    extract(without_text(place))
+    images = data.get(name="folder", path=str(place / "images"), resolution=8, split="train").batch(range(8))["image"]
+    features = data.Features(place / "features" / "train", random_flip=True)
+    assert features.shape == (3, 4, 4) and features.manifest["identity"]["codec"]["fingerprint"] == "c0de"
+    mean, logvar = torch.stack([Halves().moments(images), Halves().moments(images.flip(-1))], 1).chunk(2, dim=2)
+    for seeds in (None, list(range(8))):
+        batch = features.batch(range(8), seeds)
+        shown = [[torch.equal(batch["mean"][i], mean[i, k]) for k in range(2)].index(True) for i in range(8)]
+        assert set(shown) == ({0} if seeds is None else {0, 1})
+        torch.testing.assert_close(batch["std"], (logvar[range(8), shown] / 2).exp())
 
 
 def test_what_cannot_be_extracted_is_said(place):
