@@ -82,11 +82,16 @@ class Features(Dataset):
         if not self.text_shape:
             raise ValueError(f"{self.path}: the store has no texts")
         rows, which = self._rows(indices), np.asarray(which, np.int64)
-        counts = self._caption_starts[rows + 1] - self._caption_starts[rows]
+        counts = self.caption_counts(rows)
         if ((which < 0) | (which >= counts)).any():
             k = int(np.argmax((which < 0) | (which >= counts)))
             raise IndexError(f"caption {which[k]} of {self.file_name(rows[k])}, which has {counts[k]}")
         return self._states(rows, which)
+
+    def caption_counts(self, indices):
+        """How many captions (n,) the images have."""
+        rows = self._rows(indices)
+        return self._caption_starts[rows + 1] - self._caption_starts[rows]
 
     @property
     def null(self):

@@ -51,7 +51,7 @@ class Writer:
             {array: (shape of a row, dtype)}}, 'name', 'classes', 'about'; the groups are 'images' and 'texts'. tables:
             {name: array or list of strings}, what is known at once.
         Raises:
-            ValueError: nothing to store, another process is at it, or the disk is too small.
+            ValueError: another process is at it, or the disk is too small.
         """
         if self.rank == 0:
             self.partial.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,8 @@ class Writer:
         self.barrier()
         if self.rank == 0:
             folder = self.partial / "store"
-            files = sorted({*folder.iterdir()} - {folder / "manifest.json"})  # a predecessor may have been killed here
+            # A predecessor may have been killed while it wrote the manifest.
+            files = sorted(file for file in folder.iterdir() if not file.name.startswith("manifest"))
             entries = {file.name: {"bytes": file.stat().st_size, "sha256": digest}
                        for file, digest in zip(files, sha256_of(files), strict=True)}
             write_json(folder / "manifest.json", {"format": FORMAT, **self.plan, **more, "files": entries})
@@ -108,8 +109,6 @@ class Writer:
 
     def _lay_out(self, plan, tables):
         counts, folder = plan["counts"], self.partial / "store"
-        if not counts["images"]:
-            raise ValueError(f"{self.path}: no images to make features of")
         for part in ("store", "done"):
             shutil.rmtree(self.partial / part, ignore_errors=True)
             (self.partial / part).mkdir()
@@ -149,7 +148,7 @@ def _rounded(values, dtype, name_of, what):
 
 
 def _refuse(path, found, wanted):
-    refuse(path, {key: found.get(key) for key in wanted}, wanted)
+    refuse(path, *({**told["identity"], **{key: told[key] for key in wanted if key != "identity"}} for told in (found, wanted)))
 
 
 def _claim(folder):

@@ -36,9 +36,11 @@ def write(path, dataset, *, encode_images, encode_texts=None, empty=None, identi
         about: JSON dict for readers, never compared; its 'command' is named where a store is found unfinished.
     Raises:
         ValueError: another store is in the way (naming what differs), values that `dtype` cannot hold, a disk too small,
-            images without caption, an image that cannot be read.
+            no images, images without caption, an image that cannot be read.
     """
     one_of("features dtype", dtype, ["float16", "float32"])
+    if not len(dataset):
+        raise ValueError(f"{path}: the data set {dataset.name!r} has no images")
     captions = _captions(dataset) if encode_texts else []
     writer = Writer(path, {"identity": identity, "dtype": dtype, "flips": bool(flips),
                            "data": {"fingerprint": dataset.fingerprint, "images": len(dataset),
