@@ -63,6 +63,8 @@ def open_features(features, split, identity, images=None, *, random_flip=False):
     """The store of one split, checked against codec, encoder and, where they are at hand, the images."""
     from . import Features, store
     folder = feature_folder(features, split)
+    if not identity["encoder"]:  # a network without text may be trained on a store that has texts
+        identity = identity | {"encoder": store.read(folder)["identity"]["encoder"]}
     store.check(folder, identity, "" if images is None else images.fingerprint)
     return Features(folder, random_flip=random_flip)
 

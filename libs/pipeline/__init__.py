@@ -9,7 +9,7 @@ import torch
 
 from libs import backbones, codecs, cond as conditions, diffusion, encoders
 from libs.diffusion import guidance, samplers
-from libs.pipeline.conditions import (Describer, PROMPTS, StoredDescriber, choose_labels, draw_conditions, draw_labels,
+from libs.pipeline.prompts import (Describer, PROMPTS, StoredDescriber, choose_labels, draw_conditions, draw_labels,
                                       read_prompts, requested)
 
 __all__ = ["Describer", "PROMPTS", "Pipeline", "StoredDescriber", "build_net", "choose_labels", "classes_without_data",

@@ -174,7 +174,8 @@ class StoredDescriber:
         """Lazy states of n captions, each of an image of the label that is asked for."""
         rows = [self.rows[None if labels is None else int(labels[i])] for i in range(n)]
         chosen = [int(own[np.random.default_rng([seed, i, 1]).integers(len(own))]) for i, own in enumerate(rows)]
-        which = [int(np.random.default_rng([seed, i, 2]).integers(1 << 31)) for i in range(n)]
+        counts = self.features.caption_counts(chosen)
+        which = [int(np.random.default_rng([seed, i, 2]).integers(count)) for i, count in enumerate(counts)]
         return _StoredTexts(self.features, chosen, which)
 
 
@@ -188,6 +189,4 @@ class _StoredTexts:
         return len(self.rows)
 
     def __getitem__(self, indices):
-        counts = self.features.texts_per_image([self.rows[i] for i in indices])
-        return self.features.texts([self.rows[i] for i in indices],
-                                   [self.which[i] % count for i, count in zip(indices, counts)])
+        return self.features.texts([self.rows[i] for i in indices], [self.which[i] for i in indices])
