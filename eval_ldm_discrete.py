@@ -6,5 +6,12 @@
 
 from libs import cli, evaluation
 
+
+def evaluate(config, workdir, nnet_path, seed, name):
+    scores = evaluation.evaluate_run(config, workdir, nnet_path, seed, name)
+    if scores:
+        print(scores)
+
+
 if __name__ == "__main__":
-    cli.main(evaluation.evaluate_run, **evaluation.FLAGS)
+    cli.main(evaluate, **evaluation.FLAGS)

@@ -83,10 +83,13 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
 
 
 def evaluate_run(config, workdir, nnet_path, seed, name):
-    """What an evaluation script does: open a trained network, evaluate it, print the scores.
+    """What an evaluation script does: open a trained network and evaluate it.
 
     Writes <workdir>/eval/<name>/scores.json and what the report shows. `config.sample.path` keeps the images,
     `config.sample.npz` an archive for the ADM suite.
+
+    Returns:
+        the scores as text, for the main process to print; '' on the others.
     """
     run = engine.start(config, workdir, claim=False)
     trained = open_trained(run, config, workdir, nnet_path)
@@ -95,9 +98,9 @@ def evaluate_run(config, workdir, nnet_path, seed, name):
     result = evaluate(run, trained.sampler, config, trained.dataset, n=config.sample.n_samples, seed=seed, step=trained.step,
                       nnet=trained.source, prompts=trained.prompts,
                       name=name or f"{trained.source.stem}_{config.sample.n_samples}{ending}")
-    if run.is_main:
-        print(table(result))
+    text = table(result) if run.is_main else ""
     run.finish()
+    return text
 
 
 def evaluator(run, pipeline, config, dataset, prompts=None):

@@ -14,9 +14,8 @@ import logging
 import torch
 
 from libs import data, metrics
-from libs.encoders import read_attributes
 from libs.evaluation.references import trained_once
-from libs.pipeline import to_uint8
+from libs.pipeline import read_attributes, to_uint8
 
 MEASURES = ("phantoms", "classifier")
 FEWEST = 5  # real images that a word needs to be learned

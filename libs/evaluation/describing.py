@@ -1,8 +1,7 @@
 """Where the descriptions come from that a trained network is asked for."""
 
 from libs import data
-from libs.encoders import Bank
-from libs.pipeline import PROMPTS, Describer, StoredDescriber
+from libs.pipeline import PROMPTS, Bank, Describer, StoredDescriber
 
 
 def describer(config, folder, encoder, *, dataset=None, features=None):
