@@ -68,19 +68,20 @@ def convert(path, output, *, split="", dtype="float16", mirrored=True, classes=0
         return {"name": Path(path).name, "classes": [], "groups": groups, "counts": {"images": count, "texts": len(pairs)},
                 "about": {"converted from": str(folder), "command": "scripts/convert_features.py again"}}, tables
 
-    writer.prepare(layout)
-    for start, stop in tqdm(writer.missing("images"), f"{output}: images", disable=not progress):
-        writer.put("images", start, _images(folder, range(start, stop), count, copies, texts))
-    for start, stop in tqdm(writer.missing("texts"), f"{output}: texts", disable=not progress):
-        writer.put("texts", start, {"text": _stack([_text(folder, *pair)[0] for pair in pairs[start:stop]],
-                                             [folder / f"{i}_{k}.npy" for i, k in pairs[start:stop]])})
-    names = []
-    if "labels" in writer.plan["groups"]["images"]:
-        lowest, highest = int(writer.rows("labels").min()), int(writer.rows("labels").max())
-        if lowest < 0 or 0 < classes <= highest:
-            raise ValueError(f"{folder}: labels {lowest} .. {highest}, expected 0 .. {(classes or highest + 1) - 1}")
-        names = [str(k) for k in range(classes or highest + 1)]
-    writer.finish(classes=names)
+    with writer:
+        writer.prepare(layout)
+        for start, stop in tqdm(writer.missing("images"), f"{output}: images", disable=not progress):
+            writer.put("images", start, _images(folder, range(start, stop), count, copies, texts))
+        for start, stop in tqdm(writer.missing("texts"), f"{output}: texts", disable=not progress):
+            writer.put("texts", start, {"text": _stack([_text(folder, *pair)[0] for pair in pairs[start:stop]],
+                                                 [folder / f"{i}_{k}.npy" for i, k in pairs[start:stop]])})
+        names = []
+        if "labels" in writer.plan["groups"]["images"]:
+            lowest, highest = int(writer.rows("labels").min()), int(writer.rows("labels").max())
+            if lowest < 0 or 0 < classes <= highest:
+                raise ValueError(f"{folder}: labels {lowest} .. {highest}, expected 0 .. {(classes or highest + 1) - 1}")
+            names = [str(k) for k in range(classes or highest + 1)]
+        writer.finish(classes=names)
 
 
 def _scan(folder):

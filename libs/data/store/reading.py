@@ -20,8 +20,8 @@ class Features(Dataset):
     Args:
         path: folder of the store.
         random_flip: show the mirrored copy at half of the visits.
-        memory_gb: arrays that fit into this together are read from disk as a whole at first use, into the page cache,
-            which all processes of a machine share; others as they are asked for.
+        memory_gb: arrays that fit into this together, the smallest first, are read from disk as a whole at first use, into
+            the page cache, which all processes of a machine share; others row by row, as they are asked for.
     Attributes:
         shape: (C, h, w) of a latent.
         text_shape: (L, D) of the states of a text, or None.
@@ -39,8 +39,8 @@ class Features(Dataset):
                         for name in self.manifest["files"] if name.endswith(".npy")}
         _, self._copies, *shape = self._arrays["mean"].shape
         if random_flip and self._copies < 2:
-            raise ValueError(f"{path}: random_flip=True, but the store has no mirrored images: delete the folder and extract "
-                             "with config.dataset.random_flip=True, or set it to False")
+            raise ValueError(f"{path}: random_flip=True, but the store has no mirrored images: delete the folder and "
+                             "extract with config.dataset.random_flip=True, or set it to False")
         self.random_flip, self.shape, self.name = random_flip, tuple(shape), self.manifest["name"]
         self.classes = self.manifest["classes"]
         small = {name: torch.from_numpy(self._arrays[name].copy()) for name in ("labels", "empty") if name in self._arrays}
@@ -56,13 +56,14 @@ class Features(Dataset):
         return Features, (self.path, self.random_flip, self.memory_gb)
 
     def batch(self, indices, seeds=None):
-        """Items `indices` as {'mean' and 'std' (n, C, h, w), 'text' (n, L, D), 'label' (n,), 'index' (n,)}, float32 and int64.
+        """Items as {'mean' and 'std' (n, C, h, w), 'text' (n, L, D), 'label' (n,), 'index' (n,)}, float32 and int64.
 
         'std' is absent for a codec without spread, 'text' and 'label' where there are none. seeds: one per item, of which
         its copy and its caption are drawn; None shows each as it is, with its first caption.
         """
         rows = self._rows(indices)
-        self._read_ahead()
+        if not self._warm:
+            self._read_ahead()
         flips = _choose(seeds, _FLIP, 2) if self.random_flip and seeds is not None else 0
         found = {name: _gather(values, rows * self._copies + flips) for name, values in self._latents.items()}
         if self.text_shape:
@@ -135,14 +136,16 @@ class Features(Dataset):
         return rows
 
     def _read_ahead(self):
-        """Read a store that fits into memory in the order of the disk: ten times faster than row by row."""
-        names = [name for name in self.manifest["files"] if name.endswith(".npy")]
-        if not self._warm and sum(self.manifest["files"][name]["bytes"] for name in names) <= self.memory_gb * 1e9:
-            scratch = bytearray(1 << 24)
-            for name in names:
-                with open(f"{self.path}/{name}", "rb", buffering=0) as file:
-                    while file.readinto(scratch):
-                        pass
+        """Read what fits into memory in the order of the disk, smallest files first: faster than row by row."""
+        sizes = {name: known["bytes"] for name, known in self.manifest["files"].items() if name.endswith(".npy")}
+        room, scratch = self.memory_gb * 1e9, bytearray(1 << 24)
+        for name in sorted(sizes, key=sizes.get):
+            room -= sizes[name]
+            if room < 0:
+                break
+            with open(f"{self.path}/{name}", "rb", buffering=0) as file:
+                while file.readinto(scratch):
+                    pass
         self._warm = True
 
 

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ import torch
 from .manifest import FORMAT, done, partial, read, read_json, refuse, sha256_of, write_json
 
 CHUNK = 256  # rows written, and lost by a kill, together
+PATIENCE = 10  # seconds in which the children of a killed predecessor let go of its lock
 _NAMES = {"images": "file_names", "texts": "captions"}  # where the rows of a group have their names
 
 
 class Writer:
-    """Rows of arrays, put in chunks of 256 in any order by any process, then sealed.
+    """Rows of arrays, put in chunks of 256 in any order by any process, then sealed: `with writer: ...`
 
     All lies in `<path>.partial` until `finish` renames it. A chunk counts once it is on disk, so a kill costs one chunk
     per process.
@@ -33,7 +35,7 @@ class Writer:
 
     def __init__(self, path, wanted, *, rank=0, world=1, barrier=lambda: None):
         self.path, self.partial, self.wanted = Path(path), partial(path), wanted
-        self.rank, self.world, self.barrier = rank, world, barrier
+        self.rank, self.world, self.barrier, self._lock = rank, world, barrier, None
         self.finished = (self.path / "manifest.json").is_file()
         if self.finished:
             _refuse(self.path, read(self.path), wanted)
@@ -43,6 +45,13 @@ class Writer:
             raise ValueError(f"{self.path}: holds files that are no feature store; choose another config.features.path")
         elif (self.partial / "plan.json").is_file():
             _refuse(self.partial, read_json(self.partial / "plan.json"), wanted)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._lock:
+            self._lock.close()
 
     def prepare(self, layout):
         """Lay out the files, unless a predecessor did.
@@ -136,7 +145,7 @@ class Writer:
 
 def _rounded(values, dtype, name_of, what):
     """A tensor as an array of a store; ValueError that names the first row with a value that is not finite there."""
-    values = values.numpy(force=True)
+    values = (values.float() if values.is_floating_point() else values).numpy(force=True)
     with np.errstate(over="ignore"):
         rounded = np.ascontiguousarray(values, dtype)
     if dtype.kind == "f" and not np.isfinite(rounded).all():
@@ -153,14 +162,18 @@ def _refuse(path, found, wanted):
 
 def _claim(folder):
     """Hold a lock as long as this process lives; the kernel drops it even after kill -9."""
-    lock = open(folder / "lock", "w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"{folder}: another process is writing these features; wait for it or stop it") from error
-    except OSError:  # a file system without locks
-        pass
-    return lock
+    lock, until = open(folder / "lock", "w"), time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError as error:
+            if time.monotonic() > until:
+                lock.close()
+                raise ValueError(f"{folder}: another process is writing these features; wait or stop it") from error
+            time.sleep(0.25)
+        except OSError:  # a file system without locks
+            return lock
 
 
 def _flush(file):

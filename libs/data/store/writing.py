@@ -66,7 +66,7 @@ def write(path, dataset, *, encode_images, encode_texts=None, empty=None, identi
             row = {text: k for k, text in enumerate(distinct)}
             tables |= {"captions": distinct, **caption_tables([[row[text] for text in texts] for texts in captions])}
         if empty is not None:
-            tables["empty"] = empty.numpy(force=True).astype(dtype)
+            tables["empty"] = empty.float().numpy(force=True).astype(dtype)
         return plan, tables
 
     def encode(images):
@@ -74,7 +74,7 @@ def write(path, dataset, *, encode_images, encode_texts=None, empty=None, identi
         return {name: torch.stack(parts, 1) for name, parts in zip(("mean", "std"), zip(*latents, strict=True), strict=True)
                 if parts[0] is not None}
 
-    with torch.no_grad():
+    with writer, torch.no_grad():
         writer.prepare(layout)
         chunks = writer.missing("images")
         batches = in_order(dataset, chain.from_iterable(range(*chunk) for chunk in chunks), size, workers)
@@ -85,7 +85,7 @@ def write(path, dataset, *, encode_images, encode_texts=None, empty=None, identi
         for start, stop in tqdm(writer.missing("texts"), f"{path}: texts", disable=not progress or rank > 0):
             writer.put("texts", start, {"text": torch.cat([encode_texts(distinct[i:min(i + size, stop)])
                                                            for i in range(start, stop, size)])})
-    writer.finish()
+        writer.finish()
 
 
 def caption_tables(rows):
