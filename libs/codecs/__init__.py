@@ -11,14 +11,16 @@ import difflib
 
 from torch import Tensor
 
+from libs.codecs import kl
 from libs.codecs.base import Codec
 from libs.codecs.kl import KL
 from libs.codecs.pixels import Pixels
+from libs.codecs.spread import Spread, latent_sums
 from libs.codecs.tiny import Tiny
 
-__all__ = ["NAMES", "Codec", "get", "latents"]
+__all__ = ["KL", "NAMES", "Codec", "Spread", "get", "latent_sums", "latents"]
 
-_CONSTRUCTORS = {"pixels": Pixels, "kl": KL, "tiny": Tiny}
+_CONSTRUCTORS = {"pixels": Pixels, "kl": kl.build, "tiny": Tiny}
 NAMES = tuple(_CONSTRUCTORS)
 
 

@@ -12,7 +12,23 @@ STABLE_DIFFUSION = 0.18215  # scale factor of Stable Diffusion 1 and 2, and of U
 
 
 class KL(LatentCodec):
-    """Images <-> latents through diffusers' AutoencoderKL.
+    """Images <-> latents through diffusers' AutoencoderKL; `load_state_dict` takes CompVis names too.
+
+    net: the AutoencoderKL. scale_factor, decode_batch: as for `build`.
+    """
+
+    def __init__(self, net, *, scale_factor: float, decode_batch: int = 0):
+        super().__init__(net, scale_factor=scale_factor, downsample=2 ** (len(net.config.block_out_channels) - 1),
+                         decode_batch=decode_batch)
+        self.register_load_state_dict_pre_hook(_accept_compvis)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return self.net.encode(x, return_dict=False)[0].parameters
+
+
+def build(path: str = "", *, scale_factor: float = 0.0, subfolder: str = "", ddconfig: dict | None = None,
+          embed_dim: int = 4, decode_batch: int = 0) -> KL:
+    """The codec `kl`.
 
     Args:
         path: name on the hub, a save_pretrained folder (also one that holds `vae/` or `autoencoder/`), or a file of weights
@@ -23,44 +39,34 @@ class KL(LatentCodec):
         ddconfig, embed_dim: in place of a path, an untrained network by CompVis' arguments.
         decode_batch: images decoded at a time, which bounds memory; 0: all of them.
 
-    `load_state_dict` takes CompVis names too.
-
     Raises:
         OSError: nothing at `path`. ValueError: what is there is no KL autoencoder, or lacks weights.
     """
-
-    def __init__(self, path: str = "", *, scale_factor: float = 0.0, subfolder: str = "", ddconfig: dict | None = None,
-                 embed_dim: int = 4, decode_batch: int = 0):
-        if bool(path) == bool(ddconfig):
-            raise ValueError(f"codec kl: give either path or ddconfig; got path={path!r} and ddconfig={ddconfig}")
-        net = _build(compvis.from_ddconfig(dict(ddconfig), embed_dim)) if ddconfig else load(path, subfolder)
-        if not scale_factor and (ddconfig or Path(path).expanduser().is_file()):
-            scale_factor = STABLE_DIFFUSION
-            logging.info("codec kl: %s does not say its scale factor; %s of Stable Diffusion is assumed", path or "ddconfig",
-                         scale_factor)
-        super().__init__(net, scale_factor=pretrained.scale_factor(net.config, path, scale_factor),
-                         downsample=2 ** (len(net.config.block_out_channels) - 1), decode_batch=decode_batch)
-        self.register_load_state_dict_pre_hook(_accept_compvis)
-
-    def _encode(self, x: Tensor) -> Tensor:
-        return self.net.encode(x, return_dict=False)[0].parameters
+    if bool(path) == bool(ddconfig):
+        raise ValueError(f"codec kl: give either path or ddconfig; got path={path!r} and ddconfig={ddconfig}")
+    net = _untrained(compvis.from_ddconfig(dict(ddconfig), embed_dim)) if ddconfig else load(path, subfolder)
+    if not scale_factor and (ddconfig or Path(path).expanduser().is_file()):
+        scale_factor = STABLE_DIFFUSION
+        logging.info("codec kl: %s does not say its scale factor; %s of Stable Diffusion is assumed", path or "ddconfig",
+                     scale_factor)
+    return KL(net, scale_factor=pretrained.scale_factor(net.config, path, scale_factor), decode_batch=decode_batch)
 
 
 def load(path: str, subfolder: str = ""):
-    """diffusers' AutoencoderKL from a hub name, a folder or a file; arguments and errors as for `KL`."""
+    """diffusers' AutoencoderKL from a hub name, a folder or a file; arguments and errors as for `build`."""
     file = Path(path).expanduser()
     if not file.is_file():
         return pretrained.load("AutoencoderKL", path, subfolder)
     weights = compvis.read(file)
     try:
-        net = _build(compvis.architecture(weights))
+        net = _untrained(compvis.architecture(weights))
         net.load_state_dict(compvis.convert(weights), strict=True)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} does not hold a whole KL autoencoder: {str(error)[:500]}") from error
     return net
 
 
-def _build(arguments: dict):
+def _untrained(arguments: dict):
     from diffusers import AutoencoderKL
     return AutoencoderKL(**arguments, norm_num_groups=32, scaling_factor=STABLE_DIFFUSION)
 
