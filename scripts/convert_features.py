@@ -1,7 +1,7 @@
 """Pack features that U-ViT or VAP-Diffusion published, one .npy per item, into a feature store; once.
 
     python scripts/convert_features.py --path=assets/datasets/imagenet256_npy --output=assets/datasets/imagenet256/train
-    python scripts/convert_features.py --path=assets/datasets/coco256_features --split=train --output=assets/datasets/coco/train
+    python scripts/convert_features.py --path=assets/datasets/coco256_npy --split=train --output=assets/datasets/coco/train
 
 A conversion that was stopped goes on. Pickles in the files are read, but nothing in them is run.
 """

@@ -157,7 +157,8 @@ def _rounded(values, dtype, name_of, what):
 
 
 def _refuse(path, found, wanted):
-    refuse(path, *({**told["identity"], **{key: told[key] for key in wanted if key != "identity"}} for told in (found, wanted)))
+    rest = wanted.keys() - {"identity"}
+    refuse(path, *({**told["identity"], **{key: told[key] for key in rest}} for told in (found, wanted)))
 
 
 def _claim(folder):
