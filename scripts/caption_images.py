@@ -23,6 +23,7 @@ SHOWN = 3  # captions printed as they come
 
 
 def main(config, workdir):
+    check(config)
     dataset = data.get(**{"resolution": 64, "cache": "", **config.input})  # for its listing: images are read whole
     rows = listing(dataset)
     procedure = captioning.load_prompts(config.prompts)
@@ -64,6 +65,17 @@ def main(config, workdir):
     print("\n".join([*captioning.summary(found), f"captions: {target}", f"report: {report}"]))
     if found["problems"] and config.checks.on_fail == "stop":
         raise ValueError("; ".join(found["problems"]))
+
+
+def check(config):
+    """ValueError for numbers that mean nothing."""
+    sections = {"": config, "checks.": config.checks, "output.": config.output}
+    least = {"limit": 0, "output.threads": 1, "checks.attempts": 1, "checks.give_up": 0, "checks.min_words": 0,
+             "checks.max_words": 0, "checks.max_tokens": 0, "checks.dependence": 0}
+    for path, low in least.items():
+        section, dot, name = path.rpartition(".")
+        if (value := sections[section + dot][name]) < low:
+            raise ValueError(f"config.{path} is {value}; expected {low} or more")
 
 
 def listing(dataset):

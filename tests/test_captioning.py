@@ -122,7 +122,7 @@ def test_texts_are_tidied_and_shortened_by_sentences():
     assert checks.Rules(max_tokens=9, count=len).fit("One two. Three.") == "One two."
     assert checks.Rules(max_tokens=9, count=len).faults("One two. Three.") == ["length: 15 tokens, at most 9 allowed"]
     assert checks.whole_sentences("A b. C d") == "A b." and checks.whole_sentences("A b") == "A b"
-    assert checks.identical(["A  b", "a B", "c"]) == (2 / 3, "a B")
+    assert checks.identical(["A  b", "a B", "c"]) == (2 / 3, "a B") and checks.identical(["a", "b"]) == (0, "")
     assert checks.same("a b c", "C, b a") and not checks.same("a b c", "a b d")
 
 
@@ -275,3 +275,9 @@ def test_the_final_table_is_read_as_training_data(tmp_path):
     assert dataset.captions == ['Round, "red".', ""] and dataset.classes == ["MEL", "NV"]
     assert dataset.rows[1]["age"] == "3" and "mask" not in dataset.rows[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "metadata_captions.csv"]
+
+
+def test_a_required_start_may_name_what_is_forbidden_elsewhere():
+    rules = checks.Rules(forbidden=("nevus",))
+    assert not rules.faults("A nevus, round.", "A nevus") and rules.faults("A nevus, a round nevus.", "A nevus")
+    assert len(rules.faults("The nevus.", "A nevus")) == 2

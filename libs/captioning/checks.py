@@ -33,11 +33,12 @@ class Rules:
     forbidden: tuple[str, ...] = ()
 
     def faults(self, text: str, start: str = "") -> list[str]:
-        """The reasons against `text`, [] where there are none; `start`: how it has to begin."""
+        """The reasons against `text`, [] where there are none; `start`: how it has to begin, even if that is forbidden."""
         if reason := refusal(text):
             return [reason]
+        own = text if begins(text, start) else text[len(start):]
         reasons = [begins(text, start), length(text, self.min_words, self.max_words), echo(text, self.features),
-                   measurement(text) if self.no_measurements else "", diagnosis(text, self.forbidden)]
+                   measurement(text) if self.no_measurements else "", diagnosis(own, self.forbidden)]
         if self.max_tokens and self.count:
             reasons.append(length(text, 0, self.max_tokens, self.count, "tokens"))
         return [reason for reason in reasons if reason]
@@ -103,10 +104,10 @@ def diagnosis(text: str, forbidden: tuple[str, ...]) -> str:
 
 
 def identical(texts: list[str]) -> tuple[float, str]:
-    """(share of the texts that the most common one has, that text); (0, '') without texts."""
-    if not texts:
-        return 0.0, ""
+    """(share of the texts that the most common one has, that text); (0, '') where each is another."""
     shown = {plain(text): text for text in texts}
+    if len(shown) == len(texts):
+        return 0.0, ""
     text, count = Counter(map(plain, texts)).most_common(1)[0]
     return count / len(texts), shown[text]
 

@@ -145,7 +145,7 @@ def caption(items: list[Item], describer: Describer, table: Table, *, threads: i
     pool = ThreadPoolExecutor(threads)
     futures = [pool.submit(work, item) for item in items]
     try:
-        for future in tqdm(as_completed(futures), total=len(futures), unit="image", disable=not progress):
+        for future in tqdm(as_completed(futures), total=len(futures), unit="image", disable=not (progress and items)):
             row = future.result()
             done(row)
             silent = silent + 1 if "unanswered" in row.failed_for else 0
@@ -176,11 +176,12 @@ def image_dependence(describer: Describer, items: list[Item], rows: dict[str, Ca
     """Whether descriptions follow the image: asked again with a grey image, and with another image of the sample.
 
     Label, seed and attempt are those of the row; only the image differs. The other image is of another class where
-    the sample has one. Images whose row has no text are left out.
+    the sample has one. Images whose row has no text, or that of another model or prompt, are left out.
 
     Returns {'blank' | 'shuffled': {'n', 'same' (how many said the same), 'share', 'examples' (up to 3)}}.
     """
-    usable, found = [item for item in items if rows[item.file_name].text], {}
+    asked, found = (describer.model.name, describer.procedure.version), {}
+    usable = [item for item in items if (row := rows[item.file_name]).text and (row.model, row.prompt) == asked]
 
     def unchanged(item, read):
         """Whether the text stays the same; None without an answer."""

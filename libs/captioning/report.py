@@ -22,7 +22,7 @@ def report(rows: list[Caption], *, images: int, dependence: dict, max_identical:
     share, text = checks.identical([row.text for row in written])
     lengths = [checks.words(row.text) for row in written]
     problems = []
-    if len(written) > 1 and share > max_identical:
+    if share > max_identical:
         problems.append(f"{share:.0%} of {len(written)} descriptions are the same (at most {max_identical:.0%}): "
                         f"{text[:100]!r}")
     problems += unchanged(dependence, max_unchanged)
