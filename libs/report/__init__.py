@@ -21,7 +21,8 @@ SMALL_N = 50  # below it a score is marked, whatever the evaluation itself warne
 WITH_PICTURES = 2  # evaluations, newest first: a sweep of many would make a page too large to open
 HEADLINE = ("fid", "fd", "accuracy", "precision", "recall", "kid", "coverage", "density", "is")
 NOT_CURVES = ("step", "n", "seconds")
-FACTS = ("n", "step", "nnet", "seed", "sampler", "features", "reference", "seconds", "interval")
+FACTS = ("n", "step", "nnet", "seed", "sampler", "features", "reference", "seconds", "interval", "prompts",
+         "agreement_of_real")
 
 
 def write(workdir, *, title=""):
@@ -115,12 +116,13 @@ def evaluation(folder, classes, warnings, with_pictures=True):
     per_class = {name: {key: score(entry) for key, entry in row.items()}
                  for name, row in (found.get("per_class") or {}).items()}
     order = sorted(per_class, key=lambda name: classes.index(name) if name in classes else len(classes))
-    shown = {"side_by_side": None, "nearest": None}
+    shown = {"side_by_side": None, "nearest": None, "described": []}
     try:
         if with_pictures:
             with np.load(folder / "shown.npz", allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files if file[name].size}
-            shown = {"side_by_side": side_by_side(arrays, classes), "nearest": nearest(arrays, classes)}
+            shown = {"side_by_side": side_by_side(arrays, classes), "nearest": nearest(arrays, classes),
+                     "described": described(arrays, classes, found.get("shown_texts") or [])}
     except FileNotFoundError:
         pass
     except Exception as error:  # a damaged archive fails in many ways, and none of them may cost the page
@@ -156,6 +158,14 @@ def side_by_side(arrays, classes):
         rows.append({"name": name, "generated": [png(generated[i]) for i in ours[:n]],
                      "real": [png(real[i]) for i in theirs[:n]]})
     return {"rows": rows, "left_out": len(names) - len(rows), "size": size}
+
+
+def described(arrays, classes, texts, *, limit=24):
+    """Samples with the texts they were made for, spread over all classes: [{image, size, name, text}]."""
+    generated, labels = arrays["arr_0"], arrays.get("arr_1", np.zeros(len(arrays["arr_0"]))).ravel().astype(int)
+    names = class_names(labels, classes)
+    chosen = np.linspace(0, len(generated) - 1, min(limit, len(generated), len(texts))).round().astype(int)
+    return [{"image": png(generated[i]), "size": generated.shape[2], "name": names[labels[i]], "text": texts[i]} for i in chosen]
 
 
 def nearest(arrays, classes, *, pairs=24):
