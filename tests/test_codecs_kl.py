@@ -64,13 +64,12 @@ def test_agrees_with_the_published_implementation(published):
 def test_every_place_gives_the_same_codec(published, compvis_file, folder, tmp_path):
     """A plain file, a whole checkpoint with prefix and discriminator, safetensors, a folder, a pipeline's `vae/`."""
     kwargs, weights, tensors = published
-    torch.save({"state_dict": {f"first_stage_model.{name}": value for name, value in weights.items()}
-                | {"first_stage_model.loss.logvar": torch.zeros(1), "model.diffusion_model.out": torch.zeros(2)}},
-               tmp_path / "sd.ckpt")
-    torch.save({"state_dict": weights | {"loss.discriminator.main.0.weight": torch.zeros(1), "model_ema.decay": torch.ones(())}},
-               tmp_path / "vae.pt")
-    save_file({f"first_stage_model.{name}": value for name, value in weights.items()} | {"cond_stage_model.x": torch.zeros(1)},
-              tmp_path / "sd.safetensors")
+    inner = {f"first_stage_model.{name}": value for name, value in weights.items()}
+    around = {"first_stage_model.loss.logvar": torch.zeros(1), "model.diffusion_model.out": torch.zeros(2)}
+    beside = {"loss.discriminator.main.0.weight": torch.zeros(1), "model_ema.decay": torch.ones(())}
+    torch.save({"state_dict": inner | around}, tmp_path / "sd.ckpt")
+    torch.save({"state_dict": weights | beside}, tmp_path / "vae.pt")
+    save_file(inner | around, tmp_path / "sd.safetensors")
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "vae").symlink_to(folder)
     (tmp_path / "workdir").mkdir()
@@ -83,7 +82,8 @@ def test_every_place_gives_the_same_codec(published, compvis_file, folder, tmp_p
         codec = codecs.get(name="kl", path=str(path))
         assert codec.scale_factor == scale and agrees(codec, tensors, 0.18215), path
         fingerprints.add(codec.fingerprint)
-    assert codecs.get(name="kl", path=str(tmp_path / "pipeline"), subfolder="vae", scale_factor=0.2301).scale_factor == 0.2301
+    coco = codecs.get(name="kl", path=str(tmp_path / "pipeline"), subfolder="vae", scale_factor=0.2301)
+    assert coco.scale_factor == 0.2301
     assert len(fingerprints) == 1 and fingerprints != {codecs.get(name="kl", **kwargs).fingerprint}
 
 

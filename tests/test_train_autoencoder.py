@@ -17,13 +17,15 @@ from libs import codecs, data, engine
 from libs.codecs import training
 from libs.codecs.base import Codec
 
-TINY = dict(latent_channels=2, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False)
-OPTIONS = ("--config=configs/phantom64_autoencoder.py", "--config.nnet.block_out_channels=(8,8)", "--config.nnet.norm_num_groups=4",
-           "--config.dataset.resolution=32", "--config.dataset.size=24", "--config.train.batch_size=4",
-           "--config.train.n_steps=4", "--config.lr_scheduler.warmup_steps=1", "--config.train.log_interval=1",
-           "--config.train.save_interval=2", "--config.train.validation_interval=2", "--config.train.eval_interval=2",
-           "--config.train.preview_interval=4", "--config.train.validation_size=10", "--config.train.adversarial_weight=0.1",
-           "--config.train.adversarial_start=2", "--config.train.adversarial_channels=8", "--config.train.perceptual_weight=0.1")
+TINY = dict(latent_channels=2, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+            mid_block_add_attention=False)
+OPTIONS = ("--config=configs/phantom64_autoencoder.py", "--config.nnet.block_out_channels=(8,8)",
+           "--config.nnet.norm_num_groups=4", "--config.dataset.resolution=32", "--config.dataset.size=24",
+           "--config.train.batch_size=4", "--config.train.n_steps=4", "--config.lr_scheduler.warmup_steps=1",
+           "--config.train.log_interval=1", "--config.train.save_interval=2", "--config.train.validation_interval=2",
+           "--config.train.eval_interval=2", "--config.train.preview_interval=4", "--config.train.validation_size=10",
+           "--config.train.adversarial_weight=0.1", "--config.train.adversarial_start=2",
+           "--config.train.adversarial_channels=8", "--config.train.perceptual_weight=0.1")
 
 
 @pytest.fixture
@@ -152,7 +154,8 @@ def test_spread_of_latents_is_that_of_all_samples():
     codec, x = Normal(), 3 * torch.randn(50, 2, 8, 8, generator=torch.Generator().manual_seed(0)) + 1
 
     def sums(*parts):
-        return torch.cat([codecs.latent_sums(codec, [{"image": x[part], "index": torch.tensor(part)}], seed=7) for part in parts])
+        batches = ({"image": x[part], "index": torch.tensor(part)} for part in parts)
+        return torch.cat([codecs.latent_sums(codec, [batch], seed=7) for batch in batches])
 
     indices = list(range(50))
     whole, parted = codecs.Spread.of(sums(indices)), codecs.Spread.of(sums(indices[30:], indices[:30]))
@@ -217,8 +220,8 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(script, trained, tmp_p
 
 def test_two_processes_fine_tune_and_the_scale_is_measured_again(script, trained, tmp_path):
     """Every parameter is used, so the processes need no search for unused ones; the script agrees with the run."""
-    done = script("train_autoencoder.py", *OPTIONS, "--config.train.n_steps=2", f"--config.nnet.path={trained[0]}/autoencoder",
-                  "--config.train.perceptual_weight=0.0", f"--workdir={tmp_path}", processes=2)
+    done = script("train_autoencoder.py", *OPTIONS, "--config.train.n_steps=2", "--config.train.perceptual_weight=0.0",
+                  f"--config.nnet.path={trained[0]}/autoencoder", f"--workdir={tmp_path}", processes=2)
     assert json.loads((tmp_path / "run.json").read_text())["sessions"][0]["processes"] == 2
     printed, = re.findall(r"scale factor ([\d.]+)", done.stdout)
     (tmp_path / "config.py").write_text(

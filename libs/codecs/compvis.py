@@ -97,8 +97,8 @@ def architecture(weights: dict[str, Tensor]) -> dict:
 
 def from_ddconfig(ddconfig: dict, embed_dim: int) -> dict:
     """Arguments of diffusers' AutoencoderKL, from CompVis' `ddconfig` and `embed_dim`."""
-    missing = [key for key in ("z_channels", "in_channels", "out_ch", "ch", "ch_mult", "num_res_blocks") if key not in ddconfig]
-    if missing:
+    needed = ("z_channels", "in_channels", "out_ch", "ch", "ch_mult", "num_res_blocks")
+    if missing := [key for key in needed if key not in ddconfig]:
         raise ValueError(f"ddconfig lacks {', '.join(missing)}")
     if not ddconfig.get("double_z", True):
         raise ValueError("ddconfig.double_z=False: a KL autoencoder needs mean and log-variance, double_z=True")

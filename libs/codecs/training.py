@@ -52,7 +52,7 @@ class Trainee(nn.Module):
         self.autoencoder, self.discriminator = autoencoder, discriminator
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Images (N, C, H, W) in [-1, 1] -> {'image', 'mean', 'logvar'}, with a discriminator also {'judged', 'real', 'fake'}.
+        """Images (N, C, H, W) in [-1, 1] -> {'image', 'mean', 'logvar'}, and 'judged', 'real', 'fake' of a discriminator.
 
         'image' is decoded from a sample in training, from the mean otherwise. 'judged' are the discriminator's logits of
         the reconstruction, with gradients for the autoencoder alone; 'real' and 'fake' those for the discriminator alone.
@@ -70,11 +70,12 @@ class Trainee(nn.Module):
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Real or reconstructed, for overlapping patches of an image (Isola et al., CVPR 2017): (N, C, H, W) -> logits (N, 1, h, w).
+    """Real or reconstructed, for overlapping patches of an image (Isola et al., CVPR 2017).
 
-    For images of at least 32 pixels a side. Group norm in place of the usual batch norm: it has no buffers, and an image is judged by itself.
+    Images (N, C, H, W) of at least 32 pixels a side -> logits (N, 1, h, w). Group norm in place of the usual batch norm:
+    it has no buffers, and an image is judged by itself.
 
-    channels: of the first layer, a multiple of 8; levels: halvings of the image, each doubling the channels (at most 8 times).
+    channels: of the first layer, a multiple of 8. levels: halvings of the image; channels double at each, up to 8 times.
     """
 
     def __init__(self, in_channels: int = 3, channels: int = 64, levels: int = 3):
@@ -102,7 +103,7 @@ def divergence(mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 class Perceptual(nn.Module):
-    """Distance of two images in VGG-16's features (Johnson et al., ECCV 2016), each layer's vectors of unit length as in LPIPS.
+    """Distance of two images in VGG-16's features (Johnson et al., ECCV 2016), vectors of unit length as in LPIPS.
 
     weights: {name: Tensor} of torchvision's vgg16, whole or its `features` alone.
     """
