@@ -2,7 +2,8 @@
 
 Expected: descriptions of symmetry, transparency and opacities. Many radiographs are normal, so more texts are alike.
 
-    python scripts/caption_images.py --config=configs/chestxray_captions.py --config.input.path=/path/to/images
+    python scripts/caption_images.py --config=configs/chestxray_captions.py --config.input.path=IMAGES \\
+        --workdir=workdir/chestxray_captions
 
 With vLLM: `vllm serve llava-hf/llava-v1.6-mistral-7b-hf`, then --config.model.name=server --config.output.threads=16.
 """

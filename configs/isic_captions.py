@@ -2,7 +2,8 @@
 
 Expected: descriptions by shape, colour, size and texture.
 
-    python scripts/caption_images.py --config=configs/isic_captions.py --config.input.path=/path/to/images
+    python scripts/caption_images.py --config=configs/isic_captions.py --config.input.path=IMAGES \\
+        --workdir=workdir/isic_captions
 
 With vLLM: `vllm serve llava-hf/llava-v1.6-mistral-7b-hf`, then --config.model.name=server --config.output.threads=16.
 """

@@ -2,7 +2,8 @@
 
 Expected: texts that begin with 'An endoscopic image of <class>', at most 120 tokens of the T5 encoder.
 
-    python scripts/caption_images.py --config=configs/kvasir_captions.py --config.input.path=/path/to/images
+    python scripts/caption_images.py --config=configs/kvasir_captions.py --config.input.path=IMAGES \\
+        --workdir=workdir/kvasir_captions
 
 With vLLM: `vllm serve llava-hf/llama3-llava-next-8b-hf`, then --config.model.name=server --config.output.threads=16.
 """

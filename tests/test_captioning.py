@@ -1,6 +1,8 @@
 """Captioning without a network: prompt files, checks, the table on disk, and the way from image to description."""
 
 import csv
+import importlib
+import inspect
 import itertools
 import random
 from dataclasses import replace
@@ -8,8 +10,9 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from libs import captioning, data
-from libs.captioning import checks, prompts
+from libs import captioning, cli, data
+from libs.captioning import checks, local, prompts, server
+from tests.conftest import ROOT
 
 PROMPTS = sorted(path.stem for path in prompts.FOLDER.glob("*.toml"))
 TWO_STEPS = """
@@ -76,6 +79,22 @@ def test_prompt_files_hold_what_their_paper_asks(name):
         assert start in procedure.fill(procedure.steps[0].prompt, next(iter(procedure.labels)), {})
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs").glob("*_captions.py")))
+def test_configs_name_what_exists(name):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config()
+    cli.check(config)
+    assert f"--config=configs/{name}.py" in module.__doc__
+    assert set(config) == {"seed", "limit", "input", "prompts", "model", "transformers", "server", "checks", "output"}
+    procedure = captioning.load_prompts(config.prompts)
+    rules = checks.Rules(forbidden=config.checks.forbidden)
+    starts = [procedure.start_for(label) for label in procedure.labels] or [""]
+    assert not any(rules.faults(f"{start} round.", start) for start in starts)
+    for options in (dict(config.model) | dict(config.server), dict(config.model) | dict(config.transformers)):
+        build = server.Server if "base_url" in options else local.Local
+        assert set(options) - {"name"} <= set(inspect.signature(build).parameters)
+
+
 @pytest.mark.parametrize("change, fault", [
     (("{kinds}", "{later}"), r"step 'text' uses \['later'\]"), (("[[steps]]", "[[step]]"), "'step' is not one of"),
     (("image = false", "image = 0"), "perhaps image"), (('name = "text"', 'name = "label"'), "step name 'label'"),
@@ -138,6 +157,14 @@ def test_text_only_steps_are_asked_once_also_after_a_resume(tmp_path, procedure)
         describer = captioning.Describer(again, procedure, checks.Rules(), known=table.rows.values())
         describer.describe(items(5)[4])
     assert [image for _, image, _, _ in again.asked] == [True]
+
+
+def test_a_refused_text_only_step_is_asked_again_and_then_given_up(procedure):
+    answers = iter(["I cannot.", "kinds"])
+    model = Model(lambda prompt, image, seed, retry: seen(prompt, image) if image else next(answers, "Sorry, I can't."))
+    assert captioning.Describer(model, procedure, checks.Rules()).describe(items(1)[0]).answers["kinds"] == "kinds"
+    row = captioning.Describer(model, procedure, checks.Rules(), attempts=2).describe(items(1)[0])
+    assert row.checks.startswith("unanswered: refusal: says \"I can't\" (to 'What varies") and len(model.asked) == 5
 
 
 def test_threads_and_order_do_not_change_the_captions(tmp_path, procedure):

@@ -88,16 +88,16 @@ class Describer:
     def _ask_once(self, prompt):
         with self._lock:
             asking = self._asking.setdefault(prompt, threading.Lock())
+        attempt = 0
         with asking:
-            for attempt in range(1, self.attempts + 1):
-                if prompt in self._answers:
-                    break
+            while prompt not in self._answers:
+                attempt += 1
                 answer = checks.tidy(self.model.ask(prompt, seed=self._seed(prompt, attempt), retry=attempt > 1))
-                if not checks.refusal(answer):
+                reason = checks.refusal(answer)
+                if not reason:
                     self._answers[prompt] = answer
-            else:
-                if prompt not in self._answers:
-                    raise Unanswered(f"{checks.refusal(answer)} (to {prompt[:80]!r})")
+                elif attempt == self.attempts:
+                    raise Unanswered(f"{reason} (to {prompt[:80]!r})")
         return self._answers[prompt]
 
     def _remember(self, row):
@@ -159,6 +159,7 @@ def caption(items: list[Item], describer: Describer, table: Table, *, threads: i
                 _same_for_all(texts, max_identical, on_fail)
     finally:
         if not all(future.done() for future in futures):
+            logger.info("ending: questions that are out are still waited for")
             describer.model.close()
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -74,7 +74,8 @@ class Server:
         for k in range(self.tries):
             if k:
                 wait = min(self.max_wait, max(wanted, self.backoff * 2 ** (k - 1) * jitter.uniform(0.5, 1.5)))
-                logger.info("%s: %s; again in %.1f s (%d of %d)", self.base_url, why, wait, k + 1, self.tries)
+                logger.log(logging.INFO if k > 1 else logging.DEBUG, "%s: %s; again in %.1f s (request %d of %d)",
+                           self.base_url, why, wait, k + 1, self.tries)
                 self._closed.wait(wait)
             if self._closed.is_set():
                 raise CancelledError
