@@ -60,7 +60,8 @@ class Server:
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
     def model(self, **options):
-        return captioning.get_model("server", **{"path": "eye", "base_url": self.url, "backoff": 0.01, "timeout": 5.0} | options)
+        known = {"path": "eye", "base_url": self.url, "backoff": 0.01, "timeout": 5.0}
+        return captioning.get_model("server", **known | options)
 
 
 def question(body):

@@ -18,7 +18,8 @@ from libs import captioning, data
 from tests.conftest import ROOT
 from tests.test_captioning_models import colour_of, no_proxy, server, tiny  # noqa: F401 (fixtures)
 
-LOOSE = {"checks.min_words": 1, "checks.max_words": 0, "checks.no_measurements": False, "checks.dependence": 0, "output.table": ""}
+LOOSE = {"checks.min_words": 1, "checks.max_words": 0, "checks.no_measurements": False, "checks.dependence": 0,
+         "output.table": ""}
 
 
 def options_for(server, path, **more):  # noqa: F811
@@ -77,7 +78,8 @@ def test_from_class_folders_to_the_table_that_training_reads(caption, server, im
     assert "A dermoscopic image of a melanoma, grey level 120." in said and "3 of 3 images described" in said
     dataset = data.get(name="folder", path=images / "metadata_captions.csv", resolution=8, split="train")
     assert dataset.classes == ["MEL", "NV"] and dict(zip(dataset.labels.tolist(), dataset.captions, strict=True)) == {
-        0: "A dermoscopic image of a melanoma, grey level 120.", 1: "A dermoscopic image of a melanocytic nevus, grey level 60."}
+        0: "A dermoscopic image of a melanoma, grey level 120.",
+        1: "A dermoscopic image of a melanocytic nevus, grey level 60."}
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["described"] == 3 and report["prompts"][0].startswith("vsg_skin@")
     asked = server.asked
@@ -86,7 +88,8 @@ def test_from_class_folders_to_the_table_that_training_reads(caption, server, im
 
 
 def test_an_input_table_keeps_its_columns(caption, server, images, tmp_path):  # noqa: F811
-    (images / "metadata.csv").write_text("file_name,text,label,mask_file_name,patient\ntrain/NV/1.png,old,NV,test/NV/3.png,p7\n"
+    (images / "metadata.csv").write_text("file_name,text,label,mask_file_name,patient\n"
+                                         "train/NV/1.png,old,NV,test/NV/3.png,p7\n"
                                          "train/MEL/2.png,old,MEL,test/NV/3.png,p8\n")
     caption(options_for(server, images) | {"output.table": "new.csv", "limit": 1}, tmp_path / "out")
     rows = table_of(images / "new.csv")
@@ -102,9 +105,11 @@ def test_a_model_that_does_not_look_is_stopped_after_the_sample(caption, server,
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"prompts": "vsg_skin", "input.label_column": ""}, "name the {label}"), ({"model.name": "serve"}, "did you mean 'server'"),
+    ({"prompts": "vsg_skin", "input.label_column": ""}, "name the {label}"),
+    ({"model.name": "serve"}, "did you mean 'server'"),
     ({"output.table": "metadata.csv"}, "config.output.table is 'metadata.csv'"), ({"output.threads": 0}, "threads is 0"),
-    ({"checks.max_tokens": 9}, "max_tokens needs"), ({"checks.attempts": 0}, "attempts is 0"), ({"limit": -1}, "limit is -1"),
+    ({"checks.max_tokens": 9}, "max_tokens needs"), ({"checks.attempts": 0}, "attempts is 0"),
+    ({"limit": -1}, "limit is -1"),
     ({"server.base_url": "http://127.0.0.1:9/v1"}, "cannot be reached"), ({"input.path": "/nowhere"}, "no such folder")])
 def test_what_cannot_be_is_said_before_any_question(caption, server, images, tmp_path, changes, words):  # noqa: F811
     with pytest.raises(ValueError, match=words):
@@ -116,7 +121,8 @@ def test_goes_on_after_kill_and_interrupt(script, server, tmp_path):  # noqa: F8
     (tmp_path / "in").mkdir()
     for k in range(12):
         Image.new("RGB", (8, 8), (20 * k, 0, 0)).save(tmp_path / "in" / f"{k}.png")
-    words, table, kept = command(options_for(server, tmp_path / "in"), tmp_path / "out"), tmp_path / "out" / "captions.csv", {}
+    table, kept = tmp_path / "out" / "captions.csv", {}
+    words = command(options_for(server, tmp_path / "in"), tmp_path / "out")
     for how in (signal.SIGKILL, signal.SIGINT):
         asked, held = server.asked, threading.Event()
 
@@ -126,8 +132,9 @@ def test_goes_on_after_kill_and_interrupt(script, server, tmp_path):  # noqa: F8
             return colour_of(prompt, image)
 
         server.answer = slow
-        process = subprocess.Popen([sys.executable, str(ROOT / "scripts" / "caption_images.py"), *words], cwd=ROOT, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen([sys.executable, str(ROOT / "scripts" / "caption_images.py"), *words], cwd=ROOT,
+                                   text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
         end = time.monotonic() + 60
         while time.monotonic() < end and server.asked < asked + 11 and process.poll() is None:
             time.sleep(0.02)
@@ -153,7 +160,8 @@ def test_goes_on_after_kill_and_interrupt(script, server, tmp_path):  # noqa: F8
 
 def test_with_a_local_model(script, tiny, images, tmp_path):  # noqa: F811
     words = command(LOOSE | {"input.path": images, "model.path": tiny, "model.max_new_tokens": 12, "checks.max_tokens": 40,
-                             "checks.tokenizer": tiny, "checks.dependence": 2, "transformers.device": "cpu"}, tmp_path / "out")
+                             "checks.tokenizer": tiny, "checks.dependence": 2, "transformers.device": "cpu"},
+                    tmp_path / "out")
     done = script("scripts/caption_images.py", *words, env={"HF_HUB_OFFLINE": "1"})
     rows = table_of(tmp_path / "out" / "captions.csv")
     assert len(rows) == 3 and all(row["text"] and row["model"] == str(tiny) for row in rows.values())
