@@ -27,8 +27,7 @@ def extract(config, input_path, output_path, batch_size):
     encoder = pipeline.text_encoder(config, "cuda" if torch.cuda.is_available() else "cpu")
     if encoder is None:
         raise ValueError("config.encoder is missing: this experiment takes no text")
-    if encoder.cut(prompts):
-        print(encoder.cut(prompts))
+    print(encoder.cut(prompts) or "every prompt fits the encoder")
     states = torch.cat([encoder.encode(prompts[i:i + batch_size]).cpu() for i in range(0, len(prompts), batch_size)])
     path = Path(output_path or Path(config.features.path) / "test_prompts.npz")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def get_config():
     config.dataset = d(name="folder", path="{path}/images", resolution=8, split="train", random_flip=True)
     return config
 """
-WORDS_ENCODER = {"name": "words", "length": 8, "dim": 16}
+WORDS_ENCODER = {"name": "words", "max_length": 8, "dim": 16}
 WORDS = ("a large red lesion", "a small brown lesion with an irregular border and much more than fits", "pale skin")
 
 
