@@ -6,9 +6,11 @@ Expected (paper, Table 1): FID 40.487, IS 2.728, precision .375, recall .600.
 Settings of the authors' training script: batch 32, 100,000 steps, five steps of warm-up, a label token beside the prototypes,
 text states of BioLinkBERT.
 
-    python scripts/caption_images.py --config=configs/chestxray_captions.py
-    accelerate launch --multi_gpu --num_processes 2 scripts/extract_feature.py --config=configs/COT_ChestXray256_uvit_text_label.py
-    accelerate launch --multi_gpu --num_processes 2 --mixed_precision fp16 train_t2i_discrete.py --config=configs/COT_ChestXray256_uvit_text_label.py
+    python scripts/caption_images.py --config=configs/chestxray_captions.py --config.input.path=assets/datasets/ChestXray14/images
+    accelerate launch --multi_gpu --num_processes 2 scripts/extract_feature.py \
+        --config=configs/COT_ChestXray256_uvit_text_label.py
+    accelerate launch --multi_gpu --num_processes 2 --mixed_precision fp16 train_t2i_discrete.py \
+        --config=configs/COT_ChestXray256_uvit_text_label.py
 """
 
 from configs.common import adamw, d, metrics, warm_up
@@ -34,10 +36,10 @@ def get_config():
     config.encoder = d(name="hf", path="michiyasunaga/BioLinkBERT-base", max_length=256)
     config.features = d(path="assets/datasets/chestxray256_features", dtype="float16")
     config.dataset = d(name="chestxray14", path="assets/datasets/ChestXray14", resolution=256, split="train", random_flip=False,
-                       no_finding=True, captions="workdir/chestxray_captions/default/metadata.csv")
+                       no_finding=True, captions="assets/datasets/ChestXray14/images/metadata_captions.csv")
     # scale as published: guidance is 1 + scale
     config.sample = d(algorithm="dpmpp_fast", sample_steps=50, n_samples=10_000, mini_batch_size=50, scale=1.0, labels="data",
                       prompts="bank", path="", npz="")
-    config.metrics = metrics(features=("inception", "classifier"), fid_stat="assets/fid_stats/fid_stats_chestxray14_train.npz", algorithm="dpmpp_fast",
-                             attributes={})
+    config.metrics = metrics(features=("inception", "classifier"), algorithm="dpmpp_fast", attributes={},
+                             fid_stat="assets/fid_stats/fid_stats_chestxray14_train.npz")
     return config

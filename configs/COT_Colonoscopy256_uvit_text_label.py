@@ -6,9 +6,11 @@ Expected (paper, Table 1, other images): FID 32.147, IS 4.812, precision .405, r
 The settings of COT_ISIC256_uvit_text_label; the data set's 8:2 split is random. `dataset.path` is where the captions were written:
 a metadata.csv with file_name, text and label.
 
-    python scripts/caption_images.py --config=configs/colonoscopy_captions.py
-    accelerate launch --multi_gpu --num_processes 2 scripts/extract_feature.py --config=configs/COT_Colonoscopy256_uvit_text_label.py
-    accelerate launch --multi_gpu --num_processes 2 --mixed_precision fp16 train_t2i_discrete.py --config=configs/COT_Colonoscopy256_uvit_text_label.py
+    python scripts/caption_images.py --config=configs/colonoscopy_captions.py --config.input.path=assets/datasets/Colonoscopy
+    accelerate launch --multi_gpu --num_processes 2 scripts/extract_feature.py \
+        --config=configs/COT_Colonoscopy256_uvit_text_label.py
+    accelerate launch --multi_gpu --num_processes 2 --mixed_precision fp16 train_t2i_discrete.py \
+        --config=configs/COT_Colonoscopy256_uvit_text_label.py
 """
 
 from configs.common import adamw, d, metrics, warm_up
@@ -33,11 +35,11 @@ def get_config():
     config.codec = d(name="kl", path="assets/stable-diffusion/autoencoder_kl.pth", scale_factor=0.18215)
     config.encoder = d(name="hf", path="microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", max_length=256)
     config.features = d(path="assets/datasets/colonoscopy256_features", dtype="float16")
-    config.dataset = d(name="folder", path="workdir/colonoscopy_captions/default", resolution=256, split="train", holdout=0.2,
-                       random_flip=False, require=("label", "text"))
+    config.dataset = d(name="folder", path="assets/datasets/Colonoscopy/metadata_captions.csv", resolution=256, split="train",
+                       holdout=0.2, random_flip=False, require=("label", "text"))
     # scale as published: guidance is 1 + scale
     config.sample = d(algorithm="dpmpp_fast", sample_steps=50, n_samples=10_000, mini_batch_size=50, scale=1.0, labels="data",
                       prompts="bank", path="", npz="")
-    config.metrics = metrics(features=("inception", "classifier"), fid_stat="assets/fid_stats/fid_stats_colonoscopy_train.npz", algorithm="dpmpp_fast",
-                             attributes={})
+    config.metrics = metrics(features=("inception", "classifier"), algorithm="dpmpp_fast", attributes={},
+                             fid_stat="assets/fid_stats/fid_stats_colonoscopy_train.npz")
     return config

@@ -5,9 +5,12 @@ Expected (paper, Table 1): FID 19.790, IS 4.404, precision .617, recall .812; im
 
 Published settings; class-balanced sampling as in the authors' training script. Text states of BiomedCLIP's text tower.
 
-    python scripts/caption_images.py --config=configs/isic_captions.py
-    accelerate launch --multi_gpu --num_processes 2 scripts/extract_feature.py --config=configs/COT_ISIC256_uvit_text_label.py
-    accelerate launch --multi_gpu --num_processes 2 --mixed_precision fp16 train_t2i_discrete.py --config=configs/COT_ISIC256_uvit_text_label.py
+    python scripts/caption_images.py --config=configs/isic_captions.py \
+        --config.input.path=assets/datasets/ISIC2018/ISIC2018_Task3_Training_Input
+    accelerate launch --multi_gpu --num_processes 2 scripts/extract_feature.py \
+        --config=configs/COT_ISIC256_uvit_text_label.py
+    accelerate launch --multi_gpu --num_processes 2 --mixed_precision fp16 train_t2i_discrete.py \
+        --config=configs/COT_ISIC256_uvit_text_label.py
 """
 
 from configs.common import adamw, d, metrics, warm_up
@@ -33,10 +36,10 @@ def get_config():
     config.encoder = d(name="hf", path="microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", max_length=256)
     config.features = d(path="assets/datasets/isic256_features", dtype="float16")
     config.dataset = d(name="isic2018", path="assets/datasets/ISIC2018", resolution=256, split="train", random_flip=False,
-                       captions="workdir/isic_captions/default/metadata.csv")
+                       captions="assets/datasets/ISIC2018/ISIC2018_Task3_Training_Input/metadata_captions.csv")
     # scale as published: guidance is 1 + scale
     config.sample = d(algorithm="dpmpp_fast", sample_steps=50, n_samples=10_000, mini_batch_size=50, scale=1.0, labels="data",
                       prompts="bank", path="", npz="")
-    config.metrics = metrics(features=("inception", "classifier"), fid_stat="assets/fid_stats/fid_stats_isic2018_train.npz", algorithm="dpmpp_fast",
-                             attributes={})
+    config.metrics = metrics(features=("inception", "classifier"), algorithm="dpmpp_fast", attributes={},
+                             fid_stat="assets/fid_stats/fid_stats_isic2018_train.npz")
     return config

@@ -4,7 +4,8 @@ Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models", CVPR 202
 Expected: FID 3.40 (287 M parameters).
 
     accelerate launch --multi_gpu --num_processes 8 scripts/extract_feature.py --config=configs/imagenet256_uvit_large.py
-    accelerate launch --multi_gpu --num_processes 8 --mixed_precision fp16 train_ldm.py --config=configs/imagenet256_uvit_large.py
+    accelerate launch --multi_gpu --num_processes 8 --mixed_precision fp16 train_ldm.py \
+        --config=configs/imagenet256_uvit_large.py
 """
 
 from configs.common import adamw, d, metrics, warm_up

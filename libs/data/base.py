@@ -92,6 +92,9 @@ class Subset(Dataset):
     def item(self, i, generator=None):
         return self.dataset.item(self.indices[i], generator) | {"index": torch.tensor(i)}
 
+    def batch(self, indices, seeds=None):
+        return self.dataset.batch([self.indices[i] for i in indices], seeds) | {"index": torch.tensor(indices)}
+
     @property
     def null(self):
         return self.dataset.null

@@ -243,11 +243,12 @@ def start(config, workdir, *, claim=True):
 
     Args:
         config: ConfigDict with `seed` and, where training, `train.mixed_precision` ('' takes what
-            `accelerate launch --mixed_precision` says).
+            `accelerate launch --mixed_precision` says, 'auto' bf16 where the processor multiplies it natively).
         workdir: the run folder.
         claim: False for scripts that only read the folder of another run.
     """
     precision = config.train.get("mixed_precision", "") if "train" in config else ""
+    precision = ("bf16" if _multiplies_bf16() else "no") if precision == "auto" else precision
     run = Run(workdir, seed=config.seed, mixed_precision=precision, claim=claim)
     logging.getLogger().setLevel(logging.INFO if run.is_main else logging.WARNING)
     torch.manual_seed(config.seed)  # of the initial weights; every training step is seeded anew
@@ -286,6 +287,13 @@ def device_name(device):
 def _has_accelerator():
     return torch.cuda.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available()) \
         or torch.backends.mps.is_available()
+
+
+def _multiplies_bf16():
+    """Whether the device has instructions for bf16 products; elsewhere they are emulated and slower than float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_capability()[0] >= 8
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _claim(folder):

@@ -1,0 +1,82 @@
+"""Every config: its sections and their order, the published numbers, and one training step of its network at tiny width."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from libs import backbones, cli, cond as conditions, diffusion, pipeline
+from tests.conftest import ROOT
+
+ORDER = ["seed", "train", "optimizer", "lr_scheduler", "nnet", "schedule", "denoiser", "codec", "encoder", "features", "dataset",
+         "sample", "metrics"]
+ALL = {path.stem: importlib.import_module(f"configs.{path.stem}") for path in sorted((ROOT / "configs").glob("*.py"))
+       if path.stem not in ("common", "from_run")}
+CONFIGS = {name: module.get_config() for name, module in ALL.items()}
+NETWORKS = {name: config for name, config in CONFIGS.items() if "denoiser" in config}
+# The sizes of U-ViT's and VAP's published configs: parameters, batch size, steps, learning rate, betas, p_uncond, scale
+PUBLISHED = {
+    "imagenet256_uvit_large": (286_763_172, 1024, 300_000, 2e-4, (0.99, 0.99), 0.15, 0.4),
+    "imagenet256_uvit_huge": (500_832_016, 1024, 500_000, 2e-4, (0.99, 0.99), 0.1, 0.4),
+    "imagenet512_uvit_large": (286_861_524, 1024, 500_000, 2e-4, (0.99, 0.99), 0.15, 0.7),
+    "imagenet512_uvit_huge": (500_942_656, 1024, 500_000, 2e-4, (0.99, 0.99), 0.1, 0.7),
+    "mscoco_uvit_small": (44_692_644, 256, 1_000_000, 2e-4, (0.9, 0.9), 0.1, 1.0),
+    "COT_ISIC256_uvit_text_label": (64_998_564, 256, 500_000, 2e-4, (0.9, 0.9), 0.1, 1.0),
+    "COT_ChestXray256_uvit_text_label": (67_104_420, 32, 100_000, 2e-4, (0.9, 0.9), 0.1, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_config_is_valid_and_says_how_it_is_run(name):
+    config = CONFIGS[name]
+    cli.check(config)
+    assert f"configs/{name}.py" in ALL[name].__doc__
+    assert "seed" in config
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_sections_stand_in_their_order(name):
+    found = re.findall(r"^    config\.(\w+) =", Path(ALL[name].__file__).read_text(), re.M)
+    assert found == [section for section in ORDER if section in found] and set(found) == set(CONFIGS[name])
+    diffusion.schedule(**CONFIGS[name].schedule)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_numbers(name):
+    parameters, batch, steps, lr, betas, p_uncond, scale = PUBLISHED[name]
+    config = CONFIGS[name]
+    with torch.device("meta"):
+        net = backbones.get(**config.nnet)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    assert (config.train.batch_size, config.train.n_steps, config.optimizer.lr) == (batch, steps, lr)
+    assert (tuple(config.optimizer.betas), config.train.p_uncond, config.sample.scale) == (betas, p_uncond, scale)
+    assert config.codec.scale_factor == (0.23010 if "coco" in name else 0.18215)
+    assert pipeline.guidance_scale(config.sample) == 1 + scale
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_one_step_at_tiny_width(name):
+    config = CONFIGS[name].copy_and_resolve_references()
+    for key, value in dict(embed_dim=32, depth=2, num_heads=2).items():
+        if key in config.nnet:
+            config.nnet[key] = value
+    classes, text_shape = ["a", "b"], None
+    if config.train.mode == "uncond" or "num_classes" not in config.nnet:
+        classes = []
+    if "num_clip_token" in config.nnet:
+        text_shape = (config.nnet.num_clip_token or 5, config.nnet.clip_dim or 8)
+    torch.manual_seed(0)
+    net = pipeline.build_net(config, classes, text_shape)
+    null = pipeline.null_conditions(net, classes, None if text_shape is None else torch.zeros(text_shape))
+    schedule = diffusion.schedule(**config.schedule)
+    denoise = diffusion.Denoiser(net, schedule, **config.denoiser)
+    batch = {"label": torch.tensor([0, 1]), "text": torch.randn(2, *(text_shape or (1, 1)))}
+    cond = conditions.drop({key: batch[key] for key in null}, null, config.train.p_uncond)
+    x0 = torch.randn(2, *pipeline.latent_shape(config.nnet))
+    loss, own = diffusion.loss.simple(denoise, x0, schedule.sample_times(2), weighting=config.train.weighting, with_losses=True,
+                                      **cond)
+    (loss.mean() + sum(own.values())).backward()
+    assert loss.isfinite().all()
+    assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
