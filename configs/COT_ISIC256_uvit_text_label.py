@@ -40,6 +40,8 @@ def get_config():
     # scale as published: guidance is 1 + scale
     config.sample = d(algorithm="dpmpp_fast", sample_steps=50, n_samples=10_000, mini_batch_size=50, scale=1.0, labels="data",
                       prompts="bank", path="", npz="")
-    config.metrics = metrics(features=("inception", "classifier"), algorithm="dpmpp_fast", attributes={},
-                             fid_stat="assets/fid_stats/fid_stats_isic2018_train.npz")
+    config.metrics = metrics(features=("inception", "classifier"), algorithm="dpmpp_fast",
+                             fid_stat="assets/fid_stats/fid_stats_isic2018_train.npz",
+                             attributes=dict(shape=("round", "oval", "irregular"), border=("well-defined", "blurred", "ragged"),
+                                             colour=("light brown", "dark brown", "black", "red", "pink")))
     return config

@@ -51,10 +51,10 @@ class Agreement:
 
 
 def agreement(config, dataset):
-    """The `Agreement` of config.metrics.attributes, or None where none are named or the real images have no texts.
+    """The `Agreement` of config.metrics.attributes; None where none are named, none can be read, or real images have no texts.
 
     Raises:
-        ValueError: an unknown measure, or attributes of which none can be read.
+        ValueError: an unknown measure, or other words than the phantoms have.
     """
     words = {name: tuple(phrases) for name, phrases in config.metrics.get("attributes", {}).items()}
     if not words or dataset is None or dataset.captions is None:
@@ -102,8 +102,9 @@ def _of_classifiers(words, dataset, seed):
         readers[name] = metrics.extractor(f"classifier:{folder}"), kept
         of_real[name] = round(metrics.load_classifier(folder).report["accuracy"], 4)
     if not readers:
-        raise ValueError(f"config.metrics.attributes: none of {', '.join(words)} can be learned from the captions of "
-                         f"{dataset.name}; are the words written as there?")
+        logging.warning("config.metrics.attributes: none of %s can be learned from the captions of %s; are the words written "
+                        "as there?", ", ".join(words), dataset.name)
+        return None
 
     def read(images):
         return torch.stack([kept[network.both(images)[1].argmax(1).cpu()] for network, kept in readers.values()], 1)
