@@ -177,8 +177,15 @@ def test_the_prototypes_of_the_paper_start_without_influence_and_learn_to_rebuil
     assert loss.item() < 0.5 * first.item()
 
 
+def test_the_ablation_without_prototypes_is_the_network_with_a_label_token():
+    kwargs = VARIANTS["t2i_prototype"]
+    ablated = backbones.get(**kwargs, mechanism="none", label_token=False)
+    label = backbones.get(**kwargs | dict(name="uvit_t2i_label"))
+    assert list(ablated.state_dict()) == list(label.state_dict()) and ablated.takes == ("label", "text")
+
+
 def test_an_unknown_mechanism_is_refused():
-    with pytest.raises(ValueError, match="mechanism='papers'; known: code, paper"):
+    with pytest.raises(ValueError, match="mechanism='papers'; known: code, paper, none"):
         backbones.get(**VARIANTS["t2i_prototype"], mechanism="papers")
 
 

@@ -17,7 +17,7 @@ _CONSTRUCTORS = {
     "uvit": uvit.uvit,
     "uvit_t2i": uvit.uvit_t2i,
     "uvit_t2i_label": uvit.uvit_t2i_label,
-    "uvit_t2i_prototype": uvit.PrototypeUViT,
+    "uvit_t2i_prototype": uvit.uvit_t2i_prototype,
 }
 NAMES = tuple(_CONSTRUCTORS)
 

@@ -225,7 +225,7 @@ class PrototypeUViT(UViT):
                  zero_init: bool = False, **trunk):
         _positive("uvit_t2i_prototype", num_classes=num_classes, num_clip_token=num_clip_token)
         if mechanism not in ("code", "paper"):
-            raise ValueError(f"mechanism={mechanism!r}; known: code, paper")
+            raise ValueError(f"mechanism={mechanism!r}; known: code, paper, none")
         super().__init__(num_clip_token=num_clip_token, num_classes=num_classes if label_token else -1, **trunk)
         dim, attn = self.pos_embed.shape[-1], self.mid_block.attn
         self.uses_label = True
@@ -326,6 +326,16 @@ def uvit_t2i_label(*, num_classes: int, clip_dim: int = 768, num_clip_token: int
     """U-ViT conditioned on a label token and text tokens (VAP-Diffusion without prototypes)."""
     _positive("uvit_t2i_label", num_classes=num_classes, num_clip_token=num_clip_token)
     return UViT(num_classes=num_classes, clip_dim=clip_dim, num_clip_token=num_clip_token, **trunk)
+
+
+def uvit_t2i_prototype(*, mechanism: str = "code", **kwargs) -> UViT:
+    """VAP-Diffusion's network; `mechanism='none'` is its ablation without prototypes, which is uvit_t2i_label.
+
+    So an experiment with and without prototypes differs in one option. See `PrototypeUViT` for the others.
+    """
+    if mechanism == "none":
+        return uvit_t2i_label(**{key: value for key, value in kwargs.items() if key not in ("label_token", "zero_init")})
+    return PrototypeUViT(mechanism=mechanism, **kwargs)
 
 
 def _positive(name: str, **sizes: int) -> None:
