@@ -68,13 +68,16 @@ def test_attributes_are_whole_phrases_the_longest_first():
     assert read("brown skin tone", {"a": ("light brown skin",), "b": ("brown skin", "brown skin tone")}) == {"a": -1, "b": 1}
     assert read("", WORDS) == dict.fromkeys(WORDS, -1) and read("naevus", {"class": ("",)}) == {"class": -1}
     text = "small light brown (dot)"
-    assert [text[start:end] for start, end, *_ in locate(text, {**WORDS, "mark": ("(dot)",)})] == ["small", "light brown", "(dot)"]
+    found = locate(text, {**WORDS, "mark": ("(dot)",)})
+    assert [text[start:end] for start, end, *_ in found] == ["small", "light brown", "(dot)"]
 
 
 def test_exchanged_phrases_leave_the_rest_as_it_is():
-    assert exchange("A round, red lesion on light skin", WORDS, {"shape": 0, "skin": 1}) == "An irregular, red lesion on brown skin"
+    assert exchange("A round, red lesion on light skin", WORDS, {"shape": 0, "skin": 1}) == (
+        "An irregular, red lesion on brown skin")
     assert exchange("an  irregular lesion", WORDS, {"shape": 1}) == "a  round lesion"
-    assert exchange("Large: red, with a red rim", WORDS, {"size": 0, "colour": 2}) == "Small: light brown, with a light brown rim"
+    assert exchange("Large: red, with a red rim", WORDS, {"size": 0, "colour": 2}) == (
+        "Small: light brown, with a light brown rim")
     assert exchange("a round lesion", WORDS, {"shape": 1, "size": 0}) == "a round lesion"
     assert exchange("a red x", {"c": ("red", "uniform", "ochre")}, {"c": 1}) == "a uniform x"
 
@@ -114,7 +117,8 @@ def test_drawing_follows_the_frequencies():
 
 
 def test_unseen_mixtures_are_unseen():
-    words = {"size": ("small", "medium", "large"), "colour": ("red", "brown", "light brown"), "shape": ("round", "oval", "irregular")}
+    words = {"size": ("small", "medium", "large"), "colour": ("red", "brown", "light brown"),
+             "shape": ("round", "oval", "irregular")}
     rng = np.random.default_rng(1)
     texts = [f"a {rng.choice(words['size'])} {rng.choice(words['colour'])} lesion, {rng.choice(words['shape'])} in shape"
              for _ in range(30)] + ["a red thing", "a brown thing", "a light brown thing"]

@@ -3,8 +3,8 @@
     encoder = encoders.get(name='clip', path='openai/clip-vit-large-patch14')
     states = encoder.encode(['a large red lesion'])      # (1, 77, 768)
 
-`base.Encoder` says what every encoder offers. Beside them `Prompts` encodes many texts as they are asked for, `Bank` keeps the
-descriptions of each class, and `read_attributes` finds attribute words in a text.
+`base.Encoder` says what every encoder offers. Beside them `Prompts` encodes many texts as they are asked for, `Bank`
+keeps the descriptions of each class, and `read_attributes` finds attribute words in a text.
 """
 
 import difflib

@@ -7,9 +7,9 @@ import re
 def read_attributes(text: str, words: dict) -> dict[str, int]:
     """{attribute: position of its phrase in `text`, or -1 where none is found}.
 
-    Phrases count as whole words, whatever their case; 'pigmented' is not found in 'non-pigmented'. Longer phrases come first,
-    over all attributes, and what one phrase has used is not used again: 'light brown' leaves no 'brown' to another. Of several
-    phrases of an attribute the first in the text counts.
+    Phrases count as whole words, whatever their case; 'pigmented' is not found in 'non-pigmented'. Longer phrases come
+    first, over all attributes, and what one phrase has used is not used again: 'light brown' leaves no 'brown' to
+    another. Of several phrases of an attribute the first in the text counts.
 
     Args:
         words: {attribute: phrases}, such as {'size': ('small', 'large'), 'colour': ('red', 'light brown')}.
@@ -21,7 +21,7 @@ def read_attributes(text: str, words: dict) -> dict[str, int]:
 
 
 def locate(text: str, words: dict) -> list[tuple[int, int, str, int]]:
-    """The phrases in `text` by `read_attributes`' rules: [(start, end, attribute, position of the phrase)], in text order."""
+    """The phrases in `text`, by the rules of `read_attributes`: [(start, end, attribute, position of the phrase)]."""
     wanted = {}  # a phrase may belong to several attributes
     for pattern, attribute, position in _patterns(frozen(words)):
         for match in pattern.finditer(text):

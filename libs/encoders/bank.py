@@ -40,7 +40,8 @@ class Bank:
             raise ValueError(f"prompt bank: {len(captions)} images with captions, but {len(labels)} labels")
         outside = sorted({label for label in labels if not 0 <= label < len(classes)})
         if outside:
-            raise ValueError(f"prompt bank: labels {outside[:5]} are outside 0..{len(classes) - 1} of {len(classes)} classes")
+            raise ValueError(f"prompt bank: labels {outside[:5]} are outside 0..{len(classes) - 1}, one for each of "
+                             f"{len(classes)} classes")
         if len(set(classes)) < len(classes):
             raise ValueError(f"prompt bank: two classes of one name among {classes}")
         found = {name: [] for name in classes}
@@ -59,8 +60,8 @@ class Bank:
         except ValueError as error:
             fault = f"it is damaged ({error})"
         if fault:
-            raise ValueError(f"{path} is no prompt bank: {fault}. Delete it and start the training again, which writes it anew "
-                             "from the captions of the data")
+            raise ValueError(f"{path} is no prompt bank: {fault}. Delete it and start the training again, which writes it "
+                             "anew from the captions of the data")
         return cls(content)
 
     def save(self, path):
@@ -91,7 +92,8 @@ class Bank:
 
     def describe(self) -> dict[str, dict[str, int]]:
         """{class name: {'captions': how many, 'distinct': how many different ones}}."""
-        return {name: {"captions": len(texts), "distinct": len(self._distinct[name])} for name, texts in self.captions.items()}
+        return {name: {"captions": len(texts), "distinct": len(self._distinct[name])}
+                for name, texts in self.captions.items()}
 
     def draw(self, name: str, rng) -> str:
         """A description of class `name`, drawn by a numpy Generator; frequent ones come more often.
@@ -126,8 +128,8 @@ class Bank:
                     return composed
                 exhausted.add(said)
         if exhausted:
-            raise ValueError(f"class {name!r}: no unseen mixture of {', '.join(words)} in {tries} tries: all combinations of their "
-                             "words occur in its descriptions. Name more words or attributes in config.metrics.attributes")
+            raise ValueError(f"class {name!r}: no unseen mixture of {', '.join(words)} in {tries} tries: all combinations "
+                             "occur in its descriptions. Name more words or attributes in config.metrics.attributes")
         raise ValueError(f"class {name!r}: none of the words of {', '.join(words)} is in its descriptions, such as "
                          f"{self.captions[name][0]!r}. Write them in config.metrics.attributes as they stand there")
 
@@ -141,7 +143,8 @@ class Bank:
     def _described(self, name):
         texts = self._of_class(name)
         if not texts:
-            raise ValueError(f"class {name!r} has no descriptions in the prompt bank: give its images captions, or give a prompt")
+            raise ValueError(f"class {name!r} has no descriptions in the prompt bank: give its images captions, or give a "
+                             "prompt")
         return texts
 
     def _of_class(self, name):

@@ -49,8 +49,8 @@ class Encoder(nn.Module):
         if not exceeding:
             return ""
         longest = max(range(len(texts)), key=lengths.__getitem__)
-        return (f"{exceeding} of {len(texts)} texts exceed the window of {window} tokens; the longest needs {lengths[longest]}: "
-                f"{_quoted(texts[longest])} loses {_quoted(self._lost(texts[longest]))}")
+        return (f"{exceeding} of {len(texts)} texts exceed the window of {window} tokens; the longest needs "
+                f"{lengths[longest]}: {_quoted(texts[longest])} loses {_quoted(self._lost(texts[longest]))}")
 
     def _lost(self, text: str) -> str:
         """The end of a text that does not fit into the window."""

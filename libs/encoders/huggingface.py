@@ -10,10 +10,10 @@ from libs.encoders import pretrained
 from libs.encoders.base import Encoder, checked
 
 # What decides the states of these families and shows in no tensor.
-_SHAPING = ("model_type", "num_attention_heads", "num_heads", "hidden_act", "dense_act_fn", "feed_forward_proj", "layer_norm_eps",
-            "layer_norm_epsilon", "position_embedding_type", "relative_attention_num_buckets",
+_SHAPING = ("model_type", "num_attention_heads", "num_heads", "hidden_act", "dense_act_fn", "feed_forward_proj",
+            "layer_norm_eps", "layer_norm_epsilon", "position_embedding_type", "relative_attention_num_buckets",
             "relative_attention_max_distance", "rope_theta")
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")  # positions are counted from after the padding token's
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")  # their positions begin after the padding token's id
 
 
 class HuggingFace(Encoder):
@@ -49,8 +49,8 @@ class HuggingFace(Encoder):
     def fingerprint(self) -> str:
         """sha256 (hex) of options, tokenizer and weights; not of the path."""
         config = {key: getattr(self.net.config, key, None) for key in _SHAPING}
-        digest = hashlib.sha256(json.dumps([type(self.net).__name__, self.attends_to_padding, self.lower_case, *self.shape,
-                                            self.dtype, config, self._tokenizer_state()], sort_keys=True, default=str).encode())
+        options = [type(self.net).__name__, self.attends_to_padding, self.lower_case, *self.shape, self.dtype]
+        digest = hashlib.sha256(json.dumps([options, config, self._tokenizer_state()], sort_keys=True, default=str).encode())
         for name, value in sorted(self.net.state_dict().items()):
             digest.update(json.dumps([name, list(value.shape), str(value.dtype)]).encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -58,7 +58,7 @@ class HuggingFace(Encoder):
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> Tensor:
-        """N texts -> states (N, L, D) of the last layer, float32, on the encoder's device; what exceeds the window is cut off."""
+        """N texts -> states (N, L, D) of the last layer, float32, on the encoder's device; what exceeds L is cut off."""
         device = self.net.device
         if not checked(texts):
             return torch.empty(0, *self.shape, device=device)
@@ -89,8 +89,8 @@ class HuggingFace(Encoder):
         if not self.tokenizer.is_fast:
             return self.tokenizer.decode(self._tokenize([text], verbose=False)["input_ids"][0][self.shape[0]:],
                                          skip_special_tokens=True)
-        kept = self._tokenize([text], truncation=True, max_length=self.shape[0], return_offsets_mapping=True)["offset_mapping"][0]
-        return text[max(end for _, end in kept):].strip()
+        kept = self._tokenize([text], truncation=True, max_length=self.shape[0], return_offsets_mapping=True)
+        return text[max(end for _, end in kept["offset_mapping"][0]):].strip()
 
     def _tokenizer_state(self):
         """What decides the tokens of a text, whatever the tokenizer was used for before."""
@@ -101,7 +101,7 @@ class HuggingFace(Encoder):
 
     def _check(self, config, path, max_length):
         if getattr(config, "is_encoder_decoder", False) and self.architecture == "AutoModel":
-            raise ValueError(f"{path} holds {config.model_type}, an encoder with a decoder: encoder.name=t5 takes the encoder of T5")
+            raise ValueError(f"{path} holds {config.model_type}, an encoder with a decoder: encoder.name=t5 takes that of T5")
         if not hasattr(config, "hidden_size"):
             raise ValueError(f"{path} holds {config.model_type}, which is more than a text encoder"
                              + (": use encoder.name=clip" if config.model_type == "clip" else ""))
@@ -115,10 +115,10 @@ class HuggingFace(Encoder):
 
 
 class CLIP(HuggingFace):
-    """CLIP's text encoder with the states of its last layer after the final normalisation, as U-ViT and Stable Diffusion 1 use it.
+    """CLIP's text encoder: the states of its last layer, normalised, as in U-ViT and Stable Diffusion 1.
 
-    Its states are causal: a token's depends on those before it. As there, padding is not masked. Arguments as for `HuggingFace`;
-    `openai/clip-vit-large-patch14` gives 77 x 768.
+    A token's state depends on the tokens before it alone, and padding is not masked, as there. Arguments as for
+    `HuggingFace`; `openai/clip-vit-large-patch14` gives 77 x 768.
     """
 
     architecture = "CLIPTextModel"
@@ -153,9 +153,9 @@ class Sentence(HuggingFace):
         modules = pretrained.read_json(path, "modules.json", default=[])
         folders = [module.get("path", "") for module in modules if module.get("type", "").endswith(".Transformer")]
         if len(folders) != 1:
-            raise ValueError(f"{path} is no sentence-transformers model: its modules.json should name one Transformer, and names "
-                             f"{len(folders)}; encoder.name=hf takes any other text encoder")
+            raise ValueError(f"{path} is no sentence-transformers model: its modules.json should name one Transformer, and "
+                             f"names {len(folders)}; encoder.name=hf takes any other text encoder")
         settings = pretrained.read_json(path, "sentence_bert_config.json", folders[0], default={})
         self.lower_case = bool(settings.get("do_lower_case"))
-        super().__init__(path, max_length=max_length or min(settings.get("max_seq_length") or 256, 256), subfolder=folders[0],
-                         dtype=dtype)
+        window = max_length or min(settings.get("max_seq_length") or 256, 256)
+        super().__init__(path, max_length=window, subfolder=folders[0], dtype=dtype)

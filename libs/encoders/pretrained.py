@@ -18,11 +18,11 @@ _TEXT_TOWER = "text.transformer."
 
 
 def load(path: str, *, architecture: str = "AutoModel", subfolder: str = "", dtype: str = ""):
-    """(network, tokenizer) in that precision and with every weight loaded, but for a pooler, which token states do not need.
+    """(network, tokenizer) with every weight loaded, but for a pooler, which token states do not need.
 
     Args:
-        path: a local folder or a name on the hub. `AutoModel` also takes the text tower of an open_clip repository whose text
-            encoder is one of transformers, such as BiomedCLIP's.
+        path: a local folder or a name on the hub. `AutoModel` also takes the text tower of an open_clip repository whose
+            text encoder is one of transformers, such as BiomedCLIP's.
         architecture: class of transformers.
         subfolder: where in it the network lies. Of 'text_encoder' in a diffusers pipeline the tokenizer is in 'tokenizer'.
         dtype: '' (float32), 'float32', 'bfloat16', 'float16'.
@@ -34,17 +34,17 @@ def load(path: str, *, architecture: str = "AutoModel", subfolder: str = "", dty
     if dtype not in DTYPES:
         raise ValueError(f"encoder.dtype={dtype!r}: expected one of {', '.join(map(repr, DTYPES))}")
     where, local = place(path)
-    options = {"subfolder": subfolder, "local_files_only": local}
+    options = {"local_files_only": local, "trust_remote_code": False}
     with _reading(path), _quiet():
         if architecture == "AutoModel" and _is_openclip(path, subfolder):
-            net, lacking = _text_tower(path, subfolder, options)
+            net, lacking = _text_tower(path, subfolder)
             net.to(DTYPES[dtype])
         else:
             net, found = getattr(transformers, architecture).from_pretrained(
-                where, dtype=DTYPES[dtype], output_loading_info=True, **options)
+                where, subfolder=subfolder, dtype=DTYPES[dtype], output_loading_info=True, **options)
             lacking = found["missing_keys"]
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            where, subfolder=subfolder.replace("text_encoder", "tokenizer"), local_files_only=local)
+            where, subfolder=subfolder.replace("text_encoder", "tokenizer"), **options)
     lacking = sorted(name for name in lacking if not name.startswith("pooler."))
     if lacking:
         raise ValueError(f"{path} lacks weights of its {type(net).__name__}: {', '.join(lacking[:5])}"
@@ -52,9 +52,10 @@ def load(path: str, *, architecture: str = "AutoModel", subfolder: str = "", dty
     # Without its files transformers makes a tokenizer that knows only special tokens, and says nothing.
     if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 2:
         raise ValueError(f"{path} holds no tokenizer: put its files there (tokenizer.json, or vocab.txt and the like)")
-    if len(tokenizer) > net.config.vocab_size:
-        raise ValueError(f"{path}: its tokenizer knows {len(tokenizer)} tokens, but its network {net.config.vocab_size}: they do "
-                         "not belong together")
+    known = getattr(net.config, "vocab_size", len(tokenizer))
+    if len(tokenizer) > known:
+        raise ValueError(f"{path}: its tokenizer knows {len(tokenizer)} tokens, but its network {known}: they do not belong "
+                         "together")
     if tokenizer.pad_token is None:
         raise ValueError(f"{path}: its tokenizer has no padding token; use a text encoder such as those of BERT's family")
     return net, tokenizer
@@ -99,26 +100,35 @@ def _is_openclip(path, subfolder):
     return bool(_file(path, _OPENCLIP, subfolder)) and not any(_file(path, name, subfolder) for name in _WEIGHTS)
 
 
-def _text_tower(path, subfolder, options):
+def _text_tower(path, subfolder):
     """The text encoder of an open_clip repository without its projection, and the names of the weights it lacks."""
     import transformers
     settings = read_json(path, _OPENCLIP, subfolder)["model_cfg"]["text_cfg"]
     name = settings.get("hf_model_name")
     if not name:
-        raise ValueError("the text encoder of this open_clip network is none of transformers; encoder.name=clip takes the networks "
-                         "of CLIP's own kind")
-    if _file(path, "config.json", subfolder):
-        config = transformers.AutoConfig.from_pretrained(place(path)[0], **options)
-    else:
-        try:
-            config = transformers.AutoConfig.from_pretrained(name, local_files_only=options["local_files_only"])
-        except (OSError, ValueError) as error:
-            raise OSError(f"config.json is missing, which says how its text encoder is built: put that of {name} there") from error
+        raise ValueError("the text encoder of this open_clip network is none of transformers; encoder.name=clip takes the "
+                         "networks of CLIP's own kind")
+    config = _openclip_config(path, subfolder, name)
     file = next(filter(None, (_file(path, each, subfolder) for each in _OPENCLIP_WEIGHTS)), None)
     if not file:
         raise OSError(f"neither {' nor '.join(_OPENCLIP_WEIGHTS)} is there")
     net = transformers.AutoModel.from_config(config, dtype=torch.float32)
     return net, net.load_state_dict(_tower_weights(file), strict=False).missing_keys
+
+
+def _openclip_config(path, subfolder, name):
+    """How a text tower is built: its own config.json, else that of network `name`, which a local folder asks no hub for."""
+    from huggingface_hub import try_to_load_from_cache
+    from transformers import AutoConfig
+    own = _file(path, "config.json", subfolder)
+    if own:
+        return AutoConfig.from_pretrained(Path(own).parent, local_files_only=True, trust_remote_code=False)
+    if not place(path)[1]:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    cached = try_to_load_from_cache(name, "config.json")
+    if not isinstance(cached, str):
+        raise OSError(f"config.json is missing, which says how its text encoder is built: put that of {name} there")
+    return AutoConfig.from_pretrained(Path(cached).parent, local_files_only=True, trust_remote_code=False)
 
 
 def _tower_weights(file):

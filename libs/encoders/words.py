@@ -13,8 +13,9 @@ from torch import Tensor
 from libs import nn
 from libs.encoders.base import Encoder, checked
 
-# Order tells "a red lesion on brown skin" from "a brown lesion on red skin", so a state shows its position. The weight is small
-# so that a word stays nearly the same vector wherever it stands (cosine above 0.95), and is learned once, not once per place.
+# Order tells "a red lesion on brown skin" from "a brown lesion on red skin", so a state shows its position. The weight is
+# small so that a word stays nearly the same vector wherever it stands (cosine above 0.95): it is learned once, not for
+# each place anew.
 POSITION = 0.3
 START = ""  # no word is empty
 _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
