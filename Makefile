@@ -12,11 +12,14 @@ $(VENV)/.ready: requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r requirements.txt
 	touch $@
 
-# Train a small class-conditional U-ViT on drawn lesions, evaluate it, sample it, write the page.
+# VAP-Diffusion small, end to end: draw and describe lesions, pack features, train, sample by prompt, evaluate, write the page.
+DEMO_CONFIG = --config=configs/phantom64_vap.py --config.features.path=$(DEMO)/features
 demo: $(VENV)/.ready
-	$(BIN)/python train.py --config=configs/phantom32_uvit_label.py --workdir=$(DEMO)
-	$(BIN)/python eval.py --config=configs/phantom32_uvit_label.py --workdir=$(DEMO)
-	$(BIN)/python sample.py --config=configs/phantom32_uvit_label.py --workdir=$(DEMO) --label=all
+	$(BIN)/python scripts/extract_feature.py $(DEMO_CONFIG)
+	$(BIN)/python train_t2i_discrete.py $(DEMO_CONFIG) --workdir=$(DEMO)
+	$(BIN)/python sample.py --workdir=$(DEMO) --prompt="a large red irregular lesion" --label=melanoma --n_samples=16 --config.sample.path=$(DEMO)/prompt
+	$(BIN)/python eval_t2i_discrete.py --workdir=$(DEMO)
+	$(BIN)/python eval_t2i_discrete.py --workdir=$(DEMO) --config.sample.prompts=unseen --config.sample.n_samples=200 --config.metrics.bootstrap=5
 	$(BIN)/python scripts/make_report.py --workdir=$(DEMO)
 
 # One thread per worker: two OpenMP pools on two cores are slower than one thread each.
