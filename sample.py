@@ -21,9 +21,9 @@ from libs import cli, encoders, engine, evaluation, pipeline
 
 def sample(config, workdir, nnet_path, label, prompt, input_path, n_samples, seed):
     run = engine.start(config, workdir, claim=False)
-    trained = evaluation.open_trained(run, config, workdir, nnet_path, with_data=False)
-    sampler, classes = trained.sampler, trained.classes
     asked = [(prompt, label)] if prompt else pipeline.read_prompts(input_path) if input_path else []
+    trained = evaluation.open_trained(run, config, workdir, nnet_path, with_data=False, with_prompts=not asked)
+    sampler, classes = trained.sampler, trained.classes
     if asked and "text" not in sampler.null:
         raise ValueError(f"{'--prompt' if prompt else '--input_path'}: this network takes no text, only --label")
     labels, texts = pipeline.requested(asked, label, classes, n_samples, labelled="label" in sampler.null,

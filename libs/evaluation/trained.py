@@ -24,11 +24,12 @@ class Trained(NamedTuple):
     source: Path
 
 
-def open_trained(run, config, workdir, nnet_path, *, with_data=True):
+def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompts=True):
     """The network of --nnet_path, or the best checkpoint of --workdir, as `Trained`.
 
     Args:
         with_data: whether the real images are needed (evaluation) or not (sampling).
+        with_prompts: whether descriptions have to be drawn; without, `prompts` is the run's own bank or None.
     Raises:
         ValueError: classes of the run and of the data differ, or neither are known.
         FileNotFoundError: no weights; or the images are needed and config.metrics.fid_stat does not stand in for them.
@@ -45,7 +46,11 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True):
         raise ValueError(f"the network was trained on the classes {trained}, the data have {of_data}; "
                          "give the data of the run, or config.dataset.classes")
     sampler = pipeline.load(config, weights, classes=classes, device=run.device, encoder=encoder)
-    prompts = describer(config, Path(workdir), encoder, dataset=dataset, features=features)
+    bank, prompts = Path(workdir) / "bank.json", None
+    if with_prompts:
+        prompts = describer(config, Path(workdir), encoder, dataset=dataset, features=features)
+    elif bank.is_file():
+        prompts = pipeline.Describer(pipeline.Bank.load(bank), encoder)
     return Trained(sampler, classes, encoder, prompts, dataset, step, source)
 
 
