@@ -11,6 +11,8 @@ number of processes.
 """
 
 import csv
+import logging
+import re
 from pathlib import Path
 
 import torch
@@ -29,11 +31,16 @@ def sample(config, workdir, nnet_path, label, prompt, input_path, n_samples, see
     labels, texts = pipeline.requested(asked, label, classes, n_samples, labelled="label" in sampler.null,
                                        bank=getattr(trained.prompts, "bank", None))
     cond = {"label": torch.tensor(labels)} if "label" in sampler.null else {}
-    if "text" in sampler.null:
-        cond["text"] = (encoders.Prompts(trained.encoder, texts) if texts else
-                        trained.prompts.draw(cond.get("label"), len(labels), seed=seed))
-        texts = cond["text"].texts or texts
-    folder = Path(config.sample.path or Path(workdir) / f"images_seed{seed}")
+    if texts:
+        cond["text"] = encoders.Prompts(trained.encoder, texts)
+        if run.is_main and trained.encoder.cut(sorted(set(texts))):
+            logging.warning(trained.encoder.cut(sorted(set(texts))))
+    elif "text" in sampler.null:
+        cond["text"] = pipeline.described(trained.prompts).draw(cond.get("label"), len(labels), seed=seed)
+        texts = cond["text"].texts
+    # Each request has a folder of its own, so that one does not overwrite the other.
+    words = re.sub(r"\W+", "_", prompt or Path(input_path).stem or label)[:60].strip("_")
+    folder = Path(config.sample.path or Path(workdir) / "_".join(filter(None, ["images", words, f"seed{seed}"])))
     folder.mkdir(parents=True, exist_ok=True)
     known = {"seed": seed, "nnet": trained.source, "step": trained.step, "sha256": engine.weights_hash(trained.source),
              "sampler": sampler.describe()}

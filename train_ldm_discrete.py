@@ -22,15 +22,17 @@ def train(config, workdir):
                          "cosine, or train_ldm.py for continuous time")
     run = engine.start(config, workdir)
     codec = codecs.get(**config.codec).to(run.device)
-    images, features, held_out = data.open_all(config.dataset, config.features, pipeline.identity(codec),
+    images, examples, held_out = data.open_all(config.dataset, config.features, pipeline.identity(codec),
                                                validation_split=config.train.validation_split)
-    run.record("classes.json", features.classes, fixed=True)
-    stream = data.Stream(features, config.train.batch_size, seed=config.seed, workers=config.train.workers,
+    if examples is images:
+        run.main_first(lambda: data.preflight(images, remember=run.folder / "preflight.json"))
+    run.record("classes.json", examples.classes if config.train.mode == "cond" else [], fixed=True)
+    stream = data.Stream(examples, config.train.batch_size, seed=config.seed, workers=config.train.workers,
                          balanced=config.train.balanced, **run.place)
 
     nn.use_backend(config.train.attention)
-    net = pipeline.build_net(config, features.classes)
-    null = pipeline.null_conditions(net, features.classes)
+    net = pipeline.build_net(config, examples.classes)
+    null = pipeline.null_conditions(net, examples.classes)
     state = engine.State(run, net, optimizer=config.optimizer, lr_scheduler=config.lr_scheduler,
                          n_steps=config.train.n_steps, ema_rate=config.train.ema_rate, grad_clip=config.train.grad_clip,
                          compile=config.train.compile)
@@ -39,10 +41,10 @@ def train(config, workdir):
 
     def loss_fn(net, batch):
         z = codecs.latents(codec, batch)
-        label = conditions.drop({"label": batch["label"]}, sampler.null, config.train.p_uncond if net.training else 0.0)
+        cond = conditions.drop({key: batch[key] for key in null}, sampler.null, config.train.p_uncond if net.training else 0.0)
         t = schedule.sample_times(len(z), device=z.device)  # n / N, n uniform in 1 .. N
         denoise = diffusion.Denoiser(net, schedule, **config.denoiser)
-        return diffusion.loss.simple(denoise, z, t, weighting=config.train.weighting, **label).mean(), {}
+        return diffusion.loss.simple(denoise, z, t, weighting=config.train.weighting, **cond).mean(), {}
 
     engine.fit(run, state, stream, loss_fn, config.train,
                validation=data.validation(held_out, config.train, run),

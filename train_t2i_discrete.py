@@ -18,6 +18,8 @@ SETTINGS = ("mode", "batch_size", "mixed_precision", "compile", "attention", "wo
 
 def train(config, workdir):
     engine.check_settings(config.train, SETTINGS)
+    if not config.features.path:
+        raise ValueError("config.features.path is '': texts are encoded once, by scripts/extract_feature.py; give its folder")
     run = engine.start(config, workdir)
     codec = codecs.get(**config.codec).to(run.device)
     encoder = run.main_first(lambda: pipeline.text_encoder(config, run.device))

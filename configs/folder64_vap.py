@@ -1,6 +1,7 @@
 """Your own captioned images at 64x64: VAP-Diffusion small, on pixels or latents, no downloaded weights.
 
-A folder with metadata.csv: file_name, text, label. Text states are hashed words; a language model is one line away:
+A folder with metadata.csv: file_name, text, label; a tenth is held back. With a column split of your own:
+--config.dataset.holdout=0 --config.train.validation_split=test. Text states are hashed words; a language model is one line away:
 
     --config.encoder.name=hf --config.encoder.path=michiyasunaga/BioLinkBERT-base   (see configs/COT_ISIC256_uvit_text_label.py)
 
@@ -22,7 +23,7 @@ def get_config():
                      attention="auto", workers=0, balanced=True, weighting="clamped_snr", p_uncond=0.1, prototype_weight=0.1,
                      ema_rate=0.999, grad_clip=1.0, keep_checkpoints=2, log_interval=50, preview_interval=1_000,
                      eval_interval=0, save_interval=1_000, validation_interval=1_000, validation_size=256,
-                     validation_split="test", best_metric="frechet")
+                     validation_split="val", best_metric="frechet")
     config.optimizer = adamw(5e-4, betas=(0.9, 0.99))
     config.lr_scheduler = d(name="cosine", warmup_steps=100)
     # 0 in num_classes, clip_dim and num_clip_token: as many as the data and the encoder give
@@ -34,8 +35,9 @@ def get_config():
     config.codec = d(name="pixels", channels=3)
     config.encoder = d(name="words", max_length=32, dim=64)
     config.features = d(path="workdir/features/folder64_vap", dtype="float16")
-    config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.0, random_flip=False,
-                       label_column="label", group_column="", drop_classes=(), require=("label", "text"))
+    config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.1, random_flip=False,
+                       label_column="label", group_column="", drop_classes=(), require=("label", "text"),
+                       missing_captions="error")
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, n_samples=1_000, mini_batch_size=100, guidance=2.0,
                       labels="balanced", prompts="bank", path="", npz="")
     config.metrics = metrics(features=("inception", "classifier"), n_samples=256, algorithm="dpmpp_2m", sample_steps=20,

@@ -4,6 +4,7 @@ Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models", CVPR 202
 Expected: FID 5.95 (45 M parameters), Deep 5.48 (58 M), on 30,000 captions of the validation images.
 
     accelerate launch --multi_gpu --num_processes 4 scripts/extract_mscoco_feature.py --split=train
+    accelerate launch --multi_gpu --num_processes 4 scripts/extract_mscoco_feature.py --split=val
     accelerate launch --multi_gpu --num_processes 4 --mixed_precision fp16 train_t2i_discrete.py \
         --config=configs/mscoco_uvit_small.py
 """

@@ -16,17 +16,17 @@ from configs.common import adamw, d, metrics
 def get_config():
     config = d()
     config.seed = 1234
-    config.train = d(mode="cond", n_steps=1_600, batch_size=48, accumulation=1, mixed_precision="auto", compile=False,
+    config.train = d(mode="cond", n_steps=2_200, batch_size=48, accumulation=1, mixed_precision="auto", compile=False,
                      attention="auto", workers=0, balanced=True, weighting="clamped_snr", p_uncond=0.1, prototype_weight=0.1,
-                     ema_rate=0.995, grad_clip=1.0, keep_checkpoints=2, log_interval=20, preview_interval=400,
-                     eval_interval=0, save_interval=400, validation_interval=400, validation_size=256,
-                     validation_split="test", best_metric="frechet")
+                     ema_rate=0.995, grad_clip=1.0, keep_checkpoints=2, log_interval=20, preview_interval=550,
+                     eval_interval=0, save_interval=550, validation_interval=0, validation_size=256,
+                     validation_split="", best_metric="frechet")
     config.optimizer = adamw(1e-3, betas=(0.9, 0.99))
     config.lr_scheduler = d(name="cosine", warmup_steps=100)
     # 0 in num_classes, clip_dim and num_clip_token: as many as the data and the encoder give
-    config.nnet = d(name="uvit_t2i_prototype", img_size=64, patch_size=8, in_chans=3, embed_dim=192, depth=4, num_heads=4,
+    config.nnet = d(name="uvit_t2i_prototype", img_size=64, patch_size=16, in_chans=3, embed_dim=256, depth=4, num_heads=4,
                     mlp_ratio=4, qkv_bias=False, mlp_time_embed=False, clip_dim=0, num_clip_token=0, num_classes=0,
-                    mechanism="code", label_token=False, use_checkpoint=False)
+                    mechanism="code", label_token=True, use_checkpoint=False)
     config.schedule = d(name="vpsde")
     config.denoiser = d(predicts="x0", clip=True)
     config.codec = d(name="pixels", channels=3)

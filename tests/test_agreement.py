@@ -8,7 +8,8 @@ from libs import data, evaluation
 from libs.evaluation import references
 
 PHANTOM_WORDS = dict(size=("small", "medium", "large"), shape=("round", "oval", "irregular"),
-                     colour=("light brown", "dark brown", "black", "red", "purple"), border=("sharp border", "blurred border"))
+                     colour=("light brown", "dark brown", "black", "red", "purple"),
+                     skin=("light skin", "tan skin", "brown skin"), border=("sharp border", "blurred border"))
 
 
 @pytest.fixture(autouse=True)
@@ -34,10 +35,16 @@ def test_shares_count_only_what_the_text_mentions():
     assert 0.2 < intervals["agreement_size"]["low"] < 0.5 < intervals["agreement_size"]["high"] < 0.8
 
 
+def test_words_that_cannot_be_read_do_not_count():
+    found = evaluation.Agreement({"size": ("small", "large", "huge")}, None, {}, {"size": [0, 1]})
+    scores = found.scores(["a huge cell", "a small cell"], torch.tensor([[1], [0]]))
+    assert (scores["agreement_size"]["value"], scores["agreement_size"]["n"]) == (1.0, 1)
+
+
 def test_phantoms_are_measured_by_their_geometry():
     dataset = data.get(name="phantoms", resolution=64, size=60)
     found = evaluation.agreement(config("phantoms", PHANTOM_WORDS), dataset)
-    assert set(found.words) == {"size", "shape", "colour"}, "borders cannot be measured"
+    assert set(found.words) == {"size", "shape", "colour", "skin"}, "borders cannot be measured"
     assert min(found.of_real[name] for name in found.words) > 0.9
     images = torch.stack([((dataset[i]["image"] + 1) * 127.5).round().byte() for i in range(60)])
     right = found.scores(dataset.captions, found.read(images))["agreement_all"]["value"]
@@ -64,4 +71,4 @@ def test_what_cannot_be_measured_is_said(caplog):
     with pytest.raises(ValueError, match="config.metrics.measure is 'eyes'; known: phantoms, classifier"):
         evaluation.agreement(config("eyes", PHANTOM_WORDS), dataset)
     with pytest.raises(ValueError, match="config.metrics.attributes.size"):
-        evaluation.agreement(config("phantoms", {"size": ("tiny", "huge")}), dataset)
+        evaluation.agreement(config("phantoms", {"size": ("large", "medium", "small")}), dataset)

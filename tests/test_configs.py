@@ -16,15 +16,17 @@ ALL = {path.stem: importlib.import_module(f"configs.{path.stem}") for path in so
        if path.stem not in ("common", "from_run")}
 CONFIGS = {name: module.get_config() for name, module in ALL.items()}
 NETWORKS = {name: config for name, config in CONFIGS.items() if "denoiser" in config}
-# The sizes of U-ViT's and VAP's published configs: parameters, batch size, steps, learning rate, betas, p_uncond, scale
+# U-ViT's and VAP's published configs: parameters, heads, seed, batch size, steps, warm-up, betas, p_uncond, schedule, sampler,
+# scale, images, mini batch, autoencoder. Learning rate, weight decay, EMA and sampling steps are the same in all.
+ADAM, KL = (0.99, 0.99), "autoencoder_kl"
 PUBLISHED = {
-    "imagenet256_uvit_large": (286_763_172, 1024, 300_000, 2e-4, (0.99, 0.99), 0.15, 0.4),
-    "imagenet256_uvit_huge": (500_832_016, 1024, 500_000, 2e-4, (0.99, 0.99), 0.1, 0.4),
-    "imagenet512_uvit_large": (286_861_524, 1024, 500_000, 2e-4, (0.99, 0.99), 0.15, 0.7),
-    "imagenet512_uvit_huge": (500_942_656, 1024, 500_000, 2e-4, (0.99, 0.99), 0.1, 0.7),
-    "mscoco_uvit_small": (44_692_644, 256, 1_000_000, 2e-4, (0.9, 0.9), 0.1, 1.0),
-    "COT_ISIC256_uvit_text_label": (64_998_564, 256, 500_000, 2e-4, (0.9, 0.9), 0.1, 1.0),
-    "COT_ChestXray256_uvit_text_label": (67_104_420, 32, 100_000, 2e-4, (0.9, 0.9), 0.1, 1.0),
+    "imagenet256_uvit_large": (286_763_172, 16, 1234, 1024, 300_000, 5000, ADAM, .15, "vpsde", "dpm_solver", .4, 50_000, 50, KL),
+    "imagenet256_uvit_huge": (500_832_016, 16, 1234, 1024, 500_000, 5000, ADAM, .1, "sd", "dpmpp_fast", .4, 50_000, 50, f"{KL}_ema"),
+    "imagenet512_uvit_large": (286_861_524, 16, 1234, 1024, 500_000, 5000, ADAM, .15, "vpsde", "dpm_solver", .7, 50_000, 50, KL),
+    "imagenet512_uvit_huge": (500_942_656, 16, 1234, 1024, 500_000, 5000, ADAM, .1, "sd", "dpmpp_fast", .7, 50_000, 50, f"{KL}_ema"),
+    "mscoco_uvit_small": (44_692_644, 8, 1234, 256, 1_000_000, 5000, (.9, .9), .1, "sd", "dpmpp_fast", 1.0, 30_000, 50, KL),
+    "COT_ISIC256_uvit_text_label": (64_998_564, 8, 1234, 256, 500_000, 5000, (.9, .9), .1, "sd", "dpmpp_fast", 1.0, 10_000, 50, KL),
+    "COT_ChestXray256_uvit_text_label": (67_104_420, 8, 42, 32, 100_000, 5, (.9, .9), .1, "sd", "dpmpp_fast", 1.0, 10_000, 50, KL),
 }
 
 
@@ -45,15 +47,18 @@ def test_sections_stand_in_their_order(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_numbers(name):
-    parameters, batch, steps, lr, betas, p_uncond, scale = PUBLISHED[name]
     config = CONFIGS[name]
     with torch.device("meta"):
         net = backbones.get(**config.nnet)
-    assert sum(p.numel() for p in net.parameters()) == parameters
-    assert (config.train.batch_size, config.train.n_steps, config.optimizer.lr) == (batch, steps, lr)
-    assert (tuple(config.optimizer.betas), config.train.p_uncond, config.sample.scale) == (betas, p_uncond, scale)
+    train, sample = config.train, config.sample
+    found = (sum(p.numel() for p in net.parameters()), config.nnet.num_heads, config.seed, train.batch_size, train.n_steps,
+             config.lr_scheduler.warmup_steps, tuple(config.optimizer.betas), train.p_uncond, config.schedule.name,
+             sample.algorithm, sample.scale, sample.n_samples, sample.mini_batch_size, Path(config.codec.path).stem)
+    assert found == PUBLISHED[name]
+    assert (config.optimizer.lr, config.optimizer.weight_decay, train.ema_rate, sample.sample_steps) == (2e-4, 0.03, 0.9999, 50)
     assert config.codec.scale_factor == (0.23010 if "coco" in name else 0.18215)
-    assert pipeline.guidance_scale(config.sample) == 1 + scale
+    assert config.denoiser.predicts == "eps" and train.weighting == "eps" and config.metrics.algorithm == sample.algorithm
+    assert pipeline.guidance_scale(sample) == 1 + sample.scale
 
 
 @pytest.mark.parametrize("name", NETWORKS)

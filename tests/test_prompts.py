@@ -30,6 +30,18 @@ def test_descriptions_come_from_the_bank_of_their_class_and_depend_on_seed_and_i
     assert torch.equal(drawn[[5, 0]], encoder.encode([drawn.texts[5], drawn.texts[0]]))
 
 
+def test_a_network_without_label_is_described_from_all_classes_as_often_as_they_have_captions(encoder):
+    texts = describer(encoder).draw(None, 400, seed=0).texts
+    assert 0.4 < sum(text in BANK["melanoma"] for text in texts) / 400 < 0.6
+    assert set(texts) == {text for own in BANK.values() for text in own}
+
+
+def test_words_of_no_caption_are_not_asked_for(encoder):
+    words = WORDS | {"colour": ("red", "pink", "brown")}
+    texts = describer(encoder, how="unseen", words=words).draw(torch.tensor([0, 1] * 20), 40, seed=0).texts
+    assert not any("pink" in text for text in texts) and "a large red spot" in texts
+
+
 def test_unseen_descriptions_have_attributes_that_no_caption_of_the_class_has(encoder):
     texts = describer(encoder, how="unseen", words=WORDS).draw(torch.tensor([0, 1] * 20), 40, seed=0).texts
     assert set(texts[::2]) == {"a large red spot"}, "the one combination that nevi do not have"
@@ -69,7 +81,7 @@ def test_states_of_a_store_without_strings_are_drawn_by_class():
 
 
 @pytest.mark.parametrize("prompt, label, expected", [
-    ("a large melanoma", "", [1]), ("a large spot", "nevus", [0]), ("a large brown spot", "", [0])])
+    ("a large melanoma", "", [1]), ("a nevus of 0 colours", "", [0]), ("a large spot", "nevus", [0]), ("a large brown spot", "", [0])])
 def test_the_class_of_a_prompt(prompt, label, expected):
     """Given, or named in it, or that whose bank holds it."""
     labels, texts = pipeline.requested([(prompt, label)], "", CLASSES, 2, labelled=True, bank=encoders.Bank(BANK))
@@ -78,6 +90,8 @@ def test_the_class_of_a_prompt(prompt, label, expected):
 
 @pytest.mark.parametrize("prompt, label, complaint", [
     ("a green spot", "", "names no class: give one with --label; known: nevus, melanoma"),
+    ("a melanoma beside a nevus", "", "names several classes"),
+    ("a green spot", "all", "a prompt is asked of one class at a time"),
     ("a green spot", "nevi", "label 'nevi' of prompt 'a green spot': no such class; known: nevus, melanoma")])
 def test_a_prompt_without_a_known_class_is_refused(prompt, label, complaint):
     with pytest.raises(ValueError, match=complaint):

@@ -52,7 +52,9 @@ def test_two_processes_train_resume_and_sample_the_same(script, trained, tmp_pat
     options = (*VAP, f"--config.features.path={trained.parent}/features", f"--workdir={tmp_path}/run")
     script("train_t2i_discrete.py", *options, "--config.train.n_steps=2", "--config.lr_scheduler.name=customized", processes=2)
     script("train_t2i_discrete.py", *options, "--config.train.n_steps=4", "--config.lr_scheduler.name=customized", processes=2)
-    assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 3, 4]
+    script("train_t2i_discrete.py", *options[:-1], "--config.train.n_steps=4", "--config.lr_scheduler.name=customized",
+           f"--workdir={tmp_path}/undisturbed", processes=2)
+    assert losses(tmp_path / "run") == losses(tmp_path / "undisturbed") and len(losses(tmp_path / "run")) == 4
     for processes in (1, 2):
         script("sample.py", f"--workdir={trained}", "--label=all", "--n_samples=2", f"--config.sample.path={tmp_path}/{processes}",
                processes=processes)
@@ -75,10 +77,23 @@ def test_samples_by_prompt_by_file_and_from_the_bank(script, trained, tmp_path):
     script("sample.py", f"--workdir={trained}", f"--input_path={tmp_path}/asked.csv", "--n_samples=1",
            f"--config.sample.path={tmp_path}/file")
     assert [row["label"] for row in rows(tmp_path / "file" / "samples.csv")] == ["nevus", "angioma"]
-    script("sample.py", f"--workdir={trained}", "--label=angioma", "--n_samples=4", f"--config.sample.path={tmp_path}/bank")
+    script("sample.py", "--config=configs/from_run.py:" + str(trained / "config.json"), f"--nnet_path={trained}",
+           "--label=angioma", "--n_samples=4", f"--workdir={tmp_path}/elsewhere", f"--config.sample.path={tmp_path}/bank")
     bank = json.loads((trained / "bank.json").read_text())
     drawn = [row["prompt"] for row in rows(tmp_path / "bank" / "samples.csv")]
     assert len(set(drawn)) > 1 and all(text in json.dumps(bank) for text in drawn)
+
+
+def test_a_published_file_of_weights_needs_no_run_and_no_data(script, trained, tmp_path):
+    weights, _, _ = engine.load_weights(trained)
+    torch.save(weights, tmp_path / "vap.pth")
+    script("sample.py", *VAP, "--config.nnet.num_classes=5", f"--nnet_path={tmp_path}/vap.pth", "--prompt=a red lesion",
+           "--label=2", "--n_samples=2", f"--workdir={tmp_path}/none", f"--config.sample.path={tmp_path}/out")
+    script("sample.py", f"--workdir={trained}", "--prompt=a red lesion", "--label=angioma", "--n_samples=2",
+           f"--config.sample.path={tmp_path}/of_run")
+    for one, other in (("000000_2.png", "000000_angioma.png"), ("000001_2.png", "000001_angioma.png")):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / one)),
+                                      np.asarray(Image.open(tmp_path / "of_run" / other)))
 
 
 @pytest.mark.parametrize("options, complaint", [
@@ -88,6 +103,18 @@ def test_samples_by_prompt_by_file_and_from_the_bank(script, trained, tmp_path):
 def test_what_cannot_be_asked_is_refused(script, trained, tmp_path, options, complaint):
     failed = script("sample.py", f"--workdir={trained}", *options, f"--config.sample.path={tmp_path}/out", fails=True)
     assert complaint in failed.stderr and "Traceback" not in failed.stderr and not (tmp_path / "out").exists()
+
+
+def test_each_request_has_a_folder_of_its_own(script, trained):
+    for options in (("--label=nevus",), ("--prompt=a red lesion", "--label=nevus")):
+        script("sample.py", f"--workdir={trained}", *options, "--n_samples=1")
+    assert {"images_nevus_seed0", "images_a_red_lesion_seed0"} <= set(os.listdir(trained))
+
+
+def test_a_prompt_that_is_cut_is_named(script, trained, tmp_path):
+    done = script("sample.py", f"--workdir={trained}", f"--prompt={'very ' * 30}large lesion", "--label=nevus", "--n_samples=1",
+                  f"--config.sample.path={tmp_path}/out")
+    assert "1 of 1 texts exceed the window of 20 tokens" in done.stderr
 
 
 def test_evaluation_measures_agreement_on_seen_and_unseen_mixtures(script, trained):
@@ -107,7 +134,8 @@ def test_evaluation_measures_agreement_on_seen_and_unseen_mixtures(script, train
 
 @pytest.mark.parametrize("options, complaint", [
     (("--config.encoder.dim=32",), "encoder.fingerprint"),
-    (("--config.dataset.seed=1",), "data.fingerprint"),
+    (("--config.dataset.seed=1",), "config.dataset.seed: stored 0, now 1"),
+    (("--config.features.path=",), "config.features.path is ''"),
     (("--config.nnet.clip_dim=99",), "config.nnet.clip_dim is 99, but the text encoder gives 64"),
     (("--config.features.path=nowhere",), "no feature store there; make it with scripts/extract_feature.py")])
 def test_features_that_do_not_fit_are_refused(script, trained, tmp_path, options, complaint):

@@ -32,12 +32,16 @@ def open_all(options, features, identity, *, validation_split=""):
             raise ValueError(f"config.dataset.path={options.get('path')!r}: no such folder, and config.features.path is ''")
         return Opened(images, images, _held_out(options, validation_split) if validation_split else None)
     split = options.get("split", "")
+    examples = open_features(features, split, identity, images, random_flip=options.get("random_flip", False), options=options)
+    if images is not None and list(images.classes) != list(examples.classes):
+        raise ValueError(f"{feature_folder(features, split)} numbers the classes as {list(examples.classes)}, the images as "
+                         f"{list(images.classes)}: give config.dataset.classes in the order of the features, or convert them "
+                         "again with --class_names (scripts/convert_features.py)")
     held_out = None
     if validation_split:
         unseen = None if images is None else _held_out(options, validation_split)
         held_out = open_features(features, validation_split, identity, unseen)
-    return Opened(images, open_features(features, split, identity, images, random_flip=options.get("random_flip", False)),
-                  held_out)
+    return Opened(images, examples, held_out)
 
 
 def validation(held_out, train, run):
@@ -59,13 +63,13 @@ def at_hand(options):
     return None if options.get("path") and not Path(options["path"]).expanduser().exists() else get(**options)
 
 
-def open_features(features, split, identity, images=None, *, random_flip=False):
-    """The store of one split, checked against codec, encoder and, where they are at hand, the images."""
+def open_features(features, split, identity, images=None, *, random_flip=False, options=None):
+    """The store of one split, checked against codec, encoder and, where they are at hand, the images of `options`."""
     from . import Features, store
     folder = feature_folder(features, split)
     if not identity["encoder"]:  # a network without text may be trained on a store that has texts
         identity = identity | {"encoder": store.read(folder)["identity"]["encoder"]}
-    store.check(folder, identity, "" if images is None else images.fingerprint)
+    store.check(folder, identity, "" if images is None else images.fingerprint, options=options)
     return Features(folder, random_flip=random_flip)
 
 

@@ -20,7 +20,7 @@ from libs.evaluation.describing import bank_of, describer
 from libs.evaluation.generation import Sink, generate, generate_all, nhwc, save_npz, save_png
 from libs.evaluation.trained import Trained, open_trained
 from libs.evaluation.references import extractors, feature_network, prepare, reference
-from libs.pipeline import draw_conditions, grid, to_uint8
+from libs.pipeline import described, draw_conditions, grid, to_uint8
 
 __all__ = ["Agreement", "FLAGS", "Trained", "agreement", "bank_of", "describer", "evaluate", "evaluate_run", "evaluator",
            "extractors", "feature_network", "generate", "generate_all", "open_trained", "prepare", "previewer", "reference",
@@ -139,7 +139,7 @@ def previewer(run, pipeline, config, prompts=None):
         cond["label"] = torch.arange(min(int(pipeline.null["label"]), SHOWN)).repeat_interleave(SHOWN)
         n = len(cond["label"])
     if "text" in pipeline.null:
-        cond["text"] = prompts.draw(cond.get("label"), n, seed=config.seed)
+        cond["text"] = described(prompts).draw(cond.get("label"), n, seed=config.seed)
 
     def preview(ema, step):
         images = generate_all(run, pipeline, cond, n, seed=config.seed, batch_size=config.sample.mini_batch_size)

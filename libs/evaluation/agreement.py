@@ -29,19 +29,21 @@ class Agreement:
         of_real: {attribute: share of real images whose picture agrees with their own text}.
     """
 
-    def __init__(self, words, read, of_real):
+    def __init__(self, words, read, of_real, readable=None):
         """
         Args:
             read: uint8 images (N, C, H, W) -> LongTensor (N, number of attributes), the position of the word; -1: none.
+            readable: {attribute: positions of the words that `read` can give}; None: all.
         """
         self.words, self.read, self.of_real = words, read, of_real
+        self.readable = readable or {name: range(len(phrases)) for name, phrases in words.items()}
 
     def scores(self, texts, shown, *, seed=0, resamples=0):
         """{'agreement_<attribute>': score, ..., 'agreement_all': score} of texts and what `read` gave for their pictures.
 
-        A text that does not mention an attribute does not count for it.
+        A text that does not mention an attribute, or by a word that nobody can read off a picture, does not count for it.
         """
-        asked = torch.tensor([[found[name] for name in self.words] for found in
+        asked = torch.tensor([[found[name] if found[name] in self.readable[name] else -1 for name in self.words] for found in
                               (read_attributes(text, self.words) for text in texts)])
         right, said = asked == shown, asked >= 0
         columns = {name: right[said[:, k], k] for k, name in enumerate(self.words)}
@@ -67,10 +69,14 @@ def agreement(config, dataset):
 
 def _of_phantoms(words, dataset):
     from libs.data import phantoms
-    words = {name: phrases for name, phrases in words.items() if name in ("size", "shape", "colour", "skin")}
+    measured = {name: phrases for name, phrases in words.items() if name in ("size", "shape", "colour", "skin")}
+    if len(measured) < len(words):
+        logging.info("not measured on phantoms: %s", ", ".join(words.keys() - measured.keys()))
+    words = measured
     for name, phrases in words.items():
-        if len(phrases) != len(phantoms.ATTRIBUTES[name]):
-            raise ValueError(f"config.metrics.attributes.{name} is {phrases}; the phantoms have {phantoms.ATTRIBUTES[name]}")
+        if list(phantoms.ATTRIBUTES[name]) != [phrase.removesuffix(" skin") for phrase in phrases]:
+            raise ValueError(f"config.metrics.attributes.{name} is {phrases}; the phantoms have {phantoms.ATTRIBUTES[name]}, in "
+                             "this order")
 
     def read(images):
         rows = [phantoms.measure(image.permute(1, 2, 0).numpy()) for image in images]
@@ -99,6 +105,9 @@ def _of_classifiers(words, dataset, seed):
         rows = torch.isin(column, kept).nonzero().flatten()
         folder = trained_once(dataset, torch.searchsorted(kept, column[rows]), [phrases[i] for i in kept], seed=seed,
                               rows=rows.tolist(), of=name)
+        if len(kept) < len(phrases):
+            logging.warning("attribute %r: not judged are %s, of which fewer than %d images are described", name,
+                            ", ".join(phrase for i, phrase in enumerate(phrases) if i not in kept), FEWEST)
         readers[name] = metrics.extractor(f"classifier:{folder}"), kept
         of_real[name] = round(metrics.load_classifier(folder).report["accuracy"], 4)
     if not readers:
@@ -109,7 +118,8 @@ def _of_classifiers(words, dataset, seed):
     def read(images):
         return torch.stack([kept[network.both(images)[1].argmax(1).cpu()] for network, kept in readers.values()], 1)
 
-    return Agreement({name: words[name] for name in readers}, read, of_real)
+    return Agreement({name: words[name] for name in readers}, read, of_real,
+                     {name: kept.tolist() for name, (_, kept) in readers.items()})
 
 
 def _values(scores):

@@ -27,7 +27,11 @@ def describer(config, folder, encoder, *, dataset=None, features=None):
         if stored.is_dir():
             features = data.Features(stored)
             return Describer(bank_of(features), encoder) if features.captions is not None else StoredDescriber(features)
-        held_out = data.held_out(config.dataset, how)
+        try:
+            held_out = data.held_out(config.dataset, how)
+        except ValueError as error:
+            raise ValueError(f"config.sample.prompts={how!r}: known are {', '.join(PROMPTS)}, and splits of the data or of "
+                             f"{config.features.path}. {error}") from error
         if held_out.captions is None:
             raise ValueError(f"config.sample.prompts={how!r}: split {how!r} of the data has no captions; known besides splits: "
                              f"{', '.join(PROMPTS)}")

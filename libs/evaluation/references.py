@@ -20,6 +20,7 @@ from libs.pipeline import to_uint8
 
 CACHE = Path("assets/fid_stats/cache")
 NETWORKS = Path("assets/feature_networks")
+LOOKED_AT = 64  # pixels a side at which the classifier of the data at hand looks
 KEPT = 10_000  # real feature vectors kept for what needs single images (KID, precision, nearest neighbours)
 
 
@@ -98,7 +99,7 @@ def trained_once(dataset, labels, classes, *, seed, flip=False, rows=None, of=""
     folder = NETWORKS / f"{name}-{dataset.fingerprint[:12]}-{seed}{options}"
     if not (folder / "config.json").is_file():
         logging.info("training a %s on %d images of %s", f"classifier of {of}" if of else "feature network", len(rows), dataset.name)
-        images = torch.cat([to_uint8(batch["image"]) for batch in data.in_order(dataset, rows, 256)])
+        images = torch.cat([_small(to_uint8(batch["image"])) for batch in data.in_order(dataset, rows, 256)])
         network = metrics.train_classifier(images, labels, classes=classes, seed=seed,
                                            flips=("horizontal",) if flip else (), name=name,
                                            fingerprint=dataset.fingerprint, held_out=held_out)
@@ -113,11 +114,19 @@ def trained_once(dataset, labels, classes, *, seed, flip=False, rows=None, of=""
     return folder
 
 
+def _small(images):
+    """uint8 images no larger than the classifier looks at them, so that a whole data set fits into memory."""
+    if max(images.shape[2:]) <= LOOKED_AT:
+        return images
+    small = torch.nn.functional.interpolate(images.float(), size=(LOOKED_AT, LOOKED_AT), mode="bicubic", antialias=True)
+    return small.round().clamp(0, 255).to(torch.uint8)
+
+
 def _held_out_groups(dataset, rows, seed, share=0.15):
     """Positions in `rows` to test a classifier on, so that no group (patient) is on both sides; None where no groups are
     known."""
-    table = getattr(dataset, "rows", [])
-    groups = [table[i].get("group") or table[i]["file_name"] for i in rows] if table else []
+    known = getattr(dataset, "groups", None)
+    groups = [known[i] or dataset.file_name(i) for i in rows] if known else []
     if len(set(groups)) == len(groups):
         return None
     _, held_out = next(GroupShuffleSplit(1, test_size=share, random_state=seed % 2**32).split(groups, groups=groups))

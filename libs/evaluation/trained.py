@@ -38,7 +38,9 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
     dataset = _images(config) if with_data else None
     encoder = run.main_first(lambda: pipeline.text_encoder(config, run.device))
     features = _features(config) if encoder is not None else None
-    trained = engine.read_json(Path(workdir) / "classes.json", None)
+    home = next((folder for folder in (source.parent.parent, source.parent, Path(workdir)) if (folder / "classes.json").is_file()),
+                Path(workdir))  # the run that the weights are of, or else the workdir
+    trained = engine.read_json(home / "classes.json", None)
     of_data = next((list(each.classes) for each in (dataset, features) if each is not None), None)
     classes = of_data if trained is None else trained
     classes = pipeline.classes_without_data(config) if classes is None else classes
@@ -46,17 +48,18 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
         raise ValueError(f"the network was trained on the classes {trained}, the data have {of_data}; "
                          "give the data of the run, or config.dataset.classes")
     sampler = pipeline.load(config, weights, classes=classes, device=run.device, encoder=encoder)
-    bank, prompts = Path(workdir) / "bank.json", None
+    bank, prompts = home / "bank.json", None
     if with_prompts:
-        prompts = describer(config, Path(workdir), encoder, dataset=dataset, features=features)
+        prompts = describer(config, home, encoder, dataset=dataset, features=features)
     elif bank.is_file():
         prompts = pipeline.Describer(pipeline.Bank.load(bank), encoder)
     return Trained(sampler, classes, encoder, prompts, dataset, step, source)
 
 
 def _images(config):
-    """The real images; None where a statistics file stands in for them."""
-    images = data.at_hand(config.dataset)
+    """The real images, of the split whose descriptions are asked for; None where a statistics file stands in for them."""
+    how = config.sample.get("prompts", "bank")
+    images = data.at_hand(config.dataset if how in pipeline.PROMPTS else {**config.dataset, "split": how})
     if images is None:
         if not Path(config.metrics.fid_stat).is_file():
             raise FileNotFoundError(f"no images at config.dataset.path={config.dataset.path!r}, and no statistics of them at "

@@ -10,11 +10,11 @@ import torch
 from libs import backbones, codecs, cond as conditions, diffusion, encoders
 from libs.diffusion import guidance, samplers
 from libs.encoders import Bank, read_attributes
-from libs.pipeline.prompts import (Describer, PROMPTS, StoredDescriber, choose_labels, draw_conditions, draw_labels,
-                                      read_prompts, requested)
+from libs.pipeline.prompts import (Describer, PROMPTS, StoredDescriber, choose_labels, described, draw_conditions,
+                                      draw_labels, read_prompts, requested)
 
 __all__ = ["Bank", "Describer", "PROMPTS", "Pipeline", "StoredDescriber", "build_net", "choose_labels", "classes_without_data",
-           "draw_conditions", "draw_labels", "grid", "guidance_scale", "identity", "image_generator", "latent_shape",
+           "described", "draw_conditions", "draw_labels", "grid", "guidance_scale", "identity", "image_generator", "latent_shape",
            "load", "null_conditions", "read_attributes", "read_prompts", "requested", "text_encoder", "to_uint8"]
 
 

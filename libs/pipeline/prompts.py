@@ -78,16 +78,19 @@ def requested(asked, label, classes, n, *, labelled, bank=None):
 
 
 def _label_of(prompt, name, classes, bank):
+    """The label of a prompt: of the class `name`, or else the one class that it names, or whose bank holds it."""
     if name:
         if name not in classes:
-            raise ValueError(f"label {name!r} of prompt {prompt!r}: no such class; known: {', '.join(classes)}")
+            raise ValueError(f"label {name!r} of prompt {prompt!r}: no such class; known: {', '.join(classes)}"
+                             + ("; a prompt is asked of one class at a time" if name == "all" else ""))
         return classes.index(name)
-    named = encoders.read_attributes(prompt, {"class": tuple(classes)})["class"]
-    holding = [] if bank is None else [i for i, each in enumerate(bank.classes) if bank.has(prompt, each)]
-    found = [named] if named >= 0 else holding
+    named = [each for each in classes if not each.isdigit() and encoders.read_attributes(prompt, {"class": (each,)})["class"] == 0]
+    found = [each for each in named if not any(each in other and each != other for other in named)]  # 'blue nevus' over 'nevus'
+    found = found or [each for each in classes if bank is not None and bank.has(prompt, each)]
     if len(found) != 1:
-        raise ValueError(f"prompt {prompt!r} names no class: give one with --label; known: {', '.join(classes)}")
-    return found[0]
+        raise ValueError(f"prompt {prompt!r} names {'several classes' if found else 'no class'}: give one with --label; known: "
+                         f"{', '.join(classes)}")
+    return classes.index(found[0])
 
 
 def draw_labels(labels, classes, n, *, seed, how="data"):
@@ -124,11 +127,16 @@ def draw_conditions(dataset, null, n, *, seed, labels="data", prompts=None):
     if "label" in null:
         cond["label"] = draw_labels(None if dataset is None else dataset.labels, int(null["label"]), n, seed=seed, how=labels)
     if "text" in null:
-        if prompts is None:
-            raise ValueError("this network takes text, and there are no descriptions to draw from: give the --workdir of the "
-                             "run (it holds bank.json), the captions of the data, or the features")
-        cond["text"] = prompts.draw(cond.get("label"), n, seed=seed)
+        cond["text"] = described(prompts).draw(cond.get("label"), n, seed=seed)
     return {key: cond[key] for key in null}
+
+
+def described(prompts):
+    """`prompts` itself; ValueError where it is None, which says where descriptions could come from."""
+    if prompts is None:
+        raise ValueError("this network takes text, and there are no descriptions to draw from: give --prompt, the --workdir of "
+                         "the run (it holds bank.json), the captions of the data, or the features")
+    return prompts
 
 
 class Describer:
@@ -138,23 +146,36 @@ class Describer:
         bank: encoders.Bank of the training captions.
         encoder: text -> states.
         how: 'bank' draws a caption of the class; 'unseen' exchanges its attribute words for a combination that no
-            caption of that class has, to measure what a network does beyond its data.
-        words: {attribute: phrases} for 'unseen'.
+            caption of the class has, to measure what a network does beyond its data.
+        words: {attribute: phrases} for 'unseen'; phrases that stand in no caption at all are not used.
     """
 
     def __init__(self, bank, encoder, *, how="bank", words=None):
         if how == "unseen" and not words:
             raise ValueError("config.sample.prompts='unseen' needs config.metrics.attributes: the words that may be exchanged")
-        self.bank, self.encoder, self.how, self.words = bank, encoder, how, words
+        self.bank, self.encoder, self.how = bank, encoder, how
+        self.words = _known(words, bank) if how == "unseen" else {}
+        counts = np.array([len(texts) for texts in bank.captions.values()])
+        self._share = np.cumsum(counts) / max(1, counts.sum())
 
     def draw(self, labels, n, *, seed):
-        """encoders.Prompts of n texts; text i depends on (seed, i) and its label alone."""
-        names = [self.bank.classes[0 if labels is None else int(labels[i])] for i in range(n)]
-        return encoders.Prompts(self.encoder, [self._text(name, np.random.default_rng([seed, i, 1]))
-                                               for i, name in enumerate(names)])
+        """encoders.Prompts of n texts; text i depends on (seed, i) and its label alone.
 
-    def _text(self, name, rng):
+        labels: LongTensor (n,); None for a network that takes no label: then captions of all classes, as often as they are.
+        """
+        return encoders.Prompts(self.encoder, [self._text(None if labels is None else int(labels[i]),
+                                                          np.random.default_rng([seed, i, 1])) for i in range(n)])
+
+    def _text(self, label, rng):
+        name = self.bank.classes[int(np.searchsorted(self._share, rng.random(), "right")) if label is None else label]
         return self.bank.draw(name, rng) if self.how == "bank" else self.bank.unseen(name, self.words, rng)
+
+
+def _known(words, bank):
+    """The phrases of `words` that stand in a caption of the bank."""
+    seen = {(name, at) for texts in bank.captions.values() for text in set(texts)
+            for name, at in encoders.read_attributes(text, words).items()}
+    return {name: tuple(phrase for at, phrase in enumerate(phrases) if (name, at) in seen) for name, phrases in words.items()}
 
 
 class StoredDescriber:

@@ -36,15 +36,20 @@ def read(path):
     return manifest
 
 
-def check(path, identity, fingerprint):
+def check(path, identity, fingerprint, *, options=None):
     """Raise ValueError unless the store at `path` was made by this codec and encoder from these data.
 
     identity: {'codec': {...}, 'encoder': {...}} as given to `write`; fingerprint: of the images. What is '' on either
-    side is unknown and not compared.
+    side is unknown and not compared. options: the data set's, compared with those of then to say why data differ.
     """
-    stored = read(path)
+    stored, why = read(path), []
+    then, now = stored["about"].get("dataset", {}), json.loads(json.dumps(dict(options or {}), default=list))
+    if "" not in (fingerprint, stored["data"]["fingerprint"]) and fingerprint != stored["data"]["fingerprint"] and then and now:
+        why = [f"config.dataset.{key}: stored {then.get(key)!r}, now {now.get(key)!r}" for key in sorted(then.keys() | now.keys())
+               if then.get(key) != now.get(key)]
+        why = why or ["the files themselves: names, sizes, dates, classes or captions are not those of then"]
     refuse(path, {**stored["identity"], "data": {"fingerprint": stored["data"]["fingerprint"]}},
-           {**identity, "data": {"fingerprint": fingerprint}})
+           {**identity, "data": {"fingerprint": fingerprint}}, why)
 
 
 def verify(path):
@@ -56,15 +61,15 @@ def verify(path):
           if digest != files[name]["sha256"]])
 
 
-def refuse(path, stored, now):
-    """ValueError that names each entry in which two nested dicts differ; '' on either side means unknown."""
+def refuse(path, stored, now, why=()):
+    """ValueError that names each entry in which two nested dicts differ, and `why`; '' on either side means unknown."""
     stored, now = _leaves(stored), _leaves(json.loads(json.dumps(now)))
     different = [key for key in sorted(stored.keys() | now.keys())
                  if stored.get(key) != now.get(key) and "" not in (stored.get(key), now.get(key))]
     options = sorted({_OPTIONS.get(key.split(".")[0], "the options") for key in different})
     fail(f"{path}: this feature store is of something else; delete the folder to have it made anew, choose another "
          f"config.features.path, or set {', '.join(options)} as it was then",
-         [f"{key}: stored {_short(stored.get(key))}, now {_short(now.get(key))}" for key in different])
+         [f"{key}: stored {_short(stored.get(key))}, now {_short(now.get(key))}" for key in different] + list(why))
 
 
 def read_json(path):
