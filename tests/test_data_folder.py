@@ -319,6 +319,39 @@ def test_holdout_of_class_folders(tmp_path):
         folder(tmp_path, group_column="patient")
 
 
+def test_groups_and_splits_are_kept(tmp_path):
+    root = table(tmp_path / "table", "file_name,label,split,patient\nimg/0.png,a,train,p1\nimg/1.png,b,train,p2\n"
+                                     "img/2.png,a,train,p1\nimg/3.png,b,val,p4\n")
+    grouped = folder(root, group_column="patient")
+    assert list(grouped.groups) == ["p1", "p2", "p1", "p4"] and list(grouped.splits) == ["train"] * 3 + ["val"]
+    part = data.Subset(grouped, [3, 0])
+    assert list(part.groups) == ["p4", "p1"] and list(part.splits) == ["val", "train"]
+    assert folder(root).groups is None and data.Subset(folder(root), [0]).groups is None
+    assert folder(root, split_column="").splits is None
+    assert grouped.fingerprint == folder(root).fingerprint, "a store made without groups stays in use"
+    for name in ("Train/a/1.png", "Test/a/2.png"):
+        picture(tmp_path / "folders" / name)
+    assert list(folder(tmp_path / "folders").splits) == ["Test", "Train"]
+
+
+# texts
+
+def test_images_without_a_text_are_left_out_where_asked(tmp_path, caplog):
+    root = table(tmp_path, "file_name,text,label,split\nimg/0.png,round,a,train\nimg/1.png, ,a,train\n"
+                           "img/2.png,oval,b,train\nimg/3.png,,b,val\n")
+    assert folder(root, split="train").captions == ["round", " ", "oval"]
+    with pytest.raises(ValueError, match=r"metadata.csv:3: text is empty \(missing_captions='skip' leaves it out\)"):
+        folder(root, split="train", require=("text",))
+    kept = folder(root, split="train", require=("text",), missing_captions="skip")
+    assert kept.captions == ["round", "oval"] and [row["file_name"] for row in kept.rows] == ["img/0.png", "img/2.png"]
+    assert kept.labels.tolist() == [0, 1] and "no text for 1 of 3 images: 1.png; left out" in caplog.text
+    with pytest.raises(ValueError, match="no text for 1 of 1 images: 3.png; describe"):
+        folder(root, split="val", min_per_class=0, missing_captions="skip")
+    assert len(folder(root, text_column="", missing_captions="skip")) == 4, "no texts are asked for"
+    with pytest.raises(ValueError, match="missing_captions='drop': expected one of"):
+        folder(root, missing_captions="drop")
+
+
 # images
 
 def test_preflight_names_every_bad_file_at_once(tmp_path):

@@ -150,9 +150,13 @@ def test_isic2019_divides_by_lesion_from_a_seed(isic2019, caplog):
     assert set(small("isic2019", isic2019, split="test", cache="").names) == names["test"], "whatever is held out"
     other = small("isic2019", isic2019, split="test", split_seed=1, cache="")
     assert set(other.names) != names["test"]
+    whole = parts[""]
+    assert whole.groups[2] == whole.groups[3] == "HAM_1" and whole.groups[10] == whole.file_name(10), "of no known lesion"
+    assert not {*parts["train"].groups} & {*parts["test"].groups} and {*whole.splits} == {"train", "val", "test"}
     (isic2019 / "ISIC_2019_Training_Metadata.csv").unlink()
     caplog.clear()
-    assert len(small("isic2019", isic2019, split="", cache="")) == 80
+    alone = small("isic2019", isic2019, split="", cache="")
+    assert len(alone) == 80 and alone.groups is None
     assert "Metadata.csv is missing: images of one lesion may come into different splits" in caplog.text
 
 
@@ -189,6 +193,7 @@ def test_chestxray14_official_split_and_single_labels(chest, caplog):
     assert "48 images in Data_Entry_2017.csv; the published set has 112,120" in caplog.text
     grey = small("chestxray14", chest, split="test", channels=1, no_finding=False)
     assert grey.shape == (1, 16, 16) and grey.labels.tolist() == [13, 0] * 3 and "No Finding" not in grey.classes
+    assert list(train.groups) == [str(patient) for patient in range(1, 10) for _ in range(3)]
     several = small("chestxray14", chest, single_label=False)
     assert len(several) == 36 and several.labels is None and several.null == {}
     parts = [small("chestxray14", chest, split=split, holdout=0.3) for split in ("train", "val", "test")]

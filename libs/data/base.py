@@ -19,6 +19,9 @@ class Dataset(torch.utils.data.Dataset):
         classes: class names, the position is the label; [] where the data are unlabelled.
         labels: LongTensor (N,), or None.
         captions: list of N strings, or None.
+        groups: sequence of N strings, equal where images belong together (a patient, a lesion; an image by itself has its
+            file name), or None where nothing is known to.
+        splits: sequence of N strings, as the data call their splits, or None where they have none.
     """
 
     name = ""
@@ -26,6 +29,8 @@ class Dataset(torch.utils.data.Dataset):
     classes: list = []
     labels = None
     captions = None
+    groups = None
+    splits = None
 
     def __len__(self):
         raise NotImplementedError
@@ -85,6 +90,8 @@ class Subset(Dataset):
             self.labels = dataset.labels[torch.tensor(self.indices, dtype=torch.long)]
         if dataset.captions is not None:
             self.captions = [dataset.captions[i] for i in self.indices]
+        self.groups, self.splits = (None if known is None else Names(known[i] for i in self.indices)
+                                    for known in (dataset.groups, dataset.splits))
 
     def __len__(self):
         return len(self.indices)

@@ -17,7 +17,7 @@ class ImageFiles(Dataset):
 
     Args:
         root: the folder that the names of the rows are relative to.
-        rows: `table.Row`s; each has a mask where `masks`.
+        rows: `table.Row`s, a list; each has a mask where `masks`.
         resolution: side of the square images.
         channels: 3 (RGB) or 1 (grey).
         classes: names in label order; [] = unlabelled.
@@ -35,6 +35,10 @@ class ImageFiles(Dataset):
         self.names, self.wheres = Names(row.name for row in rows), Names(row.where for row in rows)
         self.masks = Names(row.mask for row in rows) if masks else None
         self.captions = [row.text for row in rows] if texts else None
+        if any(row.group for row in rows):
+            self.groups = Names(row.group or row.name for row in rows)
+        if any(row.split for row in rows):
+            self.splits = Names(row.split for row in rows)
         self.classes = list(classes)
         if self.classes:
             number = {name: k for k, name in enumerate(self.classes)}

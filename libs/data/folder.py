@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from . import official
 from .base import did_you_mean, fail, one_of
 from .files import ImageFiles, check_options
 from .paths import natural
@@ -29,11 +30,13 @@ class Folder(ImageFiles):
         label_column, text_column, mask_column, split_column: names in the table, '' = do not use;
             label_column='' also says that folders are no classes. Labels are text: any values, sorted
             naturally ('10' after '2').
-        group_column: what must not be in two splits, such as the patient.
+        group_column: what must not be in two splits, such as the patient; becomes `groups`, '' = there are none.
         classes: class names in label order; () takes those of all splits. A run stores and passes them back.
         drop_classes: classes to leave out, with their images.
         min_per_class: images that each class needs in this split; 0 allows empty classes.
         require: what the data must have, of 'label', 'text', 'mask'.
+        missing_captions: 'error' lets no text be empty where `require` asks for 'text', and any be empty otherwise;
+            'skip' leaves out the images of this split whose text is empty, and logs how many and the first of them.
         mask_max: the largest grey level of the masks, which becomes 1.
         window: (low, high) in raw grey levels, shown as black and white; () = the full range of 8 or 16 bits.
         upscale: whether images smaller than `resolution` are enlarged instead of being a fault.
@@ -47,15 +50,17 @@ class Folder(ImageFiles):
     def __init__(self, path, resolution, channels=3, split="", *, holdout=0.0, holdout_seed=0, crop="center",
                  random_flip=False, random_vflip=False, label_column="label", text_column="text",
                  mask_column="mask_file_name", split_column="split", group_column="", classes=(),
-                 drop_classes=(), min_per_class=1, require=(), mask_max=255, window=(), upscale=False,
-                 follow_links=False, cache="auto", cache_gb=1.0):
+                 drop_classes=(), min_per_class=1, require=(), missing_captions="error", mask_max=255,
+                 window=(), upscale=False, follow_links=False, cache="auto", cache_gb=1.0):
         check_options(resolution, channels, crop, window, cache, mask_max)
-        _check_choice(holdout, split, require)
+        _check_choice(holdout, split, require, missing_captions)
         columns = Columns(label_column, text_column, mask_column, split_column, group_column)
         found = find(path, columns, follow_links=follow_links)
         path = str(path)
         names, rows = _classes(found, list(classes), set(drop_classes), path)
         rows = _rows_of_split(found, rows, split, holdout, holdout_seed, group_column, path)
+        if missing_captions == "skip" and "text" in found.fields:
+            rows = official.described(rows, path, "skip")
         _check_contents(rows, found, names, min_per_class, require, split, path)
         self.rows = [{"file_name": r.name, "label": r.label, "text": r.text, "split": r.split,
                       "group": r.group, **r.extra} for r in rows] if found.table else []
@@ -65,7 +70,8 @@ class Folder(ImageFiles):
                          upscale=upscale, cache=cache, cache_gb=cache_gb)
 
 
-def _check_choice(holdout, split, require):
+def _check_choice(holdout, split, require, missing_captions):
+    one_of("missing_captions", missing_captions, ("error", "skip"))
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout={holdout!r}: expected a share in [0, 1)")
     if holdout and split not in ("train", "val"):
@@ -119,7 +125,7 @@ def _check_contents(rows, found, classes, min_per_class, require, split, path):
     problems = [f"no {what} in the data, but require={tuple(require)}" for what in require
                 if what not in found.fields]
     if "text" in require and "text" in found.fields:
-        problems += [f"{row.where}: text is empty" for row in rows if not row.text.strip()]
+        problems += [f"{row.where}: text is empty (missing_captions='skip' leaves it out)" for row in rows if not row.text.strip()]
     first = {}
     for row in rows:
         before = first.setdefault(row.name, row)

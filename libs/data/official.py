@@ -105,11 +105,16 @@ def describe(rows, table, missing):
     fail(str(table), problems)
     for row in rows:
         row.text = texts.get(os.path.basename(row.name), "")
-    without = [os.path.basename(row.name) for row in rows if not row.text]
+    return described(rows, table, missing)
+
+
+def described(rows, source, missing):
+    """The rows that have a text; ValueError where some have none and `missing` is 'error', and where none has one."""
+    without = [os.path.basename(row.name) for row in rows if not row.text.strip()]
     if without:
-        found = (f"{table}: no text for {len(without):,} of {len(rows):,} images: {', '.join(without[:5])}"
+        found = (f"{source}: no text for {len(without):,} of {len(rows):,} images: {', '.join(without[:5])}"
                  f"{', ...' if len(without) > 5 else ''}")
         if missing == "error" or len(without) == len(rows):
             raise ValueError(f"{found}; describe them, or leave them out by missing_captions='skip'")
         log.warning("%s; left out", found)
-    return [row for row in rows if row.text]
+    return [row for row in rows if row.text.strip()]
