@@ -23,7 +23,7 @@ def get_config():
                      max_new_tokens=300, temperature=0.0, retry_temperature=0.8, top_p=0.9, max_side=1024)
     config.transformers = d(dtype="auto", device="auto")
     config.server = d(base_url="http://localhost:8000/v1", api_key_env="", image_format="png", timeout=120.0, tries=5,
-                      backoff=1.0, max_wait=60.0)
+                      backoff=1.0, max_wait=60.0, startup=600.0)  # startup: seconds to wait while it loads
     # on_fail 'mark': an image without a good description stays without text; 'stop': the work ends
     config.checks = d(attempts=3, on_fail="mark", give_up=10, min_words=8, max_words=80,
                       max_tokens=0, tokenizer="", no_measurements=True,

@@ -23,7 +23,7 @@ def get_config():
                      max_new_tokens=150, temperature=0.8, retry_temperature=0.8, top_p=0.9, max_side=1024)
     config.transformers = d(dtype="auto", device="auto")
     config.server = d(base_url="http://localhost:8000/v1", api_key_env="", image_format="png", timeout=120.0, tries=5,
-                      backoff=1.0, max_wait=60.0)
+                      backoff=1.0, max_wait=60.0, startup=600.0)  # startup: seconds to wait while it loads
     # on_fail 'mark': an image without a good description stays without text; 'stop': the work ends
     config.checks = d(attempts=5, on_fail="mark", give_up=10, min_words=10, max_words=100,
                       max_tokens=120, tokenizer="google/t5-v1_1-xxl", no_measurements=True, forbidden=(),

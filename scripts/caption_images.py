@@ -9,6 +9,7 @@ and the table that training reads (--config.output.table). --config.limit=20 tri
 import hashlib
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from libs import captioning, cli, data  # noqa: E402
+from libs.captioning.local import no_own_code  # noqa: E402
 
 SHOWN = 3  # captions printed as they come
 
@@ -68,7 +70,10 @@ def main(config, workdir):
 
 
 def check(config):
-    """ValueError for numbers that mean nothing."""
+    """ValueError for numbers that mean nothing, and for several processes."""
+    if (world := os.environ.get("WORLD_SIZE", "1")) not in ("", "1"):
+        raise ValueError(f"WORLD_SIZE={world}: one process describes a data set; start it without torchrun or accelerate launch, "
+                         "and set --config.output.threads=16 to have so many images in work at a server")
     sections = {"": config, "checks.": config.checks, "output.": config.output}
     least = {"limit": 0, "output.threads": 1, "checks.attempts": 1, "checks.give_up": 0, "checks.min_words": 0,
              "checks.max_words": 0, "checks.max_tokens": 0, "checks.dependence": 0}
@@ -86,8 +91,7 @@ def listing(dataset):
     for i in range(len(dataset)):
         name = dataset.file_name(i)
         known = getattr(dataset, "rows", None)
-        first = name.split("/")[0]
-        row = {"file_name": name, "text": "", "label": "", "split": first if first in data.scan.SPLITS else ""}
+        row = {"file_name": name, "text": "", "label": "", "split": dataset.splits[i] if dataset.splits else ""}
         row |= {key: value for key, value in known[i].items() if key != "text"} if known else {}
         if dataset.labels is not None:
             row["label"] = dataset.classes[dataset.labels[i]]
@@ -124,7 +128,8 @@ def rules_of(options, features):
         from transformers import AutoTokenizer
         if not options.tokenizer:
             raise ValueError("config.checks.max_tokens needs config.checks.tokenizer: a hub name or a local folder")
-        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+        with no_own_code(options.tokenizer, "name another one by config.checks.tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=False)
         count = lambda text: len(tokenizer(text)["input_ids"])  # noqa: E731
     return captioning.Rules(features=features, min_words=options.min_words, max_words=options.max_words, count=count,
                             max_tokens=options.max_tokens, no_measurements=options.no_measurements,

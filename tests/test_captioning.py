@@ -5,6 +5,8 @@ import importlib
 import inspect
 import itertools
 import random
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -263,6 +265,54 @@ def test_a_table_torn_anywhere_keeps_its_whole_lines(tmp_path):
             assert table.rows[rows[2].file_name] == rows[2]
     with open(path, newline="", encoding="utf-8") as file:
         assert list(csv.DictReader(file))[0]["file_name"] == rows[0].file_name, "other programs read it as CSV"
+
+
+@pytest.mark.parametrize("answer, text", [
+    ("A nevus \ud83d, pale.", "A nevus \ufffd, pale."), ("A nevus \U0001f600.", "A nevus \U0001f600."),
+    ("brown " * 40_000, ("brown " * 4_000)[:20_000].strip()), ("It is pale. " * 20_000, "It is pale. " * 1_665 + "It is pale.")])
+def test_answers_that_no_table_could_hold(tmp_path, procedure, answer, text):
+    describer = captioning.Describer(Model(lambda *_: answer), procedure, checks.Rules())
+    with captioning.Table(tmp_path / "captions.csv") as table:
+        captioning.caption(items(1, label=""), describer, table, progress=False)
+        row = table.rows["0.png"]
+    assert set(row.answers) == {"kinds", "text"} and set(row.answers.values()) == {text} and len(text) <= 20_000
+    with captioning.Table(tmp_path / "captions.csv") as table:
+        assert table.rows == {"0.png": row}
+
+
+def test_many_long_answers_are_read_again(tmp_path, procedure):
+    """Together they are one field, longer than Python's csv takes by default."""
+    limit = csv.field_size_limit(131_072)
+    describer = captioning.Describer(Model(lambda *_: '\\"' * 10_000), procedure, checks.Rules())
+    try:
+        with captioning.Table(tmp_path / "captions.csv") as table:
+            captioning.caption(items(1), describer, table, progress=False)
+            table.append(replace(table.rows["0.png"], file_name="1.png", answers={"kinds": "x" * 140_000}))
+            rows = dict(table.rows)
+        with captioning.Table(tmp_path / "captions.csv") as table:
+            assert table.rows == rows
+    finally:
+        csv.field_size_limit(limit)
+
+
+def test_one_process_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(captioning.table, "PATIENCE", 0.1)
+    path = tmp_path / "captions.csv"
+    hold = ("import sys; from libs import captioning; table = captioning.Table(sys.argv[1]); print('held', flush=True); "
+            "sys.stdin.read()")
+    other = subprocess.Popen([sys.executable, "-c", hold, str(path)], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="another process is describing into .*captions.csv"):
+            captioning.Table(path)
+    finally:
+        other.kill()
+        other.communicate()
+    with captioning.Table(path) as table:
+        table.append(ROW)
+    with captioning.Table(path) as table:
+        assert table.rows == {"a.png": ROW}, "released when it was closed"
 
 
 def test_what_is_no_table_of_captions_stays_untouched(tmp_path):

@@ -4,6 +4,9 @@ import base64
 import http.server
 import io
 import json
+import logging
+import shutil
+import socket
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -17,7 +20,7 @@ from libs import captioning
 class Server:
     """`answer(prompt, image or None, n)` -> text, (status, body) or None for silence; `asked` counts requests."""
 
-    def __init__(self):
+    def __init__(self, port=0):
         self.answer, self.key, self.asked, self.lock = colour_of, "", 0, threading.Lock()
         self.bodies, self.served = [], {"data": [{"id": "eye"}]}
         outer = self
@@ -53,11 +56,15 @@ class Server:
             def log_message(self, *_):
                 pass
 
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.http.daemon_threads, self.http.block_on_close = True, False
         self.http.handle_error = lambda *_: None  # a client that no longer waits
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self):
+        self.http.shutdown()
+        self.http.server_close()
 
     def model(self, **options):
         known = {"path": "eye", "base_url": self.url, "backoff": 0.01, "timeout": 5.0}
@@ -85,8 +92,7 @@ def colour_of(prompt, image, n=0):
 def server():
     server = Server()
     yield server
-    server.http.shutdown()
-    server.http.server_close()
+    server.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +153,7 @@ def test_lasting_trouble_is_said_at_once(server, status, kind, words, tries):
 def test_a_server_that_cannot_be_used_is_told_before_the_first_image(server, monkeypatch):
     for options, words in (({"base_url": "http://127.0.0.1:9/v1"}, "cannot be reached.*is the server running"),
                            ({"path": "ear"}, "does not serve 'ear'; it serves eye"),
-                           ({"base_url": "localhost:8000"}, "such as http://localhost"), ({"tries": 0}, "tries=0"),
+                           ({"base_url": "localhost:8000"}, "such as http://localhost"), ({"tries": 0}, "tries=0"), ({"startup": -1.0}, "startup=-1"),
                            ({"api_key_env": "CAPTION_KEY"}, "CAPTION_KEY, which is not set"),
                            ({"temperature": -1.0}, "temperature is -1"), ({"image_format": "gif"}, "known: png, jpeg")):
         with pytest.raises(ValueError, match=words):
@@ -167,6 +173,44 @@ def test_the_key_reaches_the_server_and_nothing_else(server, monkeypatch):
     with pytest.raises(captioning.Unusable, match=r"401.*bad key Bearer \*\*\*") as caught:
         server.model(api_key_env="CAPTION_KEY")
     assert "sk-" not in str(caught.value)
+
+
+def unused_port():
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return place.getsockname()[1]
+
+
+def test_a_server_that_still_loads_is_waited_for(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    port, naps, late = unused_port(), [], []
+
+    def nap(seconds):
+        naps.append(seconds)
+        if len(naps) == 12:
+            late.append(Server(port))
+
+    monkeypatch.setattr("libs.captioning.server.time.sleep", nap)
+    model = captioning.get_model("server", path="eye", base_url=f"http://127.0.0.1:{port}/v1", startup=600.0, tries=1)
+    assert model.ask("") == "many colours" and naps == [1.0] * 12
+    assert caplog.text.count("refuses connections: waiting for the server to load its model") == 2, "every ten seconds"
+    late[0].stop()
+
+
+def test_waiting_for_a_server_ends(monkeypatch):
+    naps = []
+    sleep = time.sleep
+    monkeypatch.setattr("libs.captioning.server.time.sleep", lambda seconds: (naps.append(seconds), sleep(seconds)))
+    options = {"path": "eye", "base_url": f"http://127.0.0.1:{unused_port()}/v1"}
+    for startup, waits in ((0.0, 0), (0.2, 1)):
+        with pytest.raises(captioning.Unusable, match="cannot be reached.*is the server running"):
+            captioning.get_model("server", **options, startup=startup)
+        assert len(naps) >= waits and sum(naps) <= startup
+    naps.clear()
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: (_ for _ in ()).throw(socket.gaierror(-2, "unknown name")))
+    with pytest.raises(captioning.Unusable, match="cannot be reached"):
+        captioning.get_model("server", path="eye", base_url="http://mistyped.invalid:8000/v1", startup=5.0)
+    assert not naps, "another fault than a refused connection does not pass"
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +263,17 @@ def test_a_missing_local_model_is_named(tmp_path, monkeypatch):
         captioning.get_model("transformers", path=str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="config.model.path is empty"):
         captioning.get_model("transformers", path="")
+
+
+@pytest.mark.parametrize("file, changes", [
+    ("config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForImageTextToText": "own.Net"}}),
+    ("processor_config.json", {"processor_class": "Own", "auto_map": {"AutoProcessor": "own.Processor"}})])
+def test_code_that_comes_with_weights_is_neither_run_nor_asked_about(tiny, tmp_path, monkeypatch, file, changes):
+    folder, trace, asked = tmp_path / "own_code", tmp_path / "trace", []
+    shutil.copytree(tiny, folder)
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changes))
+    (folder / "own.py").write_text(f"open({str(trace)!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "y")
+    with pytest.raises(ValueError, match="own_code comes with code of its own.*served by vLLM: config.model.name=server"):
+        captioning.get_model("transformers", path=str(folder), device="cpu")
+    assert not trace.exists() and not asked

@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 from tests.test_captioning_models import colour_of, no_proxy, server, tiny  # noqa: F401 (fixtures)
 
 LOOSE = {"checks.min_words": 1, "checks.max_words": 0, "checks.no_measurements": False, "checks.dependence": 0,
-         "output.table": ""}
+         "output.table": "", "server.startup": 0.0}
 
 
 def options_for(server, path, **more):  # noqa: F811
@@ -85,6 +85,36 @@ def test_from_class_folders_to_the_table_that_training_reads(caption, server, im
     asked = server.asked
     caption(options | {"checks.dependence": 3}, tmp_path / "out")
     assert server.asked == asked, "a finished table asks nothing, nor does the check that it passed"
+
+
+def test_splits_are_those_of_the_data_set(caption, server, images, tmp_path):  # noqa: F811
+    (images / "train").rename(images / "Train")
+    (images / "test").rename(images / "Test")
+    caption(options_for(server, images) | {"output.table": "metadata_captions.csv"}, tmp_path / "out")
+    splits = {name: row["split"] for name, row in table_of(images / "metadata_captions.csv").items()}
+    assert splits == {"Train/NV/1.png": "Train", "Train/MEL/2.png": "Train", "Test/NV/3.png": "Test"}
+    assert len(data.get(name="folder", path=images / "metadata_captions.csv", resolution=8, split="Train")) == 2
+
+
+def test_several_processes_are_refused(caption, server, images, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE=2: one process .* --config.output.threads=16"):
+        caption(options_for(server, images), tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    caption(options_for(server, images), tmp_path)
+    assert len(table_of(tmp_path / "captions.csv")) == 3
+
+
+def test_a_tokenizer_with_code_of_its_own(caption, server, tiny, images, tmp_path):  # noqa: F811
+    folder, trace = tmp_path / "own_code", tmp_path / "trace"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}')
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Tokenizer", null]}}')
+    (folder / "own.py").write_text(f"open({str(trace)!r}, 'w')\n")
+    with pytest.raises(ValueError, match="own_code comes with code of its own.*name another one by config.checks.tokenizer"):
+        caption(options_for(server, images) | {"checks.max_tokens": 9, "checks.tokenizer": str(folder)}, tmp_path / "out")
+    assert not trace.exists()
 
 
 def test_an_input_table_keeps_its_columns(caption, server, images, tmp_path):  # noqa: F811

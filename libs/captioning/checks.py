@@ -12,6 +12,7 @@ _REFUSAL = re.compile(r"\b(i('m| am) (sorry|unable|not able)|i (can ?not|can't|a
                       r"|(can ?not|can't|unable to) (see|view|open|analy[sz]e|assist|provide|describe))", re.I)
 _UNIT = r"(mm|cm|nm|[µμu]m|millimet\w+|centimet\w+|micromet\w+|micron\w*|inch\w*|pixels?|px|degrees?|hu)"
 _MEASURED = re.compile(rf"\d+([.,]\d+)?\s*-?{_UNIT}\b|\d[.,]\d", re.I)
+LONGEST = 20_000  # characters that are kept of an answer; a model that repeats itself does not end
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -124,11 +125,16 @@ def plain(text: str) -> str:
 
 
 def tidy(answer: str) -> str:
-    """An answer as one line: without thoughts, markdown, quotes around it, and 'Sure, here is ...:' before it."""
+    """An answer as one line: without thoughts, markdown, quotes around it, and 'Sure, here is ...:' before it.
+
+    Halves of characters, which no file can hold, become U+FFFD; of an answer beyond 20,000 characters the beginning is kept.
+    """
+    answer = re.sub("[\ud800-\udfff]", "\ufffd", answer)
     text = re.sub(r"<think>.*?(</think>|$)", " ", answer, flags=re.S)
     text = " ".join(re.sub(r"^\s*(?:[-*#>]+|\d+\.)\s+|\*\*|__|`", "", text, flags=re.M).split())
     text = re.sub(r"^(sure|certainly|of course|here)\b[^.:]{0,80}:\s*", "", text, flags=re.I)
-    return text[1:-1].strip() if len(text) > 1 and text[0] + text[-1] in ('""', "''", "“”") else text
+    text = text[1:-1].strip() if len(text) > 1 and text[0] + text[-1] in ('""', "''", "“”") else text
+    return whole_sentences(text[:LONGEST]) if len(text) > LONGEST else text
 
 
 def whole_sentences(text: str) -> str:

@@ -1,5 +1,6 @@
 """Any image-text-to-text model of transformers, in this process."""
 
+import contextlib
 import threading
 from concurrent.futures import CancelledError
 
@@ -23,7 +24,8 @@ class Local:
         top_p: share of the probability that sampling draws from.
         max_side: longest side of the image in pixels, 0 = as it is; the processor has its own bounds besides.
     Raises:
-        ValueError, OSError: where there is no such model, or it is no such model.
+        ValueError, OSError: where there is no such model, it is no such model, or one that brings its own code, which is
+            not run.
     """
 
     def __init__(self, *, path: str, dtype: str = "auto", device: str = "auto", max_new_tokens: int = 300,
@@ -33,10 +35,13 @@ class Local:
         if not path:
             raise ValueError("config.model.path is empty: give a hub name or a local folder of an image-text-to-text model")
         place = {"device_map": "auto"} if device == "auto" and torch.cuda.is_available() else {}
-        self.processor = AutoProcessor.from_pretrained(path)
+        with no_own_code(path):
+            self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
         if not getattr(self.processor, "chat_template", None):
             raise ValueError(f"{path}: its processor has no chat template; take the instruction-tuned variant of the model")
-        self.network = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, **place).eval()
+        with no_own_code(path):
+            self.network = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, trust_remote_code=False,
+                                                                       **place).eval()
         if not place:
             self.network.to("cpu" if device == "auto" else device)
         self.name, self.max_new_tokens, self.max_side, self.top_p = path, max_new_tokens, max_side, top_p
@@ -65,3 +70,14 @@ class Local:
     def close(self):
         """Let further questions end with CancelledError."""
         self._closed = True
+
+
+@contextlib.contextmanager
+def no_own_code(path: str, instead: str = "models that bring their own code are served by vLLM: config.model.name=server"):
+    """transformers' advice to trust the code in a repository, as a ValueError that says what to do `instead`."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(f"{path} comes with code of its own, which is not run here; {instead}") from None

@@ -2,10 +2,12 @@
 
 import base64
 import io
+import itertools
 import logging
 import os
 import random
 import threading
+import time
 from concurrent.futures import CancelledError
 
 import requests
@@ -32,6 +34,7 @@ class Server:
         image_format: 'png' (exact) or 'jpeg' (a tenth of the size).
         timeout: seconds without a sign of life after which a request has failed.
         tries: requests per question, the first included; timeouts, lost connections, 429 and 5xx are tried again.
+        startup: seconds to wait for a server that loads its model and refuses connections as yet; 0 does not wait.
         backoff, max_wait: seconds before the second request, doubled each time with jitter, and their bound.
     Raises:
         ValueError: for options that cannot be.
@@ -41,15 +44,15 @@ class Server:
     def __init__(self, *, path: str, base_url: str, api_key_env: str = "", max_new_tokens: int = 300,
                  temperature: float = 0.0, retry_temperature: float = 0.7, top_p: float = 1.0, max_side: int = 1024,
                  image_format: str = "png", timeout: float = 120.0, tries: int = 5, backoff: float = 1.0,
-                 max_wait: float = 60.0):
+                 max_wait: float = 60.0, startup: float = 0.0):
         check_sampling(max_new_tokens, temperature, retry_temperature, top_p, max_side)
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"config.server.base_url is {base_url!r}; expected such as http://localhost:8000/v1")
         if image_format not in ("png", "jpeg"):
             raise ValueError(f"config.server.image_format is {image_format!r}; known: png, jpeg")
-        if timeout <= 0 or tries < 1 or backoff < 0 or max_wait < 0:
-            raise ValueError(f"config.server: timeout={timeout}, tries={tries}, backoff={backoff}, max_wait={max_wait}; "
-                             "expected timeout above 0, tries 1 or more, the others 0 or more")
+        if timeout <= 0 or tries < 1 or min(backoff, max_wait, startup) < 0:
+            raise ValueError(f"config.server: timeout={timeout}, tries={tries}, backoff={backoff}, max_wait={max_wait}, "
+                             f"startup={startup}; expected timeout above 0, tries 1 or more, the others 0 or more")
         if api_key_env and not os.environ.get(api_key_env):
             raise ValueError(f"config.server.api_key_env names {api_key_env}, which is not set in the environment")
         self._key = os.environ.get(api_key_env, "") if api_key_env else ""
@@ -58,7 +61,7 @@ class Server:
         self.temperatures = (temperature, max(temperature, retry_temperature))
         self._options = {"max_tokens": max_new_tokens, "top_p": top_p}
         self._closed, self._mine = threading.Event(), threading.local()
-        self.name = self._served(path)
+        self.name = self._served(path, startup)
 
     def ask(self, prompt: str, image: Image.Image | None = None, *, seed: int = 0, retry: bool = False) -> str:
         """The server's answer to one question.
@@ -110,10 +113,10 @@ class Server:
             return "", f"not the answer of a chat server: {self._excerpt(reply)}", 0.0
         return whole_sentences(answer) if choice.get("finish_reason") == "length" else answer, "", 0.0
 
-    def _served(self, path):
+    def _served(self, path, startup):
         """The name of the model to ask for, where the server lists its models checked against the list."""
         try:
-            reply = self._session().get(f"{self.base_url}/models", **self._call())
+            reply = self._models(startup)
         except requests.ReadTimeout:
             reply = None
         except requests.RequestException as error:
@@ -131,6 +134,21 @@ class Server:
             raise Unusable(f"config.model.path is empty and {self.base_url} lists {len(names)} models; "
                            f"name one{': ' + ', '.join(names[:20]) if names else ''}")
         return path or names[0]
+
+    def _models(self, startup):
+        """The reply that lists the models, of a server that accepts connections within `startup` seconds."""
+        begin = time.monotonic()
+        for second in itertools.count():
+            try:
+                return self._session().get(f"{self.base_url}/models", **self._call())
+            except requests.ConnectionError as error:
+                waited = time.monotonic() - begin
+                if waited >= startup or not _refused(error):
+                    raise
+            if second % 10 == 0:
+                logger.info("%s refuses connections: waiting for the server to load its model, %.0f s of up to %.0f s "
+                            "(config.server.startup)", self.base_url, waited, startup)
+            time.sleep(min(1.0, startup - waited))
 
     def _session(self):
         if not hasattr(self._mine, "session"):
@@ -165,6 +183,13 @@ class Server:
 
     def _hidden(self, text):
         return text.replace(self._key, "***") if self._key else text
+
+
+def _refused(error):
+    """Whether nobody listens at the port, and not another fault such as an unknown host."""
+    while error and not isinstance(error, ConnectionRefusedError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _hint(status, name):

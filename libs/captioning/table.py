@@ -2,16 +2,19 @@
 
 import contextlib
 import csv
+import fcntl
 import io
 import json
 import os
 import threading
+import time
 from collections import Counter
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
 # Failures that are no judgement of the text: the next session asks again.
 PASSING = ("unanswered", "image")
+PATIENCE = 10.0  # seconds in which a process that was killed lets go of its table
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ COLUMNS = tuple(entry.name for entry in fields(Caption))
 
 
 class Table:
-    """The captions of one data set on disk; a context manager that holds the file open.
+    """The captions of one data set on disk; a context manager that holds the file open, for one process at a time.
 
     Each row reaches the disk before `append` returns. Where a session was killed while it wrote, the torn last
     line is dropped. The last row of a file name counts. `append` may be called from several threads.
@@ -45,7 +48,7 @@ class Table:
     Attributes:
         rows: {file name: Caption}, in order of first appearance.
     Raises:
-        ValueError: for a file that is no such table, naming the line.
+        ValueError: for a file that is no such table, naming the line; and while another process describes into it.
     """
 
     def __init__(self, path):
@@ -53,6 +56,7 @@ class Table:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "a+b")
         try:
+            self._claim()
             self._read()
         except ValueError:
             self._file.close()
@@ -94,6 +98,20 @@ class Table:
                   if row.failed_for and (redo_failed or set(row.failed_for) & set(PASSING))}
         return [name for name in names if name not in self.rows or name in again]
 
+    def _claim(self):
+        """Hold a lock on the file until it is closed; the kernel drops it even after kill -9."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise ValueError(f"another process is describing into {self.path}; wait or stop it, or give another "
+                                     "--workdir") from None
+                time.sleep(0.25)
+            except OSError:  # a file system without locks
+                return None
+
     def _write(self, values):
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow(values)
@@ -115,6 +133,7 @@ class Table:
             lines = whole.decode().split("\n")[:-1]  # no field holds a line break
             if lines[0] != ",".join(COLUMNS):
                 raise ValueError(f"line 1: expected {','.join(COLUMNS)}")
+            csv.field_size_limit(max(csv.field_size_limit(), len(whole)))  # else 131,072 characters, answers as one field
             for number, line in enumerate(lines[1:], 2):
                 with _named(number):
                     values = dict(zip(COLUMNS, next(csv.reader([line], strict=True)), strict=True))

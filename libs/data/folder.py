@@ -125,7 +125,8 @@ def _check_contents(rows, found, classes, min_per_class, require, split, path):
     problems = [f"no {what} in the data, but require={tuple(require)}" for what in require
                 if what not in found.fields]
     if "text" in require and "text" in found.fields:
-        problems += [f"{row.where}: text is empty (missing_captions='skip' leaves it out)" for row in rows if not row.text.strip()]
+        problems += [f"{row.where}: text is empty (missing_captions='skip' leaves it out)"
+                     for row in rows if not row.text.strip()]
     first = {}
     for row in rows:
         before = first.setdefault(row.name, row)
