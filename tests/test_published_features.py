@@ -1,5 +1,6 @@
 """One-.npy-per-item folders become a store of the same numbers, and a pickle that wants to run something is refused."""
 
+import importlib
 import os
 import pickle
 
@@ -10,6 +11,7 @@ import torch
 from libs import data
 from libs.data.published_features import convert
 from libs.data.restricted import read_npy
+from tests.conftest import ROOT
 
 RNG = np.random.default_rng(0)
 
@@ -122,6 +124,32 @@ def test_resumes_and_refuses_another_folder(tmp_path, monkeypatch):
         convert(tmp_path / "old", tmp_path / "new", dtype="float32")
 
 
+def test_classes_get_the_names_of_the_images(tmp_path):
+    imagenet(tmp_path / "old", count=20)
+    options = {"dtype": "float32", "progress": False}
+    for names, problem in (("abc", r"old: 3 class_names for 5 classes.*--classes"), ("abcda", "'a' occurs 2 times"),
+                           (("a", "b", "", "d", "e"), "a name is empty")):
+        with pytest.raises(ValueError, match=problem):
+            convert(tmp_path / "old", tmp_path / "new", class_names=names, **options)
+    with pytest.raises(ValueError, match="5 names for classes=6"):
+        convert(tmp_path / "old", tmp_path / "new", class_names="abcde", classes=6, **options)
+    convert(tmp_path / "old", tmp_path / "new", class_names="abcde", **options)
+    named = data.Features(tmp_path / "new")
+    assert named.classes == list("abcde") and named.labels.tolist() == (np.arange(20) * 7 % 5).tolist()
+    convert(tmp_path / "old", tmp_path / "new", **options)
+    assert data.Features(tmp_path / "new").classes == list("abcde"), "no names change nothing"
+    convert(tmp_path / "old", tmp_path / "new", class_names="edcba", **options)
+    renamed = data.Features(tmp_path / "new")
+    assert renamed.classes == list("edcba") and renamed.labels.equal(named.labels)
+    assert renamed.fingerprint == named.fingerprint
+    with pytest.raises(ValueError, match="4 class_names for 5 classes"):
+        convert(tmp_path / "old", tmp_path / "new", class_names="abcd", **options)
+    convert(tmp_path / "old", tmp_path / "more", class_names="abcdef", classes=6, **options)
+    assert data.Features(tmp_path / "more").classes == list("abcdef")
+    with pytest.raises(ValueError, match=r"nowhere: no feature store.*extract_feature.py, .*scripts/convert_features.py"):
+        data.Features(tmp_path / "nowhere")
+
+
 def test_other_folders_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
         convert(tmp_path / "none", tmp_path / "new")
@@ -208,7 +236,16 @@ def test_reads_what_numpy_wrote(tmp_path):
 def test_script(tmp_path, script):
     imagenet(tmp_path / "old", count=3)
     options = f"--path={tmp_path / 'old'}", f"--output={tmp_path / 'new'}"
-    assert "3 images of (2, 4, 4), 5 classes" in script("scripts/convert_features.py", *options).stdout
+    assert "3 images of (2, 4, 4), 5 classes" in script("scripts/convert_features.py", *options, "--class_names=a,b,c,d,e").stdout
+    assert data.Features(tmp_path / "new").classes == list("abcde")
     (tmp_path / "old" / "1.npy").write_bytes(b"")
     done = script("scripts/convert_features.py", options[0], f"--output={tmp_path / 'again'}", fails=True)
     assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "1.npy" in done.stderr
+
+
+def test_the_examples_write_where_configs_look(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    said = (ROOT / "scripts" / "convert_features.py").read_text()
+    for name, split in (("imagenet256_uvit_huge", "train"), ("mscoco_uvit_small", "train")):
+        config = importlib.import_module(f"configs.{name}").get_config()
+        assert f"--output={config.features.path}/{split}\n" in said and config.dataset.split == split

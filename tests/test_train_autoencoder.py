@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.overrides import TorchFunctionMode
 
 from configs import folder256_autoencoder
 from libs import codecs, data, engine
@@ -166,6 +167,32 @@ def test_spread_of_latents_is_that_of_all_samples():
         (whole.channel_std.square().mean() + whole.channel_mean.var(correction=0)).sqrt().item(), rel=1e-6)
     with pytest.raises(ValueError, match="nothing to scale"):
         codecs.Spread.of(torch.tensor([[4.0, 8.0, 8.0, 16.0, 16.0]]))
+
+
+def test_latents_become_double_on_the_cpu():
+    """Not every accelerator has float64."""
+    class Watch(TorchFunctionMode):
+        fetched, made_double = [], []
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            if function is torch.Tensor.cpu:
+                self.fetched.append(found)
+            if function is torch.Tensor.double:
+                self.made_double.append(args[0])
+            return found
+
+    with Watch() as watch:
+        codecs.latent_sums(codecs.get(name="pixels"), [{"image": torch.zeros(1, 3, 4, 4), "index": torch.tensor([0])}], seed=0)
+    assert watch.made_double and all(any(x is y for y in watch.fetched) for x in watch.made_double)
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+def test_images_too_small_to_be_judged(levels):
+    judge, least = training.PatchDiscriminator(3, 8, levels), 3 * 2 ** levels
+    assert judge(torch.zeros(1, 3, least, least)).shape == (1, 1, 1, 1)
+    with pytest.raises(ValueError, match=f"at least {least} pixels a side, not {least - 1}: .*adversarial_weight=0"):
+        judge(torch.zeros(1, 3, least + 8, least - 1))
 
 
 def test_what_is_trained():

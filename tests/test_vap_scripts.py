@@ -227,3 +227,22 @@ def test_ms_coco_trains_from_captions_and_is_evaluated_on_those_of_other_images(
     assert [row["label"] for row in rows(tmp_path / "out" / "samples.csv")] == ["", ""]
     script("sample.py", f"--workdir={tmp_path}/run", "--n_samples=3", f"--config.sample.path={tmp_path}/val")
     assert all("a val picture" in row["prompt"] for row in rows(tmp_path / "val" / "samples.csv"))
+
+
+def test_the_whole_latent_line_with_an_autoencoder_of_ones_own(script, tmp_path):
+    """Autoencoder, features, training, samples: phantoms of 32x32 in latents of 4x16x16."""
+    small = ("--config.dataset.resolution=32", "--config.dataset.size=40", "--config.train.batch_size=8",
+             "--config.lr_scheduler.warmup_steps=1", "--config.train.n_steps=2", "--config.train.validation_size=8")
+    script("train_autoencoder.py", "--config=configs/phantom64_autoencoder.py", *small, "--config.nnet.block_out_channels=(8,8)",
+           "--config.nnet.norm_num_groups=4", f"--workdir={tmp_path}/autoencoder")
+    codec = json.loads((tmp_path / "autoencoder" / "autoencoder" / "config.json").read_text())
+    options = ("--config=configs/phantom64_vap_latent.py", *NARROW, *small, f"--config.features.path={tmp_path}/features",
+               f"--config.codec.path={tmp_path}/autoencoder/autoencoder")
+    script("scripts/extract_feature.py", *options)
+    script("train_t2i_discrete.py", *options, f"--workdir={tmp_path}/run")
+    script("sample.py", f"--workdir={tmp_path}/run", "--label=nevus", "--n_samples=2", f"--config.sample.path={tmp_path}/out")
+    assert Image.open(tmp_path / "out" / "000000_nevus.png").size == (32, 32)
+    scaled = script("sample.py", f"--workdir={tmp_path}/run", "--label=nevus", "--n_samples=1",
+                    f"--config.codec.scale_factor={10 * codec['scaling_factor']}", f"--config.sample.path={tmp_path}/other")
+    assert scaled and (np.asarray(Image.open(tmp_path / "out" / "000000_nevus.png")) !=
+                       np.asarray(Image.open(tmp_path / "other" / "000000_nevus.png"))).any(), "the codec's own factor was used"
