@@ -236,7 +236,8 @@ def test_reads_what_numpy_wrote(tmp_path):
 def test_script(tmp_path, script):
     imagenet(tmp_path / "old", count=3)
     options = f"--path={tmp_path / 'old'}", f"--output={tmp_path / 'new'}"
-    assert "3 images of (2, 4, 4), 5 classes" in script("scripts/convert_features.py", *options, "--class_names=a,b,c,d,e").stdout
+    done = script("scripts/convert_features.py", *options, "--class_names=a,b,c,d,e")
+    assert "3 images of (2, 4, 4), 5 classes" in done.stdout
     assert data.Features(tmp_path / "new").classes == list("abcde")
     (tmp_path / "old" / "1.npy").write_bytes(b"")
     done = script("scripts/convert_features.py", options[0], f"--output={tmp_path / 'again'}", fails=True)

@@ -182,8 +182,9 @@ def test_latents_become_double_on_the_cpu():
                 self.made_double.append(args[0])
             return found
 
+    batch = {"image": torch.zeros(1, 3, 4, 4), "index": torch.tensor([0])}
     with Watch() as watch:
-        codecs.latent_sums(codecs.get(name="pixels"), [{"image": torch.zeros(1, 3, 4, 4), "index": torch.tensor([0])}], seed=0)
+        codecs.latent_sums(codecs.get(name="pixels"), [batch], seed=0)
     assert watch.made_double and all(any(x is y for y in watch.fetched) for x in watch.made_double)
 
 

@@ -57,7 +57,7 @@ def latent_sums(codec: Codec, batches, *, seed: int, device="cpu") -> Tensor:
         mean, logvar = codec.moments(batch["image"].to(device)).chunk(2, dim=1)
         std = torch.zeros_like(mean) if codec.deterministic else torch.exp(0.5 * logvar)
         noise = torch.stack([_noise(seed, int(i), mean.shape[1:]) for i in batch["index"]]).to(device)
-        z = (mean + std * noise).double().transpose(0, 1).flatten(1).cpu()
+        z = (mean + std * noise).cpu().double().transpose(0, 1).flatten(1)  # not every accelerator has float64
         mine = torch.cat([torch.tensor([z.shape[1]], dtype=torch.float64), z.sum(1), z.square().sum(1)])
         sums = mine if sums is None else sums + mine
     return torch.empty(0, 1 + 2 * codec.channels, dtype=torch.float64) if sums is None else sums[None]

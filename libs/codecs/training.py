@@ -72,8 +72,8 @@ class Trainee(nn.Module):
 class PatchDiscriminator(nn.Sequential):
     """Real or reconstructed, for overlapping patches of an image (Isola et al., CVPR 2017).
 
-    Images (N, C, H, W) of at least 32 pixels a side -> logits (N, 1, h, w). Group norm in place of the usual batch norm:
-    it has no buffers, and an image is judged by itself.
+    Images (N, C, H, W) of at least 3 * 2^levels pixels a side -> logits (N, 1, h, w). Group norm in place of the usual
+    batch norm: it has no buffers, and an image is judged by itself.
 
     channels: of the first layer, a multiple of 8. levels: halvings of the image; channels double at each, up to 8 times.
     """
@@ -87,6 +87,13 @@ class PatchDiscriminator(nn.Sequential):
             layers += [nn.Conv2d(widths[level - 1], widths[level], 4, stride=2 if level < levels else 1, padding=1),
                        nn.GroupNorm(8, widths[level]), nn.LeakyReLU(0.2)]
         super().__init__(*layers, nn.Conv2d(widths[-1], 1, 4, padding=1))
+        self.smallest = 3 * 2 ** levels  # the last two layers each take a pixel
+
+    def forward(self, x: Tensor) -> Tensor:
+        if min(x.shape[2:]) < self.smallest:
+            raise ValueError(f"a discriminator needs images of at least {self.smallest} pixels a side, not "
+                             f"{min(x.shape[2:])}: raise the resolution, or set train.adversarial_weight=0")
+        return super().forward(x)
 
 
 def hinge(real: Tensor, fake: Tensor) -> Tensor:

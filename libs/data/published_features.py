@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from .base import fail, fingerprint, one_of
 from .restricted import read_npy
 from .store import Writer
+from .store.manifest import read, write_json
 from .store.writing import caption_tables
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,8 @@ BLOCK = 256  # images after which their mirrored copies follow, in ImageNet's fe
 _FILE = re.compile(r"(\d+)(?:_(\d+))?\.npy")
 
 
-def convert(path, output, *, split="", dtype="float16", mirrored=True, classes=0, progress=True):
+def convert(path, output, *, split="", dtype="float16", mirrored=True, classes=0, class_names=(),
+            progress=True):
     """Pack a folder of published features into the store `output`; resumes, and does nothing where it is finished.
 
     Known are U-ViT's ImageNet, `{i}.npy` (moments, label); its COCO, `{i}.npy` moments and `{i}_{k}.npy` the states of
@@ -31,10 +33,15 @@ def convert(path, output, *, split="", dtype="float16", mirrored=True, classes=0
         dtype: float16 or float32, of what is stored.
         mirrored: in a folder without texts, 256 images are followed by their 256 mirrored copies, as U-ViT extracts.
         classes: how many there are; 0: the highest label and one.
+        class_names: one for each, in the order of the labels; () calls them '0', '1', ... A finished store takes them, too.
     Raises:
         ValueError: files missing or not in one of these forms, naming them; something else at `output`.
     """
     one_of("dtype", dtype, ["float16", "float32"])
+    class_names = list(class_names)
+    fail("class_names", [f"{len(class_names)} names for classes={classes}"] * (0 < classes != len(class_names) > 0)
+         + [f"{name!r} occurs {n} times" for name, n in Counter(class_names).items() if n > 1]
+         + ["a name is empty"] * ("" in class_names))
     folder = Path(path) / split
     texts = _scan(folder)
     copies = 1 if not mirrored or any(texts) else 2
@@ -52,6 +59,7 @@ def convert(path, output, *, split="", dtype="float16", mirrored=True, classes=0
                              "data": {"fingerprint": "", "images": count, "published": fingerprint(texts)}})
     if writer.finished:
         log.info("%s: the feature store is finished", output)
+        _rename(output, class_names)
         return
 
     def layout():
@@ -81,7 +89,23 @@ def convert(path, output, *, split="", dtype="float16", mirrored=True, classes=0
             if lowest < 0 or 0 < classes <= highest:
                 raise ValueError(f"{folder}: labels {lowest} .. {highest}, expected 0 .. {(classes or highest + 1) - 1}")
             names = [str(k) for k in range(classes or highest + 1)]
-        writer.finish(classes=names)
+        writer.finish(classes=_named(folder, names, class_names))
+
+
+def _named(folder, numbers, names):
+    """`names` where they are given: one for each of the classes that are called by `numbers` otherwise."""
+    if names and len(names) != len(numbers):
+        raise ValueError(f"{folder}: {len(names)} class_names for {len(numbers)} classes of its labels: give one for each, "
+                         "in the order of the labels, and --classes with it where the last classes have no image")
+    return names or numbers
+
+
+def _rename(output, names):
+    """Give the classes of a finished store other names; its arrays stay as they are."""
+    manifest = read(output)
+    if names and names != manifest["classes"]:
+        manifest["classes"] = _named(output, manifest["classes"], names)
+        write_json(Path(output) / "manifest.json", manifest)
 
 
 def _scan(folder):

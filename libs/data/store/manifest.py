@@ -110,7 +110,8 @@ def _why_not(path):
         return f"{path}: the feature store is unfinished, {' and '.join(missing)} are missing; to go on, run {command}"
     if path.is_dir() and any(path.iterdir()):
         return f"{path}: no feature store (it has no manifest.json); name the folder of one split, such as {path / 'train'}"
-    return f"{path}: no feature store there; make it with scripts/extract_feature.py"
+    return (f"{path}: no feature store there; make it with scripts/extract_feature.py, or of published features with "
+            "scripts/convert_features.py")
 
 
 def done(path, group, start):
