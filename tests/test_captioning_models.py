@@ -153,7 +153,8 @@ def test_lasting_trouble_is_said_at_once(server, status, kind, words, tries):
 def test_a_server_that_cannot_be_used_is_told_before_the_first_image(server, monkeypatch):
     for options, words in (({"base_url": "http://127.0.0.1:9/v1"}, "cannot be reached.*is the server running"),
                            ({"path": "ear"}, "does not serve 'ear'; it serves eye"),
-                           ({"base_url": "localhost:8000"}, "such as http://localhost"), ({"tries": 0}, "tries=0"), ({"startup": -1.0}, "startup=-1"),
+                           ({"base_url": "localhost:8000"}, "such as http://localhost"), ({"tries": 0}, "tries=0"),
+                           ({"startup": -1.0}, "startup=-1"),
                            ({"api_key_env": "CAPTION_KEY"}, "CAPTION_KEY, which is not set"),
                            ({"temperature": -1.0}, "temperature is -1"), ({"image_format": "gif"}, "known: png, jpeg")):
         with pytest.raises(ValueError, match=words):
@@ -266,7 +267,8 @@ def test_a_missing_local_model_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("file, changes", [
-    ("config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForImageTextToText": "own.Net"}}),
+    ("config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.Config",
+                                                       "AutoModelForImageTextToText": "own.Net"}}),
     ("processor_config.json", {"processor_class": "Own", "auto_map": {"AutoProcessor": "own.Processor"}})])
 def test_code_that_comes_with_weights_is_neither_run_nor_asked_about(tiny, tmp_path, monkeypatch, file, changes):
     folder, trace, asked = tmp_path / "own_code", tmp_path / "trace", []
