@@ -43,13 +43,19 @@ def check(path, identity, fingerprint, *, options=None):
     side is unknown and not compared. options: the data set's, compared with those of then to say why data differ.
     """
     stored, why = read(path), []
-    then, now = stored["about"].get("dataset", {}), json.loads(json.dumps(dict(options or {}), default=list))
-    if "" not in (fingerprint, stored["data"]["fingerprint"]) and fingerprint != stored["data"]["fingerprint"] and then and now:
-        why = [f"config.dataset.{key}: stored {then.get(key)!r}, now {now.get(key)!r}" for key in sorted(then.keys() | now.keys())
-               if then.get(key) != now.get(key)]
-        why = why or ["the files themselves: names, sizes, dates, classes or captions are not those of then"]
-    refuse(path, {**stored["identity"], "data": {"fingerprint": stored["data"]["fingerprint"]}},
-           {**identity, "data": {"fingerprint": fingerprint}}, why)
+    before = stored["data"]["fingerprint"]
+    if "" not in (fingerprint, before) and fingerprint != before:
+        why = _changed_options(stored["about"].get("dataset", {}), dict(options or {}))
+    refuse(path, {**stored["identity"], "data": {"fingerprint": before}}, {**identity, "data": {"fingerprint": fingerprint}}, why)
+
+
+def _changed_options(then, now):
+    """Why the data are others than then, in words: the options that differ, or else the files themselves."""
+    if not then or not now:
+        return []
+    now = json.loads(json.dumps(now, default=list))
+    return [f"config.dataset.{key}: stored {then.get(key)!r}, now {now.get(key)!r}" for key in sorted(then.keys() | now.keys())
+            if then.get(key) != now.get(key)] or ["the files themselves: names, sizes, dates, classes or captions have changed"]
 
 
 def verify(path):
