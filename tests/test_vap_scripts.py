@@ -19,6 +19,7 @@ NARROW = ("--config.nnet.embed_dim=32", "--config.nnet.depth=2", "--config.nnet.
 VAP = ("--config=configs/phantom64_vap.py", "--config.dataset.resolution=32", "--config.nnet.img_size=32",
        "--config.dataset.size=80", "--config.train.batch_size=8", "--config.train.save_interval=2",
        "--config.train.preview_interval=4", "--config.train.validation_interval=4", "--config.train.validation_size=16",
+       "--config.train.validation_split=test",
        "--config.sample.n_samples=12", *NARROW)
 
 
@@ -210,13 +211,12 @@ def coco(root):
 
 
 def test_ms_coco_trains_from_captions_and_is_evaluated_on_those_of_other_images(script, tmp_path, autoencoder):
-    options = ("--config=configs/mscoco_uvit_small.py", f"--config.dataset.path={coco(tmp_path / 'coco')}", *NARROW,
-               "--config.dataset.resolution=64", "--config.nnet.img_size=8", f"--config.codec.path={autoencoder}",
-               "--config.encoder.name=words", "--config.encoder.max_length=77", f"--config.features.path={tmp_path}/features")
     words = tmp_path / "words.py"
     words.write_text((ROOT / "configs" / "mscoco_uvit_small.py").read_text().replace(
         'd(name="clip", path="openai/clip-vit-large-patch14", max_length=77)', 'd(name="words", max_length=77, dim=768)'))
-    options = (f"--config={words}", *(option for option in options[1:] if "encoder" not in option))
+    options = (f"--config={words}", f"--config.dataset.path={coco(tmp_path / 'coco')}", *NARROW,
+               "--config.dataset.resolution=64", "--config.nnet.img_size=8", f"--config.codec.path={autoencoder}",
+               f"--config.features.path={tmp_path}/features")
     script("scripts/extract_mscoco_feature.py", *options)
     run = (*options, "--config.train.batch_size=4", "--config.train.n_steps=2", "--config.train.eval_interval=0",
            f"--workdir={tmp_path}/run")

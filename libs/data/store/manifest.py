@@ -53,7 +53,7 @@ def _changed_options(then, now):
     """Why the data are others than then, in words: the options that differ, or else the files themselves."""
     if not then or not now:
         return []
-    now = json.loads(json.dumps(now, default=list))
+    now = json.loads(json.dumps(now, default=dict))  # a ConfigDict as it was written
     return [f"config.dataset.{key}: stored {then.get(key)!r}, now {now.get(key)!r}" for key in sorted(then.keys() | now.keys())
             if then.get(key) != now.get(key)] or ["the files themselves: names, sizes, dates, classes or captions have changed"]
 
