@@ -34,7 +34,7 @@ def get_config():
     config.features = d(path="workdir/features/phantom64_vap", dtype="float16")
     config.dataset = d(name="phantoms", resolution=64, size=4_000, seed=0, split="train", tell_class=False, wordings=4,
                        random_flip=True)
-    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, n_samples=600, mini_batch_size=100, guidance=2.0,
+    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, n_samples=600, mini_batch_size=100, guidance=2.5,
                       labels="balanced", prompts="bank", path="", npz="")
     config.metrics = metrics(features=("classifier",), n_samples=256, algorithm="dpmpp_2m", sample_steps=20, measure="phantoms",
                              attributes=dict(size=("small", "medium", "large"), shape=("round", "oval", "irregular"),
