@@ -17,7 +17,7 @@ DEMO_CONFIG = --config=configs/phantom64_vap.py --config.features.path=$(DEMO)/f
 demo: $(VENV)/.ready
 	$(BIN)/python scripts/extract_feature.py $(DEMO_CONFIG)
 	$(BIN)/python train_t2i_discrete.py $(DEMO_CONFIG) --workdir=$(DEMO)
-	$(BIN)/python sample.py --workdir=$(DEMO) --prompt="a large red irregular lesion" --label=melanoma --n_samples=16 --config.sample.path=$(DEMO)/prompt
+	$(BIN)/python sample.py --workdir=$(DEMO) --prompt="a large red irregular lesion" --label=angioma --n_samples=16
 	$(BIN)/python eval_t2i_discrete.py --workdir=$(DEMO)
 	$(BIN)/python eval_t2i_discrete.py --workdir=$(DEMO) --config.sample.prompts=unseen --config.sample.n_samples=200 --config.metrics.bootstrap=5
 	$(BIN)/python scripts/make_report.py --workdir=$(DEMO)

@@ -1,12 +1,13 @@
 """Drawn lesions 64x64 with descriptions: VAP-Diffusion small, the demo, minutes on two CPU cores.
 
 Text, label and class prototypes on top of U-ViT. The text says how a lesion looks and never which class it is of; that the
-label says, through the prototypes. Codec `pixels`: within these minutes an autoencoder of 64x64 images costs more than it gives
-(README.md has the figures); `configs/phantom64_vap_latent.py` is the same with one.
+label says, as a token and through the prototypes. Codec `pixels`: within these minutes an autoencoder of 64x64 images costs more than it gives
+(README.md, "What to expect"); `configs/phantom64_vap_latent.py` is the same with one. Expected: colour, size and skin as described
+in more than nine of ten images, shape in half of them.
 
     python scripts/extract_feature.py --config=configs/phantom64_vap.py
     python train_t2i_discrete.py --config=configs/phantom64_vap.py --workdir=workdir/demo
-    python sample.py --workdir=workdir/demo --prompt="a large red irregular lesion" --label=melanoma
+    python sample.py --workdir=workdir/demo --prompt="a large red irregular lesion" --label=angioma
     python eval_t2i_discrete.py --workdir=workdir/demo
 """
 
