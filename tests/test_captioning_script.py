@@ -164,7 +164,9 @@ def test_goes_on_after_kill_and_interrupt(script, server, tmp_path):  # noqa: F8
         server.answer = slow
         process = subprocess.Popen([sys.executable, str(ROOT / "scripts" / "caption_images.py"), *words], cwd=ROOT,
                                    text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+                                   env={**os.environ, "OMP_NUM_THREADS": "1"},
+                                   # tests that run in the background inherit that interrupts are ignored
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         end = time.monotonic() + 60
         while time.monotonic() < end and server.asked < asked + 11 and process.poll() is None:
             time.sleep(0.02)
