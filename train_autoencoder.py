@@ -28,8 +28,8 @@ def train(config, workdir):
     held_out = data.held_out(config.dataset, config.train.validation_split)
     run.main_first(lambda: data.preflight(dataset, remember=run.folder / "preflight.json"))
     run.main_first(lambda: data.preflight(held_out, remember=run.folder / "preflight_held_out.json"))
-    stream = data.Stream(dataset, config.train.batch_size, seed=config.seed, rank=run.rank, world=run.world,
-                         workers=config.train.workers, balanced=config.train.balanced, pin_memory=run.device.type == "cuda")
+    stream = data.Stream(dataset, config.train.batch_size, seed=config.seed, workers=config.train.workers,
+                         balanced=config.train.balanced, **run.place)
 
     settings, perceptual, discriminator = config.train, None, None
     autoencoder = training.build(**config.nnet)
@@ -59,9 +59,7 @@ def train(config, workdir):
         return loss, terms
 
     chosen = data.some(held_out, settings.validation_size)
-
-    def validation():
-        return data.in_order(held_out, chosen[run.rank::run.world], settings.batch_size // run.world)
+    validation = data.validation(held_out, settings, run)
 
     def evaluate(ema, step):
         rows = [training.fidelity(codec, batch["image"].to(run.device)).cpu() for batch in validation()]
