@@ -11,7 +11,7 @@ from libs.backbones import uvit
 from libs.backbones.checkpoint import load
 from libs.backbones.flops import flops_per_image, train_flops
 
-__all__ = ["NAMES", "flops_per_image", "get", "load", "train_flops"]
+__all__ = ["NAMES", "flops_per_image", "get", "load", "numbers_null", "train_flops"]
 
 _CONSTRUCTORS = {
     "uvit": uvit.uvit,
@@ -20,6 +20,12 @@ _CONSTRUCTORS = {
     "uvit_t2i_prototype": uvit.uvit_t2i_prototype,
 }
 NAMES = tuple(_CONSTRUCTORS)
+_NUMBERS_NULL = ("uvit", "uvit_t2i_label", "uvit_t2i_prototype")
+
+
+def numbers_null(name: str) -> bool:
+    """Whether num_classes of that network's constructor counts the null class, or the network adds it by itself."""
+    return name in _NUMBERS_NULL
 
 
 def get(name: str, **kwargs) -> nn.Module:

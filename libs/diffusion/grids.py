@@ -3,17 +3,18 @@ import math
 
 import torch
 
-SPACINGS = ("respaced", "leading", "linspace", "uniform", "euler", "logsnr", "logsnr_fast")
+SPACINGS = ("respaced", "stride", "leading", "linspace", "uniform", "euler", "logsnr", "logsnr_fast")
+OF_STEPS = SPACINGS[:4]  # choose among the steps of a discrete schedule
 
 
 def times(schedule, steps, spacing, start, end):
     """See `Schedule.times`."""
     if spacing not in SPACINGS:
         raise ValueError(f"spacing={spacing!r}; known: {', '.join(SPACINGS)}")
-    if spacing in SPACINGS[:3]:
+    if spacing in OF_STEPS:
         if schedule.steps is None:
             raise ValueError(f"times({steps!r}, spacing={spacing!r}): a continuous schedule has no steps to "
-                             f"choose from; spacings for it: {', '.join(SPACINGS[3:])}")
+                             f"choose from; spacings for it: {', '.join(SPACINGS[4:])}")
         if (start, end) != (1.0, None):
             raise ValueError(f"start, end do not apply to spacing={spacing!r}: slice the times instead")
         return torch.tensor(_on_steps(schedule.steps, steps, spacing), dtype=torch.float64) / schedule.steps
@@ -38,6 +39,8 @@ def _on_steps(total, steps, spacing):
     if spacing == "linspace":
         _whole(steps, spacing, total - 1)
         return [round(k * (total - 1) / steps) + 1 for k in range(steps, 0, -1)] + [0]
+    if spacing == "stride":
+        steps = f"ddim{_whole(steps, spacing, total)}"
     return [k + 1 for k in reversed(respaced(total, str(steps)))] + [0]
 
 

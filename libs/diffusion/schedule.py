@@ -125,6 +125,7 @@ class Schedule:
             "10,15,20" (so many from each equal section of 1..N), "250" (from one section), "" (all N).
         spacing, by default respaced for discrete schedules and uniform for continuous ones:
             respaced     guided-diffusion's: t = (k+1)/N for the kept k, then 0
+            stride       the same for "ddim<steps>": every so many steps from the first (MGDM)
             leading      t = (k+2)/N for k a whole stride from 0, then 1/N: diffusers' DDIM for SD
             linspace     t = (k+1)/N for k evenly from N-1 to 0 but not 0, then t = 0: diffusers' DPM-Solver++
             uniform      evenly from start to end (1/1000): U-ViT's DPM-Solver++

@@ -24,17 +24,18 @@ def lr_factor(step, *, name="customized", warmup_steps=0, n_steps):
     """Factor on the learning rate for the update after `step` finished ones.
 
     'customized' (U-ViT's name) rises linearly from 0 and stays at 1: min(step / warmup_steps, 1), so that the very
-    first update has rate 0 as published. 'cosine' rises the same way, then falls as half a cosine to 0 at n_steps.
+    first update has rate 0 as published. 'cosine' rises the same way, then falls as half a cosine to 0 at n_steps; 'linear'
+    falls as a line (guided-diffusion's lr_anneal_steps, with warmup_steps=0).
     """
-    if name not in ("customized", "cosine"):
-        raise ValueError(f"unknown lr_scheduler {name!r}; known: customized, cosine")
+    if name not in ("customized", "cosine", "linear"):
+        raise ValueError(f"unknown lr_scheduler {name!r}; known: customized, cosine, linear")
     rise = min(step / warmup_steps, 1.0) if warmup_steps > 0 else 1.0
     if name == "customized":
         return rise
     if n_steps <= warmup_steps:
-        raise ValueError(f"a cosine schedule over {n_steps} steps cannot begin with {warmup_steps} steps of warm-up")
+        raise ValueError(f"a {name} schedule over {n_steps} steps cannot begin with {warmup_steps} steps of warm-up")
     progress = min(max(step - warmup_steps, 0) / (n_steps - warmup_steps), 1.0)
-    return rise * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return rise * (1.0 - progress if name == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
 class Update:

@@ -28,7 +28,8 @@ class State:
         best: {'step', 'metric', 'value', 'judged_by'} of the best evaluation so far, or {}.
     """
 
-    def __init__(self, run, net, *, optimizer, lr_scheduler, n_steps, ema_rate=0.9999, grad_clip=0.0, compile=False):
+    def __init__(self, run, net, *, optimizer, lr_scheduler, n_steps, ema_rate=0.9999, more_ema_rates=(), grad_clip=0.0,
+                 compile=False, keep=None):
         """
         Args:
             run: engine.Run.
@@ -37,11 +38,16 @@ class State:
             lr_scheduler: {'name', 'warmup_steps', ...}, see optim.lr_factor.
             n_steps: steps of the whole training, which a falling learning rate must know.
             ema_rate: share of the average that is kept at each step, in [0, 1).
+            more_ema_rates: further averages, which checkpoints hold beside that one (see load_weights).
             grad_clip: largest norm of the gradient; 0 is off.
             compile: pass the network through torch.compile.
+            keep: {name: nn.Module}, what else has a state of its own that a resume must find, as buffers.
         """
-        if not 0.0 <= ema_rate < 1.0:
-            raise ValueError(f"train.ema_rate must lie in [0, 1), not {ema_rate}")
+        for rate in (ema_rate, *more_ema_rates):
+            if not 0.0 <= rate < 1.0:
+                raise ValueError(f"train.ema_rate must lie in [0, 1), not {rate}")
+        if len({ema_rate, *more_ema_rates}) <= len(more_ema_rates):
+            raise ValueError(f"train.more_ema_rates={tuple(more_ema_rates)}: one is there twice, or is train.ema_rate={ema_rate}")
         self.run, self.module, self.ema_rate = run, net.to(run.device), ema_rate
         trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
         if not trained:
@@ -52,6 +58,8 @@ class State:
         averaged = dict(self.ema.named_parameters())
         self.names = list(trained)
         self._weights, self._averages = list(trained.values()), [averaged[name] for name in trained]
+        self._more = {rate: [average.clone() for average in self._averages] for rate in more_ema_rates}
+        self.keep = {name: module.to(run.device) for name, module in (keep or {}).items()}
         self.optimizer = optim.make(self._weights, **optimizer)
         self.lr, self.lr_scheduler = optimizer["lr"], {**lr_scheduler, "n_steps": n_steps}
         optim.lr_factor(0, **self.lr_scheduler)
@@ -70,7 +78,8 @@ class State:
             group["lr"] = rate
         verdict = self.update(loss)
         with torch.no_grad():
-            torch._foreach_lerp_(self._averages, self._weights, 1.0 - self.ema_rate)
+            for rate, averages in {self.ema_rate: self._averages, **self._more}.items():
+                torch._foreach_lerp_(averages, self._weights, 1.0 - rate)
         self.step += 1
         return verdict
 
@@ -88,9 +97,12 @@ class State:
                 for key, value in self.optimizer.state.get(weight, {}).items():
                     (moments if torch.is_tensor(value) else scalars)[f"{key}.{name}"] = value
             scaler = self.run.accelerator.scaler
+            buffers = dict(self.module.named_buffers())
             checkpoint.write(root, self.step, {
-                "nnet": dict(zip(self.names, self._weights)) | dict(self.module.named_buffers()),
-                "nnet_ema": dict(zip(self.names, self._averages)) | dict(self.module.named_buffers()),
+                "nnet": dict(zip(self.names, self._weights)) | buffers,
+                "nnet_ema": dict(zip(self.names, self._averages)) | buffers,
+                **{averaged_name(rate): dict(zip(self.names, each)) | buffers for rate, each in self._more.items()},
+                **{name: module.state_dict() for name, module in self.keep.items()},
                 "optimizer": moments,
             }, {"step": self.step, "best": self.best, "optimizer": scalars, "extra": extra or {},
                 "scaler": scaler.state_dict() if scaler is not None else {}})
@@ -110,12 +122,27 @@ class State:
         folder, tensors, record = found
         _load_into(self.module, tensors["nnet"], self.names, folder)
         _load_into(self.ema, tensors["nnet_ema"], self.names, folder)
+        for rate, averages in self._more.items():
+            saved = tensors.get(averaged_name(rate))
+            if saved is None:
+                logging.warning("%s has no average of rate %g: it begins with the present weights", folder, rate)
+                saved = tensors["nnet"]
+            for name, average in zip(self.names, averages):
+                average.copy_(saved[name])
+        for name, module in self.keep.items():
+            if name in tensors:
+                module.load_state_dict(tensors[name])
+            else:
+                logging.warning("%s has no %s: it begins anew", folder, name)
         weights = dict(zip(self.names, self._weights))
         for source in (tensors["optimizer"], record["optimizer"]):
             for key, value in source.items():
                 key, name = key.split(".", 1)
                 # Step counts stay float32, moments take the dtype of their weight's kind; both live on the device.
                 moved = value.to(self.run.device) if torch.is_tensor(value) else value
+                if torch.is_tensor(value) and value.shape == weights[name].shape:
+                    # A fused optimizer walks through memory: its moments must lie there as the weights do.
+                    moved = torch.empty_like(weights[name], dtype=value.dtype).copy_(moved)
                 self.optimizer.state[weights[name]][key] = moved
         if self.run.accelerator.scaler is not None and record["scaler"]:
             self.run.accelerator.scaler.load_state_dict(record["scaler"])
@@ -130,13 +157,19 @@ class State:
             yield
 
 
-def load_weights(path, *, averaged=True):
+def averaged_name(rate):
+    """The file stem of the average of one rate in a checkpoint; 0 is the run's first, train.ema_rate."""
+    return f"nnet_ema_{rate:g}" if rate else "nnet_ema"
+
+
+def load_weights(path, *, averaged=True, ema_rate=0.0):
     """The weights of a network from a file, a checkpoint folder or a run folder; nothing is executed.
 
     Args:
         path: `.safetensors`, or `.pth`/`.pt`/`.ckpt` with a plain state_dict (the published U-ViT files), or
             `<step>.ckpt/`, or a run folder with `ckpts/` (its best checkpoint, else the newest whole one).
         averaged: of our checkpoints take the moving average, which is the better network, not the raw weights.
+        ema_rate: which average, one of train.more_ema_rates; 0 takes that of train.ema_rate.
 
     Returns:
         ({name: Tensor}, step or None, Path of what was read).
@@ -153,10 +186,10 @@ def load_weights(path, *, averaged=True):
                 folder = path / f"{best}.ckpt"
             except ValueError as error:
                 logging.warning("%s. The newest one is used in place of the best.", error)
-        return tensors["nnet_ema" if averaged else "nnet"], record["step"], folder
+        return _chosen(tensors, averaged, ema_rate, folder), record["step"], folder
     if (path / checkpoint.MANIFEST).is_file():
         tensors, record = checkpoint.read(path)
-        return tensors["nnet_ema" if averaged else "nnet"], record["step"], path
+        return _chosen(tensors, averaged, ema_rate, path), record["step"], path
     if path.is_dir():
         raise ValueError(f"{path} holds no checkpoint: expected <step>.ckpt folders, a ckpts/ folder, or give a weights file")
     if not path.is_file():
@@ -197,6 +230,15 @@ def _load_into(module, tensors, names, folder):
     with torch.no_grad():
         for name in wanted:
             mine[name].copy_(tensors[name])
+
+
+def _chosen(tensors, averaged, ema_rate, folder):
+    name = averaged_name(ema_rate) if averaged else "nnet"
+    if name not in tensors:
+        known = sorted(stem.removeprefix("nnet_ema_") for stem in tensors if stem.startswith("nnet_ema_"))
+        raise ValueError(f"{folder} has no average of rate {ema_rate:g}; known: 0 for the first, {', '.join(known) or 'no others'} "
+                         "(train.more_ema_rates)")
+    return tensors[name]
 
 
 def _kind(value):

@@ -4,6 +4,8 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
+import ml_collections
+
 from libs import data, engine, pipeline
 from libs.data import Dataset
 from libs.evaluation.describing import describer
@@ -30,11 +32,14 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
     Args:
         with_data: whether the real images are needed (evaluation) or not (sampling).
         with_prompts: whether descriptions have to be drawn; without, `prompts` is the run's own bank or None.
+
+    A classifier in config.sample.gradient is opened with it.
+
     Raises:
         ValueError: classes of the run and of the data differ, or neither are known.
         FileNotFoundError: no weights; or the images are needed and config.metrics.fid_stat does not stand in for them.
     """
-    weights, step, source = engine.load_weights(nnet_path or workdir)
+    weights, step, source = engine.load_weights(nnet_path or workdir, ema_rate=config.sample.get("ema_rate", 0.0))
     dataset = _images(config) if with_data else None
     encoder = run.main_first(lambda: pipeline.text_encoder(config, run.device))
     features = _features(config) if encoder is not None else None
@@ -47,13 +52,33 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
     if config.train.mode == "cond" and trained and of_data and trained != of_data:
         raise ValueError(f"the network was trained on the classes {trained}, the data have {of_data}; "
                          "give the data of the run, or config.dataset.classes")
-    sampler = pipeline.load(config, weights, classes=classes, device=run.device, encoder=encoder)
+    asked = config.sample.gradient.classifier if "gradient" in config.sample else ""
+    classifier = open_classifier(asked, device=run.device) if asked else None
+    sampler = pipeline.load(config, weights, classes=classes, device=run.device, encoder=encoder, classifier=classifier)
     bank, prompts = home / "bank.json", None
     if with_prompts:
         prompts = describer(config, home, encoder, dataset=dataset, features=features)
     elif bank.is_file():
         prompts = pipeline.Describer(pipeline.Bank.load(bank), encoder)
     return Trained(sampler, classes, encoder, prompts, dataset, step, source)
+
+
+def open_classifier(path, *, device="cpu"):
+    """The `NoisyClassifier` of a run folder of train_classifier.py (its best checkpoint), or of one checkpoint in it.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such run.
+    """
+    weights, step, source = engine.load_weights(path)
+    home = next((folder for folder in (Path(path), *source.parents) if (folder / "config.json").is_file()), None)
+    if home is None:
+        raise ValueError(f"{path}: no config.json beside these weights; give the run folder of a classifier (train_classifier.py)")
+    config = ml_collections.ConfigDict(engine.read_json(home / "config.json", {}))
+    if config.get("nnet", {}).get("name") != "adm_classifier":
+        raise ValueError(f"{home} is a run of {config.get('nnet', {}).get('name')!r}, not of a classifier of noisy images "
+                         "(train_classifier.py)")
+    return pipeline.noisy_classifier(config, weights, classes=engine.read_json(home / "classes.json", []), device=device,
+                                     source=source, step=step)
 
 
 def _images(config):

@@ -12,10 +12,12 @@ from libs.diffusion import guidance, samplers
 from libs.encoders import Bank, read_attributes
 from libs.pipeline.prompts import (Describer, PROMPTS, StoredDescriber, choose_labels, described, draw_conditions,
                                       draw_labels, read_prompts, requested)
+from libs.pipeline.steering import NoisyClassifier, by_gradient, check as check_gradient, noisy_classifier
 
-__all__ = ["Bank", "Describer", "PROMPTS", "Pipeline", "StoredDescriber", "build_net", "choose_labels", "classes_without_data",
-           "described", "draw_conditions", "draw_labels", "grid", "guidance_scale", "identity", "image_generator", "latent_shape",
-           "load", "null_conditions", "read_attributes", "read_prompts", "requested", "text_encoder", "to_uint8"]
+__all__ = ["Bank", "Describer", "NoisyClassifier", "PROMPTS", "Pipeline", "StoredDescriber", "build_net", "choose_labels",
+           "classes_without_data", "described", "draw_conditions", "draw_labels", "grid", "guidance_scale", "identity",
+           "image_generator", "latent_shape", "load", "noisy_classifier", "null_conditions", "read_attributes", "read_prompts",
+           "requested", "text_encoder", "to_uint8"]
 
 
 class Pipeline:
@@ -24,9 +26,10 @@ class Pipeline:
     Attributes:
         shape: (C, H, W) of what the network denoises; image_shape: of an image.
         null: the empty conditions without batch axis; their keys are the conditions that the network takes.
+        classifier: the NoisyClassifier that `config.sample.gradient` guides by, or None.
     """
 
-    def __init__(self, net, config, *, codec, schedule, null, algorithm="", steps=0):
+    def __init__(self, net, config, *, codec, schedule, null, classifier=None, algorithm="", steps=0):
         """
         Args:
             net: the network, usually the averaged one.
@@ -34,6 +37,7 @@ class Pipeline:
             codec: codecs.get(...); images leave through its `decode`.
             schedule: diffusion.schedule(...).
             null: `dataset.null`; {} for an unconditional network.
+            classifier: for config.sample.gradient; without one images are not guided by a gradient (previews in training).
             algorithm, steps: in place of those of config.sample.
         """
         device = next(net.parameters()).device
@@ -45,6 +49,7 @@ class Pipeline:
         self.algorithm, self.steps = algorithm or config.sample.algorithm, steps or config.sample.sample_steps
         self.guidance = guidance_scale(config.sample)
         self.own = {key: config.sample[key] for key in ("eta", "spacing") if key in config.sample}
+        self.gradient, self.classifier = config.sample.get("gradient"), classifier
         if self.guidance != 1.0 and not null:
             raise ValueError(f"sample guidance {self.guidance} needs conditions, and this network has none; set it to 1")
         for asked in (self.algorithm, config.sample.algorithm):
@@ -63,19 +68,65 @@ class Pipeline:
         Returns:
             float32 Tensor (N, C, H, W) in [-1, 1] on the network's device.
         """
-        device = next(self.net.parameters()).device
         generators = [image_generator(seed, index) for index in indices]
-        x = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(device)
-        cond = {key: cond[key].to(device, non_blocking=True) for key in self.null}
-        null = conditions.null(self.null, cond)
-        denoise = guidance.classifier_free(self.denoiser, cond, null, self.guidance)
-        z = samplers.run(self.algorithm, denoise, x, self.schedule, self.steps, generator=generators, **self.own)
+        x = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(self.device)
+        z = samplers.run(self.algorithm, self.denoise(cond), x, self.schedule, self.steps, generator=generators, **self.own)
         return self.codec.decode(z).clamp(-1.0, 1.0).float()
+
+    @torch.no_grad()
+    def encode(self, images, cond, *, to_noise=True):
+        """The latents that `decode` brings back to these images: DDIM along rising times, without guidance or clipping.
+
+        The image is taken for x at the lowest time (MGDM's and DDIB's encoding).
+
+        Args:
+            images: float32 (N, C, H, W) in [-1, 1].
+            cond: their own conditions, a row each.
+            to_noise: as many network calls as `decode` makes, the last of which leaves the predicted noise; False stops one
+                call earlier, at x of the highest time, which reconstructs better where the network predicts well there
+                (Dhariwal & Nichol 2021, appendix F).
+
+        Returns:
+            float32 (N, *shape) on the network's device.
+        """
+        plain = diffusion.Denoiser(self.net, self.schedule, self.denoiser.predicts, self.denoiser.learned_var)
+        cond = self._conditions(cond)
+        z = self.codec.encode(images.to(self.device))
+        return samplers.sample_ddim(lambda x, t: plain(x, t, **cond), z, self._bridge_times()[:-1].flip(0), self.schedule,
+                                    to_noise=to_noise)
+
+    @torch.no_grad()
+    def decode(self, latents, cond):
+        """Images (N, C, H, W) in [-1, 1] from latents of `encode`: DDIM along falling times, with all guidance."""
+        z = samplers.sample_ddim(self.denoise(cond), latents.to(self.device), self._bridge_times(), self.schedule)
+        return self.codec.decode(z).clamp(-1.0, 1.0).float()
+
+    def denoise(self, cond):
+        """The denoiser under conditions (a row for each image), with the guidance of config.sample: classifier-free first,
+        the gradient around it."""
+        cond = self._conditions(cond)
+        denoise = guidance.classifier_free(self.denoiser, cond, conditions.null(self.null, cond), self.guidance)
+        return denoise if self.classifier is None else by_gradient(denoise, self.gradient, self.classifier, cond.get("label"))
+
+    @property
+    def device(self):
+        return next(self.net.parameters()).device
+
+    def _conditions(self, cond):
+        return {key: cond[key].to(self.device, non_blocking=True) for key in self.null}
+
+    def _bridge_times(self):
+        return self.schedule.times(self.steps, spacing=self.own.get("spacing") or None)
 
     def describe(self):
         """The sampler in words, for reports."""
-        return f"{self.algorithm}, {self.steps} steps" + (
-            f", guidance {self.guidance:g}" if self.guidance != 1.0 else "")
+        words = [f"{self.algorithm}, {self.steps} steps"]
+        words += [f"spacing {self.own['spacing']}"] if self.own.get("spacing") else []
+        words += [f"eta {self.own['eta']:g}"] if self.own.get("eta") else []
+        words += [f"guidance {self.guidance:g}"] if self.guidance != 1.0 else []
+        if self.classifier is not None and self.gradient.scale:
+            words.append(f"gradient of {self.gradient.measure}, scale {self.gradient.scale:g}")
+        return ", ".join(words)
 
 
 def guidance_scale(sample):
@@ -93,7 +144,7 @@ def latent_shape(nnet):
     return nnet.in_chans if "in_chans" in nnet else nnet.in_channels, side, side
 
 
-def load(config, weights, *, classes, device, encoder=None, empty_text=None, **own):
+def load(config, weights, *, classes, device, encoder=None, empty_text=None, classifier=None, **own):
     """The pipeline of a trained network.
 
     Args:
@@ -102,6 +153,7 @@ def load(config, weights, *, classes, device, encoder=None, empty_text=None, **o
         classes: class names, [] for an unlabelled network.
         encoder: of a network that takes text, see `text_encoder`.
         empty_text: (L, D) states of the empty text, in place of the encoder's.
+        classifier: NoisyClassifier for config.sample.gradient; its classes are numbered as the network's.
         own: further arguments of Pipeline.
     """
     if empty_text is None and encoder is not None:
@@ -110,9 +162,13 @@ def load(config, weights, *, classes, device, encoder=None, empty_text=None, **o
     # What was never trained is in no checkpoint of ours.
     frozen = {name: weight for name, weight in net.named_parameters() if not weight.requires_grad}
     backbones.load(net, frozen | weights)
+    if classifier is not None:
+        classifier = classifier.in_order_of(classes)
+    if "gradient" in config.sample:
+        check_gradient(config.sample.gradient, classifier, classes=classes, shape=latent_shape(config.nnet))
     return Pipeline(net.to(device).eval(), config, codec=codecs.get(**config.codec).to(device),
                     schedule=diffusion.schedule(**config.schedule),
-                    null=null_conditions(net, classes, empty_text), **own)
+                    null=null_conditions(net, classes, empty_text), classifier=classifier, **own)
 
 
 def text_encoder(config, device="cpu"):
@@ -141,8 +197,9 @@ def identity(codec, encoder=None):
 def build_net(config, classes, text_shape=None):
     """The network of `config.nnet`, whose sizes may be left to the data by a 0.
 
-    `num_classes` = 0 there means: as many as the data have, and the null class. `num_clip_token` = 0 and `clip_dim` = 0
-    mean: those of the text encoder, `text_shape` = (L, D).
+    `num_classes` = 0 there means: as many as the data have, and the null class where the network numbers it. `out_channels`
+    = 0 means: what the denoiser needs. `num_clip_token` = 0 and `clip_dim` = 0 mean: those of the text encoder,
+    `text_shape` = (L, D).
 
     Raises:
         ValueError: the data are unlabelled but the network asks for a label, it knows fewer classes than the data, or
@@ -160,11 +217,18 @@ def build_net(config, classes, text_shape=None):
                          "column, or set --config.train.mode=uncond and --config.nnet.num_classes=-1" if not classes else
                          "config.train.mode is 'cond' but config.nnet.num_classes is negative; 0 takes what is needed")
     if labelled:
-        kwargs["num_classes"] = kwargs["num_classes"] or len(classes) + 1
-        needed = len(classes) + (config.train.get("p_uncond", 0.0) > 0 or guidance_scale(config.sample) != 1.0)
+        null = backbones.numbers_null(kwargs["name"])
+        kwargs["num_classes"] = kwargs["num_classes"] or len(classes) + null
+        needed = len(classes) + (null and (config.train.get("p_uncond", 0.0) > 0 or guidance_scale(config.sample) != 1.0))
         if kwargs["num_classes"] < needed:
             raise ValueError(f"config.nnet.num_classes is {kwargs['num_classes']}, but {len(classes)} classes"
                              f"{' and the null class' if needed > len(classes) else ''} need {needed}; 0 takes what is needed")
+    if "out_channels" in kwargs:
+        needed = kwargs["in_channels"] * (2 if config.denoiser.get("learned_var", False) else 1)
+        kwargs["out_channels"] = kwargs["out_channels"] or needed
+        if kwargs["out_channels"] != needed:
+            raise ValueError(f"config.nnet.out_channels is {kwargs['out_channels']}; {kwargs['in_channels']} channels with "
+                             f"config.denoiser.learned_var={config.denoiser.get('learned_var', False)} need {needed}; 0 takes what is needed")
     if takes_text:
         for key, size in zip(("num_clip_token", "clip_dim"), text_shape or (0, 0)):
             if not kwargs[key]:
@@ -185,7 +249,7 @@ def classes_without_data(config):
         raise ValueError("the class names are unknown: give the --workdir of the run that has classes.json, or the data "
                          "(config.dataset.path)")
     null = config.train.get("p_uncond", 0.0) > 0 or guidance_scale(config.sample) != 1.0
-    return [str(number) for number in range(config.nnet.num_classes - null)]
+    return [str(number) for number in range(config.nnet.num_classes - (null and backbones.numbers_null(config.nnet.name)))]
 
 
 def image_generator(seed, index):
