@@ -5,5 +5,6 @@ Time is t in [0, 1], t = 0 clean data; step n of N is t = n/N. Nothing here know
 from . import guidance, loss, samplers
 from .denoiser import Denoiser, Estimate
 from .schedule import schedule
+from .time_sampling import time_sampler
 
-__all__ = ["Denoiser", "Estimate", "guidance", "loss", "samplers", "schedule"]
+__all__ = ["Denoiser", "Estimate", "guidance", "loss", "samplers", "schedule", "time_sampler"]
