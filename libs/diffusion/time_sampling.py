@@ -82,12 +82,13 @@ class LossSecondMoment(nn.Module):
         pairs = torch.stack([t.to(losses.device).double(), losses.double()], dim=1)
         t, losses = (pairs if self.gather is None else self.gather(pairs)).to(self.grid.device).unbind(1)
         losses = losses.to(self.history.dtype)
-        k = torch.bucketize(t.contiguous(), (self.grid[1:] + self.grid[:-1]) / 2)
-        finite, count = losses.isfinite(), len(self.grid)
-        k = torch.where(finite, k, count)       # what is not kept goes to a row and a place beyond the last, cut off below
-        same = k[:, None] == k
-        earlier, later = same.tril(-1).sum(1), same.triu(1).sum(1)
-        kept = finite & (later < self.kept)
+        k, count = torch.bucketize(t.contiguous(), (self.grid[1:] + self.grid[:-1]) / 2), len(self.grid)
+        # What is not kept goes to a row and a place beyond the last, cut off below: no mask, for which a device must wait.
+        k, order = torch.where(losses.isfinite(), k, count).sort(stable=True)
+        here, losses = torch.arange(len(k), device=k.device), losses[order]
+        earlier = here - torch.searchsorted(k, k)       # of the same time in this batch
+        later = torch.searchsorted(k, k, right=True) - here - 1
+        kept = (k < count) & (later < self.kept)
         seen = torch.cat([self.counts, self.counts.new_zeros(1)])
         place = torch.where(kept, k * self.kept + (seen[k] + earlier) % self.kept, count * self.kept)
         history = torch.cat([self.history.flatten(), self.history.new_zeros(1)])
