@@ -1,13 +1,14 @@
 """Make images with a trained network, one PNG each, a grid and a table of what was asked for.
 
     python sample.py --workdir=workdir/phantom32 --label=all
+    python sample.py --workdir=workdir/phantom32_adm --counts=nevus=45,melanoma=372 --layout=classes
     python sample.py --workdir=workdir/demo --prompt="a large red irregular lesion" --label=angioma --n_samples=8
     python sample.py --workdir=workdir/demo --input_path=prompts.txt --config.sample.path=lesions
     python sample.py --config=configs/cifar10_uvit_small.py --nnet_path=cifar10_uvit_small.pth --n_samples=64
 
 A network that takes text is asked with --prompt, with the lines of --input_path (a .csv may have columns prompt,label), or,
 without either, with descriptions of the class from the run's prompt bank. Image i of a seed is the same for any batch size and
-number of processes.
+number of processes. The same command goes on where it was stopped. The folder is a data set: metadata.csv says what each image is.
 """
 
 import csv
@@ -15,22 +16,30 @@ import logging
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
 from libs import cli, encoders, engine, evaluation, pipeline
 
 
-def sample(config, workdir, nnet_path, label, prompt, input_path, n_samples, seed):
+def sample(config, workdir, nnet_path, label, prompt, input_path, counts, n_samples, layout, seed):
     run = engine.start(config, workdir, claim=False)
     asked = [(prompt, label)] if prompt else pipeline.read_prompts(input_path) if input_path else []
+    if layout not in ("flat", "classes"):
+        raise ValueError(f"--layout={layout}: known are flat, classes")
+    if counts and (asked or label):
+        raise ValueError("--counts stands for --label and --n_samples, without prompts: give one or the other")
     trained = evaluation.open_trained(run, config, workdir, nnet_path, with_data=False, with_prompts=not asked)
     sampler, classes = trained.sampler, trained.classes
+    labelled = "label" in sampler.null
     if asked and "text" not in sampler.null:
         raise ValueError(f"{'--prompt' if prompt else '--input_path'}: this network takes no text, only --label")
-    labels, texts = pipeline.requested(asked, label, classes, n_samples, labelled="label" in sampler.null,
-                                       bank=getattr(trained.prompts, "bank", None))
-    cond = {"label": torch.tensor(labels)} if "label" in sampler.null else {}
+    if not labelled and (counts or layout == "classes"):
+        raise ValueError(f"{'--counts' if counts else '--layout=classes'}: this network makes no classes")
+    labels, texts = (pipeline.count_labels(counts, classes), []) if counts else pipeline.requested(
+        asked, label, classes, n_samples, labelled=labelled, bank=getattr(trained.prompts, "bank", None))
+    cond = {"label": torch.tensor(labels)} if labelled else {}
     if texts:
         cond["text"] = encoders.Prompts(trained.encoder, texts)
         if run.is_main and trained.encoder.cut(sorted(set(texts))):
@@ -39,34 +48,39 @@ def sample(config, workdir, nnet_path, label, prompt, input_path, n_samples, see
         cond["text"] = pipeline.described(trained.prompts).draw(cond.get("label"), len(labels), seed=seed)
         texts = cond["text"].texts
     # Each request has a folder of its own, so that one does not overwrite the other.
-    words = re.sub(r"\W+", "_", prompt or Path(input_path).stem or label)[:60].strip("_")
+    words = re.sub(r"\W+", "_", prompt or Path(input_path).stem or counts or label)[:60].strip("_")
     folder = Path(config.sample.path or Path(workdir) / "_".join(filter(None, ["images", words, f"seed{seed}"])))
-    folder.mkdir(parents=True, exist_ok=True)
     known = {"seed": seed, "nnet": trained.source, "step": trained.step, "sha256": engine.weights_hash(trained.source),
              "sampler": sampler.describe()}
+    if sampler.guides:
+        known["classifier"] = engine.weights_hash(sampler.classifier.source)
 
     def facts(index):
-        return {"prompt": texts[index] if texts else "", "label": classes[labels[index]] if "label" in sampler.null else "",
-                "index": index, **known}
+        return {"prompt": texts[index] if texts else "", "label": classes[labels[index]] if labelled else "", "index": index, **known}
 
     def name(index):
-        return f"{index:06d}_{facts(index)['label']}".rstrip("_").replace("/", "_") + ".png"
+        kind = facts(index)["label"].replace("/", "_")
+        return f"{kind}/{index:06d}.png" if layout == "classes" else f"{index:06d}_{kind}".rstrip("_") + ".png"
 
-    shown = []
-    for indices, images in evaluation.generate(run, sampler, cond, len(labels), seed=seed,
+    for each in {(folder / name(index)).parent for index in range(len(labels))}:
+        each.mkdir(parents=True, exist_ok=True)
+    there = {index for index in range(run.rank, len(labels), run.world) if evaluation.is_there(folder / name(index), facts(index))}
+    for indices, images in evaluation.generate(run, sampler, cond, len(labels), seed=seed, without=there,
                                                batch_size=config.sample.mini_batch_size):
         for index, image in zip(indices, images):
             evaluation.save_png(folder / name(index), image, **facts(index))
-            shown += [(index, image)] if index < 64 else []
-    order = run.gather_rows(torch.tensor([index for index, _ in shown], dtype=torch.int64)).argsort()
-    images = run.gather_rows(torch.stack([image for _, image in shown]) if shown else
-                             torch.empty(0, *sampler.image_shape, dtype=torch.uint8))[order]
+    run.barrier()
     if run.is_main:
-        Image.fromarray(pipeline.grid(images, 8)).save(folder / "grid.png")
-        with open(folder / "samples.csv", "w", newline="") as stream:
-            table = csv.DictWriter(stream, ["file_name", *facts(0)])
+        shown = [np.asarray(Image.open(folder / name(index)).convert("RGB")) for index in range(min(len(labels), 64))]
+        Image.fromarray(pipeline.grid(torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2), 8)).save(folder / "grid.png")
+        rows = [{"file_name": name(index), **facts(index)} for index in range(len(labels))]
+        for row in rows:  # the columns of a data set: libs/data/table.py
+            row["text"] = row.pop("prompt")
+        columns = [key for key in ("file_name", "label", "text", "index", *known) if key not in ("label", "text") or rows[0][key]]
+        with open(folder / "metadata.csv", "w", newline="") as stream:
+            table = csv.DictWriter(stream, columns, extrasaction="ignore")
             table.writeheader()
-            table.writerows({"file_name": name(index), **facts(index)} for index in range(len(labels)))
+            table.writerows(rows)
         print(f"{len(labels)} images in {folder}")
     run.finish()
 
@@ -75,5 +89,7 @@ if __name__ == "__main__":
     cli.main(sample, label=("", "a class name, or 'all'; by default classes in turn"),
              prompt=("", "a description, for networks that take text"),
              input_path=("", "a file of descriptions, one in each line, or a .csv with columns prompt and label"),
+             counts=("", "so many of each class: nevus=45,melanoma=372"),
+             layout=("flat", "flat, or classes for a folder of each class"),
              n_samples=(16, "images; of each class with --label=all, of each description with --prompt or --input_path"),
              seed=(0, "seed of the images"))

@@ -33,3 +33,9 @@ def metrics(*, features=("inception",), fid_stat="", n_samples=10_000, algorithm
     if attributes is not None:
         section.attributes, section.measure = d(**attributes), measure
     return section
+
+
+def gradient(*, measure="", scale=0.0, classifier=""):
+    """Guidance up the gradient of a classifier of noisy images, off by default; libs/pipeline/steering.py says what each means."""
+    return d(measure=measure, scale=scale, classifier=classifier, on="x_t", profile="constant", first=1.0, last=0.0, clip_norm=0.0,
+             reclip=False, legacy_steps=0)

@@ -279,7 +279,7 @@ def test_learning_rates():
     assert [optim.lr_factor(step, warmup_steps=4, n_steps=9) for step in (0, 2, 4, 400)] == [0.0, 0.5, 1.0, 1.0]
     cosine = [optim.lr_factor(step, name="cosine", warmup_steps=10, n_steps=110) for step in (0, 10, 60, 110)]
     np.testing.assert_allclose(cosine, [0.0, 1.0, 0.5, 0.0], atol=1e-12)
-    with pytest.raises(ValueError, match="unknown lr_scheduler 'linear'"):
+    with pytest.raises(ValueError, match="unknown lr_scheduler 'stairs'"):
         optim.lr_factor(0, name="stairs", n_steps=9)
     with pytest.raises(ValueError, match="cannot begin with 10 steps of warm-up"):
         optim.lr_factor(0, name="cosine", warmup_steps=10, n_steps=10)

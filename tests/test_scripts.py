@@ -88,7 +88,7 @@ def test_samples_and_page(script, trained, tmp_path):
                processes=processes)
         out[processes] = {name: np.asarray(Image.open(folder / name)) for name in sorted(os.listdir(folder))
                           if name.endswith(".png")}
-        with open(folder / "samples.csv") as stream:
+        with open(folder / "metadata.csv") as stream:
             rows = list(csv.DictReader(stream))
         assert [row["label"] for row in rows] == ["angioma"] * 5 and len({row["sha256"] for row in rows}) == 1
         assert all((folder / row["file_name"]).is_file() for row in rows)
@@ -160,7 +160,7 @@ def test_published_weights_without_data_or_run(script, tmp_path):
     own = [f"--config.nnet.{key}={options[key]}" for key in ("patch_size", "embed_dim", "depth", "num_heads")]
     script("sample.py", "--config=configs/cifar10_uvit_small.py", f"--nnet_path={tmp_path}/cifar10_uvit_small.pth", *own,
            f"--workdir={tmp_path}/w", f"--config.sample.path={tmp_path}/out", "--n_samples=3", "--config.sample.sample_steps=4")
-    assert sorted(os.listdir(tmp_path / "out")) == ["000000.png", "000001.png", "000002.png", "grid.png", "samples.csv"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["000000.png", "000001.png", "000002.png", "grid.png", "metadata.csv"]
     done = script("sample.py", "--config=configs/cifar10_uvit_small.py", f"--nnet_path={tmp_path}/cifar10_uvit_small.pth",
                   f"--workdir={tmp_path}/w", "--n_samples=3", fails=True)
     assert "embed_dim" in done.stderr or "shape" in done.stderr
@@ -262,8 +262,8 @@ def test_published_configs_train_and_sample(script, tmp_path, name):
     assert len(losses(tmp_path / "run")) == 2 and (tmp_path / "run" / "samples" / "2.png").is_file()
     script("sample.py", f"--workdir={tmp_path}/run", "--n_samples=2", "--config.sample.sample_steps=3",
            f"--config.sample.path={tmp_path}/out")
-    with open(tmp_path / "out" / "samples.csv") as stream:
-        labels = [row["label"] for row in csv.DictReader(stream)]
+    with open(tmp_path / "out" / "metadata.csv") as stream:
+        labels = [row.get("label", "") for row in csv.DictReader(stream)]
     assert labels == (["n00", "n01"] if "imagenet" in name else ["", ""]), "an unconditional network makes no class"
 
 

@@ -70,18 +70,18 @@ def test_samples_by_prompt_by_file_and_from_the_bank(script, trained, tmp_path):
     ask = "a large red irregular lesion"
     script("sample.py", f"--workdir={trained}", f"--prompt={ask}", "--label=melanoma", "--n_samples=3",
            f"--config.sample.path={tmp_path}/one")
-    found = rows(tmp_path / "one" / "samples.csv")
-    assert [(row["prompt"], row["label"]) for row in found] == [(ask, "melanoma")] * 3
+    found = rows(tmp_path / "one" / "metadata.csv")
+    assert [(row["text"], row["label"]) for row in found] == [(ask, "melanoma")] * 3
     image = Image.open(tmp_path / "one" / found[0]["file_name"])
     assert image.text["prompt"] == ask and image.text["label"] == "melanoma" and image.text["sha256"] == found[0]["sha256"]
     (tmp_path / "asked.csv").write_text('prompt,label\n"a small black lesion, round",nevus\na red lesion,angioma\n')
     script("sample.py", f"--workdir={trained}", f"--input_path={tmp_path}/asked.csv", "--n_samples=1",
            f"--config.sample.path={tmp_path}/file")
-    assert [row["label"] for row in rows(tmp_path / "file" / "samples.csv")] == ["nevus", "angioma"]
+    assert [row["label"] for row in rows(tmp_path / "file" / "metadata.csv")] == ["nevus", "angioma"]
     script("sample.py", "--config=configs/from_run.py:" + str(trained / "config.json"), f"--nnet_path={trained}",
            "--label=angioma", "--n_samples=4", f"--workdir={tmp_path}/elsewhere", f"--config.sample.path={tmp_path}/bank")
     bank = json.loads((trained / "bank.json").read_text())
-    drawn = [row["prompt"] for row in rows(tmp_path / "bank" / "samples.csv")]
+    drawn = [row["text"] for row in rows(tmp_path / "bank" / "metadata.csv")]
     assert len(set(drawn)) > 1 and all(text in json.dumps(bank) for text in drawn)
 
 
@@ -224,9 +224,9 @@ def test_ms_coco_trains_from_captions_and_is_evaluated_on_those_of_other_images(
     assert json.loads((tmp_path / "run" / "classes.json").read_text()) == []
     script("sample.py", f"--workdir={tmp_path}/run", "--prompt=a train picture", "--n_samples=2",
            f"--config.sample.path={tmp_path}/out")
-    assert [row["label"] for row in rows(tmp_path / "out" / "samples.csv")] == ["", ""]
+    assert [row.get("label", "") for row in rows(tmp_path / "out" / "metadata.csv")] == ["", ""]
     script("sample.py", f"--workdir={tmp_path}/run", "--n_samples=3", f"--config.sample.path={tmp_path}/val")
-    assert all("a val picture" in row["prompt"] for row in rows(tmp_path / "val" / "samples.csv"))
+    assert all("a val picture" in row["text"] for row in rows(tmp_path / "val" / "metadata.csv"))
 
 
 def test_the_whole_latent_line_with_an_autoencoder_of_ones_own(script, tmp_path):

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs, InitProcessGroupKwargs
 
 from libs.engine.checkpoint import write_text
 
@@ -40,12 +40,13 @@ class Run:
         is_main: True on the one process that writes files.
     """
 
-    def __init__(self, folder, *, seed=0, mixed_precision="", claim=True):
+    def __init__(self, folder, *, seed=0, mixed_precision="", claim=True, fp16_scale_growth=0.0):
         self.folder, self.seed = Path(folder), seed
         world = int(os.environ.get("WORLD_SIZE", 1))
+        growth = [GradScalerKwargs(growth_interval=round(1 / fp16_scale_growth))] if fp16_scale_growth else []
         self.accelerator = Accelerator(
             mixed_precision=mixed_precision or None, cpu=True if not _has_accelerator() else None,
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            kwargs_handlers=[*growth, DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
                              # The others wait while one process checks a million files or trains a feature network.
                              InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))])
         if self.accelerator.num_processes != world:
@@ -243,13 +244,17 @@ def start(config, workdir, *, claim=True):
 
     Args:
         config: ConfigDict with `seed` and, where training, `train.mixed_precision` ('' takes what
-            `accelerate launch --mixed_precision` says, 'auto' bf16 where the processor multiplies it natively).
+            `accelerate launch --mixed_precision` says, 'auto' bf16 where the processor multiplies it natively);
+            `train.fp16_scale_growth`: doublings of the loss scale per good step of fp16, 0 for PyTorch's 1/2000.
         workdir: the run folder.
         claim: False for scripts that only read the folder of another run.
     """
     precision = config.train.get("mixed_precision", "") if "train" in config else ""
     precision = ("bf16" if _multiplies_bf16() else "no") if precision == "auto" else precision
-    run = Run(workdir, seed=config.seed, mixed_precision=precision, claim=claim)
+    growth = config.train.get("fp16_scale_growth", 0.0) if "train" in config else 0.0
+    if not 0 <= growth <= 1:
+        raise ValueError(f"config.train.fp16_scale_growth is {growth}; it must lie between 0 (PyTorch's 1/2000) and 1")
+    run = Run(workdir, seed=config.seed, mixed_precision=precision, claim=claim, fp16_scale_growth=growth)
     logging.getLogger().setLevel(logging.INFO if run.is_main else logging.WARNING)
     torch.manual_seed(config.seed)  # of the initial weights; every training step is seeded anew
     if claim:

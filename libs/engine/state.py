@@ -102,7 +102,7 @@ class State:
                 "nnet": dict(zip(self.names, self._weights)) | buffers,
                 "nnet_ema": dict(zip(self.names, self._averages)) | buffers,
                 **{averaged_name(rate): dict(zip(self.names, each)) | buffers for rate, each in self._more.items()},
-                **{name: module.state_dict() for name, module in self.keep.items()},
+                **{name: module.state_dict() for name, module in self.keep.items() if module.state_dict()},
                 "optimizer": moments,
             }, {"step": self.step, "best": self.best, "optimizer": scalars, "extra": extra or {},
                 "scaler": scaler.state_dict() if scaler is not None else {}})
@@ -132,7 +132,7 @@ class State:
         for name, module in self.keep.items():
             if name in tensors:
                 module.load_state_dict(tensors[name])
-            else:
+            elif module.state_dict():
                 logging.warning("%s has no %s: it begins anew", folder, name)
         weights = dict(zip(self.names, self._weights))
         for source in (tensors["optimizer"], record["optimizer"]):

@@ -9,18 +9,19 @@ import torch
 from libs.pipeline import to_uint8
 
 
-def generate(run, pipeline, cond, n, *, seed, batch_size):
+def generate(run, pipeline, cond, n, *, seed, batch_size, without=()):
     """This process's share of images 0 .. n-1, in batches.
 
     Args:
         run: engine.Run; process r of W makes images r, r + W, r + 2W, ...
         cond: conditions with n rows, see pipeline.draw_conditions.
         batch_size: images per network call on each process.
+        without: indices that are not wanted (they are there already).
 
     Yields:
         (indices, images): list of int and uint8 Tensor (b, C, H, W) on the CPU.
     """
-    mine = list(range(run.rank, n, run.world))
+    mine = [index for index in range(run.rank, n, run.world) if index not in without]
     for begin in range(0, len(mine), batch_size):
         indices = mine[begin:begin + batch_size]
         with run.accelerator.autocast():
@@ -81,11 +82,24 @@ def save_npz(path, **arrays):
 
 
 def save_png(path, image, **text):
-    """Write a uint8 image (C, H, W), 1 or 3 channels, with `text` in the file's metadata."""
+    """Write a uint8 image (C, H, W), 1 or 3 channels, with `text` in the file's metadata, whole or not at all."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
     info = PngInfo()
     for key, value in text.items():
         info.add_itxt(key, str(value))
-    array = image.permute(1, 2, 0).numpy()
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path, pnginfo=info)
+    array, path = image.permute(1, 2, 0).numpy(), Path(path)
+    staging = path.with_name(f".staging-{path.name}")
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(staging, format="PNG", pnginfo=info)
+    staging.replace(path)
+
+
+def is_there(path, text):
+    """Whether a PNG with exactly this `text` in its metadata is there and can be read."""
+    from PIL import Image
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.text == {key: str(value) for key, value in text.items()}
+    except (OSError, AttributeError, SyntaxError):
+        return False

@@ -10,14 +10,14 @@ import torch
 from libs import backbones, codecs, cond as conditions, diffusion, encoders
 from libs.diffusion import guidance, samplers
 from libs.encoders import Bank, read_attributes
-from libs.pipeline.prompts import (Describer, PROMPTS, StoredDescriber, choose_labels, described, draw_conditions,
-                                      draw_labels, read_prompts, requested)
+from libs.pipeline.prompts import (Describer, PROMPTS, StoredDescriber, choose_labels, count_labels, described,
+                                   draw_conditions, draw_labels, read_prompts, requested)
 from libs.pipeline.steering import NoisyClassifier, by_gradient, check as check_gradient, noisy_classifier
 
-__all__ = ["Bank", "Describer", "NoisyClassifier", "PROMPTS", "Pipeline", "StoredDescriber", "build_net", "choose_labels",
-           "classes_without_data", "described", "draw_conditions", "draw_labels", "grid", "guidance_scale", "identity",
+__all__ = ["Bank", "Describer", "NoisyClassifier", "PROMPTS", "Pipeline", "StoredDescriber", "build_net", "check_images",
+           "choose_labels", "classes_without_data", "count_labels", "described", "draw_conditions", "draw_labels", "grid", "guidance_scale", "identity",
            "image_generator", "latent_shape", "load", "noisy_classifier", "null_conditions", "read_attributes", "read_prompts",
-           "requested", "text_encoder", "to_uint8"]
+           "requested", "start_from", "text_encoder", "to_uint8"]
 
 
 class Pipeline:
@@ -106,7 +106,12 @@ class Pipeline:
         the gradient around it."""
         cond = self._conditions(cond)
         denoise = guidance.classifier_free(self.denoiser, cond, conditions.null(self.null, cond), self.guidance)
-        return denoise if self.classifier is None else by_gradient(denoise, self.gradient, self.classifier, cond.get("label"))
+        return by_gradient(denoise, self.gradient, self.classifier, cond.get("label")) if self.guides else denoise
+
+    @property
+    def guides(self):
+        """Whether a classifier's gradient guides."""
+        return self.classifier is not None and self.gradient.scale > 0
 
     @property
     def device(self):
@@ -124,7 +129,7 @@ class Pipeline:
         words += [f"spacing {self.own['spacing']}"] if self.own.get("spacing") else []
         words += [f"eta {self.own['eta']:g}"] if self.own.get("eta") else []
         words += [f"guidance {self.guidance:g}"] if self.guidance != 1.0 else []
-        if self.classifier is not None and self.gradient.scale:
+        if self.guides:
             words.append(f"gradient of {self.gradient.measure}, scale {self.gradient.scale:g}")
         return ", ".join(words)
 
@@ -236,6 +241,29 @@ def build_net(config, classes, text_shape=None):
             if kwargs[key] != size and text_shape:
                 raise ValueError(f"config.nnet.{key} is {kwargs[key]}, but the text encoder gives {size}; 0 takes what it gives")
     return backbones.get(**kwargs)
+
+
+def check_images(config, codec, shape):
+    """Raise ValueError unless images of `shape` (C, H, W) are what the network of `config.nnet` is built for."""
+    wanted = tuple(codec.image_shape(latent_shape(config.nnet)))
+    if tuple(shape) != wanted:
+        raise ValueError(f"the data give images {tuple(shape)} (channels, height, width), config.nnet is built for {wanted}: make "
+                         "config.dataset.channels and config.dataset.resolution agree with its channels and image size")
+
+
+def start_from(net, weights, *, without=()):
+    """Copy the weights of another training into a fresh network, but those whose names begin with one of `without`.
+
+    Raises:
+        ValueError: they do not fit; a prefix of `without` that no weight has.
+    """
+    own = net.state_dict()
+    for prefix in without:
+        if not any(name.startswith(prefix) for name in own):
+            raise ValueError(f"config.train.init_without={tuple(without)}: no weight's name begins with {prefix!r}")
+    fresh = {name: value for name, value in own.items() if name.startswith(tuple(without))} if without else {}
+    kept = {name: value for name, value in weights.items() if not (without and name.startswith(tuple(without)))}
+    backbones.load(net, kept | fresh)
 
 
 def classes_without_data(config):

@@ -34,6 +34,25 @@ def choose_labels(asked, classes, n, *, conditional):
     return [classes.index(asked)] * n if asked else [i % len(classes) for i in range(n)]
 
 
+def count_labels(text, classes):
+    """Labels of the images that 'nevus=45,melanoma=372' asks for: so many of each class, in this order.
+
+    Raises:
+        ValueError: no such class, a class twice, or no whole number of at least 1.
+    """
+    labels, seen = [], set()
+    for part in text.split(","):
+        name, _, number = (piece.strip() for piece in part.rpartition("="))
+        if name not in classes or name in seen:
+            raise ValueError(f"--counts={text}: {name or part!r} is {'there twice' if name in seen else 'no class'}; known: "
+                             f"{', '.join(classes)}; write class=number,class=number")
+        if not number.isdigit() or int(number) < 1:
+            raise ValueError(f"--counts={text}: {number!r} images of {name}; a whole number of at least 1 is needed")
+        seen.add(name)
+        labels += [classes.index(name)] * int(number)
+    return labels
+
+
 def read_prompts(path):
     """[(prompt, class name or '')] of a text file with one prompt in each line, or of a .csv with columns prompt[, label].
 

@@ -114,9 +114,7 @@ def check(gradient, classifier, *, classes, shape):
 
 
 def by_gradient(denoise, gradient, classifier, label=None):
-    """`denoise` guided as the section `gradient` says; `denoise` itself where it is off."""
-    if not gradient.scale:
-        return denoise
+    """`denoise` guided as the section `gradient` says."""
     schedule = denoise.schedule
 
     def logits(x, t):

@@ -1,0 +1,21 @@
+"""Evaluate a network trained by train_guided_diffusion.py: exactly N images over all processes, scores overall and per class, intervals.
+
+    python eval_guided_diffusion.py --config=configs/phantom32_adm.py --workdir=workdir/phantom32_adm
+    accelerate launch --multi_gpu --num_processes 4 --mixed_precision fp16 eval_guided_diffusion.py \
+        --config=configs/imagenet256_adm.py --nnet_path=256x256_diffusion.pt
+
+Writes <workdir>/eval/<name>/scores.json and what the report shows. `--config.sample.path=DIR` keeps the images,
+`--config.sample.npz=FILE` an archive for the ADM suite.
+"""
+
+from libs import cli, evaluation
+
+
+def evaluate(config, workdir, nnet_path, seed, name):
+    scores = evaluation.evaluate_run(config, workdir, nnet_path, seed, name)
+    if scores:
+        print(scores)
+
+
+if __name__ == "__main__":
+    cli.main(evaluate, **evaluation.FLAGS)
