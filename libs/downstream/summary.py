@@ -1,0 +1,227 @@
+"""What a study found: each arm's scores over all seeds with intervals, its difference to real images alone, in words."""
+
+import csv
+import io
+import math
+from collections import defaultdict
+
+import numpy as np
+
+from libs.downstream import scores as scoring
+
+SHOWN = {"auc": "AUC", "f1": "F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "recall": "recall"}
+HEADLINE = ("auc", "f1", "balanced_accuracy")  # in tables, sentences and the figure
+COLUMNS = ("arm", "fraction", "ratio", "metric", "class", "value", "low", "high", "difference", "difference_low",
+           "difference_high", "finding", "n_real", "n_synthetic", "n_test", "seeds")
+FEW_CLASSES = 12  # of so many the page shows each
+GENERATOR = ("A generator that was trained on more real images than a fraction holds brings those in by way of its images: a "
+             "gain there is not one of the fraction alone. It must never have seen the test images; only copies of them can be "
+             "found here.")
+
+
+def summarise(found, logits, test, fractions, *, resamples, seed=0):
+    """The rows of a study: one dict with COLUMNS for each arm, fraction and metric.
+
+    The arm without real images stands at every fraction, for its difference to real images alone there.
+
+    Args:
+        found: `plan.Training`s. logits: {key: float32 (N, K)} of the test images. test: `images.Images`.
+        resamples: draws behind an interval. seed: of these draws.
+    """
+    labels, groups = test.labels.numpy(), test.groups
+    seeds = sorted({training.seed for training in found})
+    draws = scoring.Resamples(labels, groups, len(seeds), count=resamples, seed=seed)
+    keys = sorted({training.key for training in found})
+    whole = np.ones((1, len(labels)))
+    points = {key: scoring.scores(logits[key], labels, whole)[0] for key in keys}
+    parts = defaultdict(list)
+    for weights in draws.weights():
+        for key in keys:
+            parts[key].append(scoring.scores(logits[key], labels, weights))
+    resampled = {key: np.concatenate(blocks) for key, blocks in parts.items()}
+    cells = defaultdict(list)  # (arm, fraction) -> trainings in order of seed
+    for training in sorted(found, key=lambda each: each.seed):
+        for fraction in fractions if math.isnan(training.arm.ratio) else (training.fraction,):
+            cells[training.arm.name, fraction].append(training)
+    arms = list(dict.fromkeys(training.arm.name for training in found))
+    columns, rows = scoring.names(test.classes), []
+    counts = test.counts()
+    for fraction in sorted(fractions):
+        base = cells["real", fraction]
+        for arm in arms:
+            cell = cells[arm, fraction]
+            for column, (metric, name) in enumerate(columns):
+                row = {"arm": arm, "fraction": fraction, "ratio": cell[0].arm.ratio, "metric": metric, "class": name,
+                       **_values(cell, base, column, points, resampled, draws),
+                       "n_real": _mean_count(t.real for t in cell), "n_synthetic": _mean_count(t.synthetic for t in cell),
+                       "n_test": counts[name] if name else len(test), "seeds": len(seeds)}
+                rows.append(row)
+    return rows
+
+
+def sentences(rows):
+    """What each arm does beside real images alone, a sentence for each arm and fraction."""
+    grouped = defaultdict(list)
+    for row in rows:
+        if row["arm"] != "real" and not row["class"] and row["metric"] in HEADLINE:
+            grouped[row["arm"], row["fraction"]].append(row)
+    return [f"{arm} beside {_share(fraction)} of the real images alone: " + "; ".join(
+        f"{SHOWN[row['metric']]} {row['finding']} ({row['difference']:+.3f}{_ends(row, 'difference_')})" for row in group) + "."
+        for (arm, fraction), group in grouped.items()]
+
+
+def warnings(found, rows):
+    """What a reader of the rows must know: few seeds, equal trainings, many comparisons."""
+    said, seeds = [], {training.seed for training in found}
+    if len(seeds) == 1:
+        said.append("one seed: the intervals hold what other test images would change, not what another training would")
+    compared = len({(row["arm"], row["fraction"]) for row in rows if row["arm"] != "real"})
+    if compared > 4:
+        said.append(f"{compared} comparisons are made at {scoring.LEVEL:.0%} each: about {compared * (1 - scoring.LEVEL):.1f} of "
+                    "them would show a difference where there is none")
+    same = defaultdict(set)
+    for training in found:
+        same[training.key].add(f"{training.arm.name} at {_share(training.fraction) if training.fraction else 'any share'}")
+    said += [f"{' and '.join(sorted(names))} are the same training" for names in
+             dict.fromkeys(tuple(sorted(names)) for names in same.values() if len(names) > 1)]
+    return said
+
+
+def as_csv(rows):
+    """The rows as the text of a .csv file."""
+    stream = io.StringIO()
+    table = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    table.writerows({key: _cell(row[key]) for key in COLUMNS} for row in rows)
+    return stream.getvalue()
+
+
+def as_markdown(rows, result):
+    """The page of a study: how it was done, a table for each fraction, sentences, warnings.
+
+    Args:
+        result: what downstream.json holds: 'training', 'network', 'n_test', 'classes', 'seeds', 'sentences', 'warnings',
+            'notes'.
+    """
+    lines = ["# What synthetic images are worth to a classifier", "", *result["notes"], ""]
+    classes = [""] + (result["classes"] if len(result["classes"]) <= FEW_CLASSES else [])
+    for fraction in dict.fromkeys(row["fraction"] for row in rows):
+        here = [row for row in rows if row["fraction"] == fraction]
+        lines += [f"## {_share(fraction)} of the real images", "",
+                  "| trained on | real | synthetic | " + " | ".join(f"{SHOWN[m]} | difference" for m in HEADLINE) + " |",
+                  "|---|---:|---:|" + "---|---|" * len(HEADLINE)]
+        for arm in dict.fromkeys(row["arm"] for row in here):
+            mean = {row["metric"]: row for row in here if row["arm"] == arm and not row["class"]}
+            first = mean[HEADLINE[0]]
+            cells = [f"{_number(mean[m]['value'])}{_ends(mean[m])} | {_difference(mean[m])}" for m in HEADLINE]
+            lines.append(f"| {arm} | {_cell(first['n_real'])} | {_cell(first['n_synthetic'])} | {' | '.join(cells)} |")
+        lines.append("")
+        if len(classes) > 1:
+            lines += [f"By class, at {_share(fraction)} (AUC / F1 / recall):", "",
+                      "| trained on | " + " | ".join(f"{name} (n={_of_class(here, name)})" for name in classes[1:]) + " |",
+                      "|---|" + "---|" * (len(classes) - 1)]
+            for arm in dict.fromkeys(row["arm"] for row in here):
+                lines.append(f"| {arm} | " + " | ".join(" / ".join(
+                    _number(row["value"]) + _ends(row) for row in here
+                    if row["arm"] == arm and row["class"] == name) for name in classes[1:]) + " |")
+            lines.append("")
+    lines += ["## In words", "", *[f"- {text}" for text in result["sentences"]], ""]
+    if result["warnings"]:
+        lines += ["## Read with care", "", *[f"- {text}" for text in result["warnings"]], ""]
+    return "\n".join(lines)
+
+
+def as_text(rows, result):
+    """The same for a terminal: a line for each arm."""
+    wide = max(len(row["arm"]) for row in rows)
+    lines = [*result["notes"][:-1]]
+    for fraction in dict.fromkeys(row["fraction"] for row in rows):
+        lines.append(f"{_share(fraction)} of the real images")
+        for arm in dict.fromkeys(row["arm"] for row in rows):
+            mean = {row["metric"]: row for row in rows
+                    if row["arm"] == arm and row["fraction"] == fraction and not row["class"]}
+            first = mean[HEADLINE[0]]
+            lines.append(f"  {arm:{wide}s}  {_cell(first['n_real']):>6s} real {_cell(first['n_synthetic']):>6s} synthetic   "
+                         + "   ".join(f"{SHOWN[m]} {_number(mean[m]['value'])}{_ends(mean[m])}" for m in HEADLINE))
+    return "\n".join([*lines, *result["sentences"], *[f"warning: {text}" for text in result["warnings"]]])
+
+
+def figure(rows, path):
+    """Draw the scores against the fraction of real images, a line with intervals for each arm, as a PNG at `path`."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    fractions = sorted({row["fraction"] for row in rows})
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, max(1, len(arms) - 2)))
+    looks = {"real": ("#111111", "o"), "synthetic": ("#c0392b", "s")}
+    looks |= {arm: (colour, "^") for arm, colour in zip([arm for arm in arms if arm not in looks], colours)}
+    figure = Figure(figsize=(4.6 * len(HEADLINE), 4.4), dpi=110, layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(HEADLINE)), HEADLINE, strict=True):
+        for number, arm in enumerate(arms):
+            mine = [row for row in rows if row["arm"] == arm and row["metric"] == metric and not row["class"]]
+            aside = 1.05 ** (number - (len(arms) - 1) / 2)  # so that intervals stand beside each other
+            x = [aside * row["fraction"] for row in mine]
+            y = np.array([row["value"] for row in mine])
+            ends = np.array([[row["low"], row["high"]] for row in mine])
+            error = np.abs(np.nan_to_num(ends.T - y, nan=0.0))
+            colour, marker = looks[arm]
+            axes.errorbar(x, y, yerr=error, color=colour, marker=marker, markersize=4, linewidth=1.4, elinewidth=0.9,
+                          capsize=2, label=arm, linestyle="--" if arm == "synthetic" else "-")
+        axes.set_xscale("log")
+        axes.set_xticks(fractions, [_share(fraction) for fraction in fractions])
+        axes.minorticks_off()
+        axes.set(xlabel="share of the real images", title=SHOWN[metric] + (" (mean over classes)" if metric != "balanced_accuracy" else ""))
+        axes.grid(axis="y", linewidth=0.5, alpha=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(arms), 6), frameon=False)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _values(cell, base, column, points, resampled, draws):
+    """value, low, high of one score of one arm, and its difference to `base`, the arm of real images alone."""
+    own = np.array([points[t.key][column] for t in cell])
+    spread = np.stack([resampled[t.key][:, column] for t in cell])
+    low, high = scoring.interval(draws.mean(spread), 0.0, 1.0)
+    row = {"value": float(own.mean()), "low": low, "high": high, "per_seed": own.tolist(), "difference": float("nan"),
+           "difference_low": float("nan"), "difference_high": float("nan"), "finding": ""}
+    if cell is not base:
+        real = np.array([points[t.key][column] for t in base])
+        change = spread - np.stack([resampled[t.key][:, column] for t in base])
+        low, high = scoring.interval(draws.mean(change), -1.0, 1.0)
+        row |= {"difference": float((own - real).mean()), "difference_low": low, "difference_high": high,
+                "finding": "gain" if low > 0 else "loss" if high < 0 else "no difference shown"}
+    return row
+
+
+def _mean_count(lists):
+    counts = [len(values) for values in lists]
+    return sum(counts) / len(counts)
+
+
+def _of_class(rows, name):
+    return next(row["n_test"] for row in rows if row["class"] == name)
+
+
+def _cell(value):
+    """A value as text, the same on every machine; '' where undefined."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return str(value)
+
+
+def _number(value):
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _ends(row, before=""):
+    low, high = row[f"{before}low"], row[f"{before}high"]
+    return "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"
+
+
+def _difference(row):
+    return "" if math.isnan(row["difference"]) else f"{row['difference']:+.3f}{_ends(row, 'difference_')}"
+
+
+def _share(fraction):
+    return f"{100 * fraction:.4g} %"
