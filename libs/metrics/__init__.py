@@ -9,8 +9,9 @@
     intervals          bootstrap intervals, warnings about few images
     suite              all of them at once, under their reported names
     classifier         a small network trained on the data at hand
+    adm_suite          the evaluations of guided-diffusion, over .npz archives
 
-Nothing here knows where images come from; other rooms hand over tensors.
+Nothing here knows where images come from; other rooms hand over tensors. Only `adm_suite` reads its archives.
 """
 
 from .classifier import load_classifier, train_classifier

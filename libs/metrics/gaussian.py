@@ -202,25 +202,26 @@ def save_stats(path, gaussian):
     os.replace(staged, path)
 
 
-def load_stats(path, *, dims=0):
+def load_stats(path, *, dims=0, names=("mu", "sigma")):
     """Reads reference statistics (.npz with mu (D,), sigma (D, D), as pytorch-fid writes them) as a
     `Gaussian`.
 
-    Raises FileNotFoundError, or ValueError that names the file and what is wrong with it, also where they are
-    not of `dims` dimensions (0: any).
+    `names` are those of the two arrays. Raises FileNotFoundError, or ValueError that names the file and what
+    is wrong with it, also where they are not of `dims` dimensions (0: any).
     """
+    mu, sigma = names
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'no statistics at {path}: a .npz with "mu" and "sigma" is expected there')
+        raise FileNotFoundError(f'no statistics at {path}: a .npz with "{mu}" and "{sigma}" is expected there')
     try:
         with np.load(path, allow_pickle=False) as file:
-            held = {key: file[key] for key in file.files if key in ("mu", "sigma", "n", "features")}
+            held = {key: file[key] for key in file.files if key in (mu, sigma, "n", "features")}
     except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a readable .npz of plain arrays: {error}") from error
-    missing = {"mu", "sigma"} - held.keys()
+    missing = {mu, sigma} - held.keys()
     if missing:
-        raise ValueError(f'{path} lacks {sorted(missing)}; it must hold "mu" (D,) and "sigma" (D, D)')
-    mean, covariance = _checked(held["mu"], held["sigma"], str(path))
+        raise ValueError(f'{path} lacks {sorted(missing)}; it must hold "{mu}" (D,) and "{sigma}" (D, D)')
+    mean, covariance = _checked(held[mu], held[sigma], str(path) if mu == "mu" else f"{path}, {mu} and {sigma}")
     if dims and len(mean) != dims:
         raise ValueError(
             f"{path} holds statistics of {len(mean)} dimensions; these features have {dims}: they are of "
