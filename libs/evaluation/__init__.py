@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from libs import engine, metrics
+from libs.evaluation import noisy
 from libs.engine.checkpoint import write_text
 from libs.evaluation.agreement import Agreement, agreement
 from libs.evaluation.describing import bank_of, describer
@@ -23,8 +24,8 @@ from libs.evaluation.references import extractors, feature_network, prepare, ref
 from libs.pipeline import described, draw_conditions, grid, to_uint8
 
 __all__ = ["Agreement", "FLAGS", "Trained", "agreement", "bank_of", "describer", "evaluate", "evaluate_run", "evaluator",
-           "extractors", "feature_network", "generate", "generate_all", "is_there", "open_classifier", "open_trained", "prepare",
-           "previewer", "reference", "save_png", "table"]
+           "extractors", "feature_network", "generate", "generate_all", "is_there", "noisy", "open_classifier", "open_trained",
+           "prepare", "previewer", "reference", "save_png", "table"]
 
 # The options of every evaluation script, beside --config, --workdir and --nnet_path; see `evaluate_run`.
 FLAGS = {"seed": (1, "seed of the images; another than that of the evaluations during training"),
