@@ -1,0 +1,195 @@
+"""Guidance by config: the time a classifier is told, its classes, what is refused; encoding and decoding through a pipeline."""
+
+import math
+
+import pytest
+import torch
+from ml_collections import ConfigDict
+
+from configs.common import gradient
+from libs import codecs, diffusion, pipeline
+from libs.pipeline import steering
+
+LINEAR, COSINE, VPSDE = (diffusion.schedule(name) for name in ("linear", "cosine", "vpsde"))
+
+
+class Told(torch.nn.Module):
+    """A classifier that remembers what time it was told; its logits are the image's mean and its opposite."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+        self.calls = []
+
+    def forward(self, x, t):
+        self.calls.append(t[0].item())
+        mean = self.scale * x.flatten(1).mean(1)
+        return torch.stack([mean, -mean], 1)
+
+
+def classifier(schedule=LINEAR, *, noised=True, classes=("a", "b"), shape=(1, 8, 8)):
+    return pipeline.NoisyClassifier(Told(), schedule, classes=classes, shape=shape, noised=noised)
+
+
+def test_classifier_and_denoiser_are_told_the_same_mapped_time():
+    one, x = classifier(), torch.randn(2, 1, 8, 8)
+    for t in LINEAR.times("ddim250").tolist()[:-1]:
+        one.logits(x, t, LINEAR)
+        assert one.net.calls[-1] == pytest.approx(LINEAR.network_time(t), abs=1e-3)
+    assert one.net.calls[:2] == [996.0, 992.0] and one.net.calls[-1] == 0.0
+
+
+def test_legacy_steps_number_the_kept_steps_as_mgdm_trained_its_classifiers():
+    one, x = classifier(), torch.randn(2, 1, 8, 8)
+    for t in LINEAR.times("ddim250").tolist()[:-1]:
+        one.logits(x, t, LINEAR, legacy_steps=250)
+    assert one.net.calls == pytest.approx(list(range(249, -1, -1)), abs=1e-3)
+
+
+@pytest.mark.parametrize("of_denoiser", [COSINE, VPSDE])
+def test_another_schedule_is_translated_by_its_noise_level(of_denoiser):
+    one = classifier()
+    for t in (0.05, 0.3, 0.6, 0.9):
+        told = (one.network_time(t, of_denoiser) + 1) / 1000
+        assert LINEAR.lam(told) == pytest.approx(of_denoiser.lam(t), abs=1e-4)
+    assert one.network_time(1.0, COSINE) == LINEAR.network_time(1.0), "beyond the last step there is no other"
+
+
+def test_a_classifier_of_clean_images_is_always_told_so():
+    one = classifier(noised=False)
+    assert {one.network_time(t, LINEAR) for t in (0.0, 0.1, 0.9)} == {0.0}
+    assert classifier().network_time(0.0, LINEAR) == 0.0
+
+
+def test_classes_in_another_order_are_renumbered_and_others_refused():
+    one, x = classifier(classes=("b", "a")), torch.randn(3, 1, 8, 8)
+    turned = one.in_order_of(["a", "b"])
+    torch.testing.assert_close(turned.logits(x, 0.5, LINEAR), one.logits(x, 0.5, LINEAR).flip(1))
+    assert one.in_order_of(["b", "a"]) is one and classifier(classes=("0", "1")).in_order_of(["x", "y"]).classes == ["0", "1"]
+    with pytest.raises(ValueError, match=r"tells \['b', 'a'\] apart, the network makes \['a', 'c'\]"):
+        one.in_order_of(["a", "c"])
+
+
+@pytest.mark.parametrize("own, message", [
+    (dict(measure="Entropy", scale=1.0), "Did you mean 'entropy'"), (dict(measure="entropy"), "both are needed"),
+    (dict(scale=1.0), "both are needed"), (dict(measure="entropy", scale=-1.0), "must not be negative"),
+    (dict(measure="entropy", scale=1.0, first=0.2, last=0.5), "0 <= last=0.5 <= first=0.2"),
+    (dict(measure="entropy", scale=1.0, profile="lat"), "Did you mean 'late'"), (dict(on="x_0"), "known: x_t, x0")])
+def test_sections_that_cannot_be(own, message):
+    section = gradient()
+    section.update(own)
+    with pytest.raises(ValueError, match=message):
+        steering.check(section, classifier(), classes=["a", "b"], shape=(1, 8, 8))
+
+
+def test_guidance_without_a_classifier_or_with_one_of_other_images():
+    section = gradient(measure="log_probability", scale=1.0)
+    with pytest.raises(ValueError, match="give the run folder of one"):
+        steering.check(section, None, classes=["a"], shape=(1, 8, 8))
+    with pytest.raises(ValueError, match=r"looks at images \(1, 8, 8\).*denoises \(3, 8, 8\)"):
+        steering.check(section, classifier(), classes=["a", "b"], shape=(3, 8, 8))
+    with pytest.raises(ValueError, match="needs a network that is asked for classes"):
+        steering.check(section, classifier(), classes=[], shape=(1, 8, 8))
+
+
+class Gaussian(torch.nn.Module):
+    """The exact noise prediction for data N(mean of the class, 0.25^2)."""
+
+    takes = ("label",)
+    means = torch.tensor([-0.5, 0.5, 0.0])
+
+    def __init__(self):
+        super().__init__()
+        self.zero = torch.nn.Parameter(torch.zeros(()))
+        self.calls = 0
+
+    def forward(self, x, t, label):
+        self.calls += 1
+        n = ((t.double() + 1) / 1000)
+        alpha, sigma = (c.float().reshape(-1, 1, 1, 1) for c in (LINEAR.alpha(n), LINEAR.sigma(n)))
+        mean = self.means[label].reshape(-1, 1, 1, 1)
+        return sigma * (x - alpha * mean) / (0.0625 * alpha ** 2 + sigma ** 2) + self.zero
+
+
+def bridge(*, section=None, guide=None, steps=50, guidance=1.0, spacing="stride", clip=False):
+    config = ConfigDict(dict(nnet=dict(image_size=8, in_channels=1), denoiser=dict(predicts="eps", clip=clip),
+                             sample=dict(algorithm="ddim", sample_steps=steps, spacing=spacing, guidance=guidance)))
+    config.sample.gradient = section or gradient()
+    return pipeline.Pipeline(Gaussian(), config, codec=codecs.get("pixels"), schedule=LINEAR, null={"label": torch.tensor(2)},
+                             classifier=guide)
+
+
+def images(n=16):
+    noise = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return 0.25 * noise.clamp(-1.9, 1.9) - 0.5
+
+
+@pytest.mark.parametrize("steps, error", [(50, 2.9e-3), (250, 1.3e-4)])
+@pytest.mark.parametrize("to_noise", [True, False])
+def test_a_bridge_onto_the_same_class_comes_back_and_makes_2t_calls(steps, error, to_noise):
+    sampler, label = bridge(steps=steps), torch.zeros(16, dtype=torch.int64)
+    z = sampler.encode(images(), {"label": label}, to_noise=to_noise)
+    assert sampler.net.calls == steps - (not to_noise)
+    back = sampler.decode(z, {"label": label})
+    assert sampler.net.calls == 2 * steps - (not to_noise)
+    assert (back - images()).square().mean() < error
+
+
+def test_a_bridge_to_another_class_moves_the_mean_and_keeps_the_rest():
+    sampler = bridge(steps=250)
+    z = sampler.encode(images(), {"label": torch.zeros(16, dtype=torch.int64)})
+    assert abs(z.mean()) < 0.05 and abs(z.std() - 1) < 0.1, "latents of the right class are standard normal"
+    moved = sampler.decode(z, {"label": torch.ones(16, dtype=torch.int64)})
+    assert moved.mean() == pytest.approx(0.5, abs=0.03)
+    assert torch.corrcoef(torch.stack([moved.flatten(), images().flatten()]))[0, 1] > 0.97
+
+
+def test_no_classifier_work_at_scale_zero_and_one_pass_a_step_otherwise():
+    label, guide = torch.zeros(4, dtype=torch.int64), classifier()
+    off = bridge(guide=guide)
+    off.decode(off.encode(images(4), {"label": label}), {"label": label})
+    assert guide.net.calls == [] and off.net.calls == 100 and not off.guides
+    on = bridge(guide=guide, section=gradient(measure="entropy", scale=2.0))
+    z = on.encode(images(4), {"label": label})
+    assert guide.net.calls == [], "encoding is never guided"
+    on.decode(z, {"label": label})
+    assert len(guide.net.calls) == 50 and guide.net.calls == [20.0 * k for k in range(49, -1, -1)]
+    assert "gradient of entropy, scale 2" in on.describe() and "gradient" not in off.describe()
+
+
+def test_guidance_moves_what_it_measures_in_its_window_only():
+    label = torch.zeros(16, dtype=torch.int64)
+
+    def mean(**own):
+        guide, section = classifier(), gradient(measure="log_probability", scale=20.0)
+        section.update(own)
+        sampler = bridge(guide=guide, section=section if own else None)
+        found = sampler({"label": label}, seed=0, indices=range(16))
+        return found.mean().item(), len(guide.net.calls)
+
+    plain, none = mean()
+    pushed, calls = mean(on="x_t")
+    assert none == 0 and calls == 50 and pushed > plain + 0.05, "label 0 is likelier where the mean is larger"
+    through, _ = mean(on="x0")
+    assert plain + 0.01 < through < pushed, "at the estimate, which the gradient reaches through the network"
+    less, half = mean(first=0.5)
+    assert half == 25 and plain < less
+    late, early = mean(profile="late")[0], mean(profile="early")[0]
+    assert plain < min(late, early) and max(late, early) < pushed
+    assert abs(mean(clip_norm=1e-6)[0] - plain) < 1e-3
+
+
+def test_the_generator_s_images_do_not_depend_on_their_batch():
+    sampler = bridge(guide=classifier(), section=gradient(measure="margin", scale=3.0))
+    label = torch.tensor([0, 1, 0, 1])
+    together = sampler({"label": label}, seed=3, indices=range(4))
+    alone = torch.cat([sampler({"label": label[i:i + 1]}, seed=3, indices=[i]) for i in range(4)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_stride_spacing_is_the_ddim_text():
+    assert torch.equal(LINEAR.times(250, spacing="stride"), LINEAR.times("ddim250"))
+    assert LINEAR.times(250, spacing="stride")[0] == 0.997 and LINEAR.times(250)[0] == 1.0
+    with pytest.raises(ValueError, match="no whole stride keeps 240"):
+        LINEAR.times(240, spacing="stride")
+    assert math.isclose(LINEAR.times(50, spacing="stride")[-2], 0.001)
