@@ -7,7 +7,7 @@ statistics `mu`, `sigma`, `mu_s`, `sigma_s`, or both. libs/metrics/adm_suite.py 
 
 The check to make, with the published weights and archives: admnet_guided_upsampled_imagenet256.npz against
 VIRTUAL_imagenet256_labeled.npz gives IS 215.8370, FID 3.9426, sFID 6.1404, precision 0.8265, recall 0.5309. It has not been
-made here. 50,000 images take about 4 GB of memory, and their time the network.
+made here. 50,000 images need about 4 GB of memory, by estimate; images are read in batches.
 
 `--weights=random` tries the path without the weights; its numbers mean nothing and say so by their names.
 """

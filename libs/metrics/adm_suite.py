@@ -136,11 +136,8 @@ class Archive:
             _header(file)
             for start in range(0, len(self), size):
                 count = min(size, len(self) - start)
-                content = bytearray(file.read(count * per_image))
-                if len(content) < count * per_image:
-                    raise ValueError(f"it ends within image {start + len(content) // per_image}")
-                images = torch.frombuffer(content, dtype=torch.uint8).view(count, *self.shape[1:])
-                yield images.permute(0, 3, 1, 2)
+                content = torch.frombuffer(bytearray(file.read(count * per_image)), dtype=torch.uint8)
+                yield content.view(count, *self.shape[1:]).permute(0, 3, 1, 2)
 
     def _check(self, in_columns, dtype, size):
         if dtype != np.uint8:
