@@ -15,7 +15,10 @@ import numpy as np
 from PIL import Image
 
 from libs.engine.checkpoint import write_text
+from libs.report.bridge import write_bridge
 from libs.report.figures import curves, png
+
+__all__ = ["contents", "write", "write_bridge"]
 
 SMALL_N = 50  # below it a score is marked, whatever the evaluation itself warned of
 WITH_PICTURES = 2  # evaluations, newest first: a sweep of many would make a page too large to open

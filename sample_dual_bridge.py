@@ -1,0 +1,150 @@
+"""Carry images over a dual bridge: encode them to noise under their class, decode them to a class under guidance.
+
+MGDM's second stage (Luo et al., TPAMI 2024): every image onto its own class, pushed to where a classifier is unsure.
+
+    python sample_dual_bridge.py --workdir=workdir/adm --input_path=workdir/adm/images_all_seed0 \\
+        --config.sample.gradient.classifier=workdir/clf --config.sample.gradient.measure=entropy --config.sample.gradient.scale=5
+
+DDIB (Su et al., ICLR 2023): from one network to another.
+
+    python sample_dual_bridge.py --workdir=workdir/ct --target_workdir=workdir/mr --input_path=ct_images
+
+Results are <output_path>/<target class>/<measure><scale>_<source>.png ('unguided_...' at scale 0) with a metadata.csv, so
+that the folder is a data set, and a page, index.html. A source that shares its stem with another one is called by its whole
+path. The same command goes on where it was stopped. At scale 0 the classifier only judges: two forward passes for each image.
+"""
+
+import logging
+from pathlib import Path
+
+import ml_collections
+import torch
+
+from libs import cli, data, engine, evaluation, metrics, report
+from libs.data.base import did_you_mean
+from libs.diffusion import guidance
+from libs.evaluation import bridge as bridges
+
+# MGDM's names of the measures, in lower case.
+PUBLISHED = {"classifier": "log_probability", "leastconf": "least_confidence"}
+
+
+def sample(config, workdir, nnet_path, target_workdir, input_path, output_path, maps, n_samples, encode_to_noise, compare_path,
+           recogniser, page_images):
+    prefix = settle(config.sample)
+    if config.sample.algorithm != "ddim" or config.sample.get("eta", 0.0):
+        raise ValueError(f"config.sample.algorithm={config.sample.algorithm} with eta={config.sample.get('eta', 0.0):g}: a bridge goes "
+                         "there and back by DDIM without noise, over config.sample.sample_steps times spaced as "
+                         "config.sample.spacing says; give --config.sample.algorithm=ddim and eta 0")
+    if encode_to_noise not in (0, 1) or page_images < 0:
+        raise ValueError(f"--encode_to_noise={encode_to_noise}: 1 encodes in as many steps as it decodes (MGDM), 0 in one less; "
+                         f"--page_images={page_images}: 0 or more")
+    run = engine.start(config, workdir, claim=False)
+    bridge = open_bridge(run, config, workdir, nnet_path, target_workdir, to_noise=bool(encode_to_noise))
+    dataset, source = open_images(config, input_path, bridge.encoder.sampler.image_shape)
+    folder = Path(output_path or config.sample.path or Path(workdir) / f"bridge_{source.stem}_{prefix}")
+    if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"--output_path={folder} lies in the folder of the images, {source}; choose another")
+    routes = bridges.routes(maps, images=dataset.classes, encoder=bridge.sources, decoder=bridge.targets,
+                            without_class=config.train.get("p_uncond", 0.0) > 0)
+    jobs = bridges.plan(dataset, routes, prefix)
+    asked = bridges.some(jobs, n_samples)
+    if not asked:
+        raise ValueError(f"{source}: no image of a class in --maps={maps}")
+
+    settings = bridge.settings() | {
+        "ema_rate": config.sample.get("ema_rate", 0.0), "precision": run.accelerator.mixed_precision,
+        "images": str(source.resolve()) if source.exists() else dataset.fingerprint[:16],
+        "maps": sorted(f"{name or ours or '*'}:{target or name}" for name, pairs in routes.items() for ours, target in pairs)}
+    beside = bridges.unguided(compare_path, settings) if compare_path else None
+    independent = metrics.extractor(f"classifier:{recogniser}", device=run.device) if recogniser else None
+    run.main_first(lambda: bridges.claim(folder, settings))
+    chosen = data.Subset(dataset, dict.fromkeys(job.index for job in asked))
+    run.main_first(lambda: data.preflight(chosen, remember=folder / ".preflight.json"))
+
+    facts = {"nnet": str(bridge.decoder.source), "step": bridge.decoder.step, "sampler": bridge.decoder.sampler.describe(),
+             **{name: value for name, value in settings.items() if name not in ("images", "maps")}}
+    made = bridges.carry(run, bridge, dataset, asked, folder, batch_size=config.sample.mini_batch_size, facts=facts,
+                         shown=[asked[k] for k in bridges.spread(asked, page_images)])
+    made = int(run.gather_rows(torch.tensor([made])).sum())  # and all processes are done
+    rows = bridges.read_rows(folder, jobs)
+    judged = bridges.judge(run, bridge, dataset, rows, folder, beside=beside, recogniser=independent,
+                           batch_size=config.sample.mini_batch_size)
+    if run.is_main:
+        bridges.write_table(folder, rows)
+        result = bridges.finish(bridge, dataset, rows, judged, folder, shown=page_images, beside=beside, seed=config.seed,
+                                settings={**facts, **settings, "compared with": compare_path, "recogniser": recogniser})
+        print(f"{len(rows)} images in {folder}, {made} of them made now; page: {report.write_bridge(folder)}")
+        print(bridges.sentence(result))
+    run.finish()
+
+
+def settle(sample):
+    """Give the measure of config.sample.gradient its own name, '' at scale 0; returns what results are called after."""
+    gradient = sample.get("gradient")
+    if gradient is None or not gradient.measure and not gradient.scale:
+        return "unguided"
+    known = {name: name for name in guidance.MEASURES} | PUBLISHED
+    asked = gradient.measure.lower()
+    if asked and asked not in known:
+        raise ValueError(f"config.sample.gradient.measure is {gradient.measure!r}; known: {', '.join(guidance.MEASURES)}"
+                         f"{did_you_mean(asked, known)}")
+    if not gradient.scale:
+        logging.warning("config.sample.gradient.scale is 0: nothing guides, whatever the measure")
+    gradient.measure = known.get(asked, "") if gradient.scale else ""
+    return f"{gradient.measure}{gradient.scale:g}" if gradient.scale else "unguided"
+
+
+def open_bridge(run, config, workdir, nnet_path, target_workdir, *, to_noise):
+    """The bridge of one network to itself, or to that of --target_workdir, which then takes all of config.sample."""
+    gradient = config.sample.get("gradient", {})
+    if not target_workdir:
+        encoder = decoder = evaluation.open_trained(run, config, workdir, nnet_path, with_data=False, with_prompts=False)
+    else:
+        saved = Path(target_workdir) / "config.json"
+        if not saved.is_file():
+            raise ValueError(f"--target_workdir={target_workdir}: no config.json there; give the run folder of a training")
+        other = ml_collections.ConfigDict(engine.read_json(saved, {}))
+        other.sample = config.sample
+        decoder = evaluation.open_trained(run, other, target_workdir, "", with_data=False, with_prompts=False)
+        encoder = evaluation.open_trained(run, plain(config), workdir, nnet_path, with_data=False, with_prompts=False)
+    return bridges.Bridge(encoder, decoder, to_noise=to_noise, classifier=decoder.sampler.classifier,
+                          legacy_steps=gradient.get("legacy_steps", 0))
+
+
+def plain(config):
+    """The config without guidance, which an encoder does not need and its network may not allow."""
+    config = config.copy_and_resolve_references()
+    config.sample["scale" if "scale" in config.sample else "guidance"] = 0.0 if "scale" in config.sample else 1.0
+    if "gradient" in config.sample:
+        config.sample.gradient.update(measure="", scale=0.0, classifier="")
+    return config
+
+
+def open_images(config, path, shape):
+    """(the images to carry, as the network takes them, and where they come from)."""
+    if path:
+        own = {name: config.dataset[name] for name in ("window", "upscale") if name in config.dataset}
+        return data.get("folder", path=path, channels=shape[0], resolution=shape[1], **own), Path(path)
+    source = Path(config.dataset.get("path", "") or config.dataset.name)
+    dataset = data.at_hand(config.dataset)
+    if dataset is None:
+        raise ValueError(f"no images at config.dataset.path={config.dataset.path!r}: give --input_path")
+    if tuple(dataset.shape) != tuple(shape):
+        raise ValueError(f"{source} gives images {tuple(dataset.shape)}, the network takes {tuple(shape)}: give --input_path")
+    return dataset, source
+
+
+if __name__ == "__main__":
+    cli.main(sample, target_workdir=("", "run folder of a second network, which decodes (DDIB); by default the first one does"),
+             input_path=("", "images: a folder of class folders, or one with metadata.csv; by default those of config.dataset"),
+             output_path=("", "folder of the results; by default <workdir>/bridge_<images>_<measure><scale>"),
+             maps=("", "source:target,source:target by class names; several targets for one source are allowed, 'all' or '*' is every "
+                       "class; by default every class onto itself"),
+             n_samples=(0, "images to carry, a choice that is always the same; 0 for all"),
+             encode_to_noise=(1, "1: as many steps there as back, to the predicted noise (MGDM); 0: one less, which may reconstruct "
+                                 "better (ADM, appendix F)"),
+             compare_path=("", "results of the same command at scale 0, to compare with on the page"),
+             recogniser=("", "folder of an independent classifier (scripts/train_feature_network.py), which says on the page how often "
+                             "the target class is recognised"),
+             page_images=(24, "results shown on the page"))
