@@ -7,7 +7,7 @@ import difflib
 
 from torch import nn
 
-from libs.backbones import uvit
+from libs.backbones import adm, uvit
 from libs.backbones.checkpoint import load
 from libs.backbones.flops import flops_per_image, train_flops
 
@@ -18,6 +18,8 @@ _CONSTRUCTORS = {
     "uvit_t2i": uvit.uvit_t2i,
     "uvit_t2i_label": uvit.uvit_t2i_label,
     "uvit_t2i_prototype": uvit.uvit_t2i_prototype,
+    "adm_unet": adm.UNet,
+    "adm_classifier": adm.Classifier,
 }
 NAMES = tuple(_CONSTRUCTORS)
 _NUMBERS_NULL = ("uvit", "uvit_t2i_label", "uvit_t2i_prototype")
