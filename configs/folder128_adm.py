@@ -30,7 +30,7 @@ def get_config():
                     attention_resolutions=(4, 8, 16), dropout=0.5, channel_mult=(1, 1, 2, 3, 4), num_classes=0, num_heads=4,
                     num_head_channels=-1, use_scale_shift_norm=True, resblock_updown=True, use_new_attention_order=False,
                     use_checkpoint=False)
-    config.schedule = d(name="linear")
+    config.schedule = d(name="linear", steps=1000)
     config.denoiser = d(predicts="eps", learned_var=True, clip=True)
     config.codec = d(name="pixels")
     config.dataset = d(name="folder", path="", resolution=128, channels=3, split="train", holdout=0.1, random_flip=False,

@@ -25,7 +25,7 @@ def get_config():
                     attention_resolutions=(4,), dropout=0.0, channel_mult=(1, 2, 3), num_classes=0, num_heads=4,
                     num_head_channels=32, use_scale_shift_norm=True, resblock_updown=True, use_new_attention_order=False,
                     use_checkpoint=False)
-    config.schedule = d(name="linear")
+    config.schedule = d(name="linear", steps=1000)
     config.denoiser = d(predicts="eps", learned_var=True, clip=True)
     config.codec = d(name="pixels")
     config.dataset = d(name="phantoms", resolution=32, size=4_000, seed=0, split="train", random_flip=True)

@@ -61,12 +61,47 @@ def test_published_numbers(name):
     assert pipeline.guidance_scale(sample) == 1 + sample.scale
 
 
+# guided-diffusion's: parameters, batch size, steps, learning rate, dropout, schedule, heads or channels of one, new attention order
+PUBLISHED_ADM = {
+    "imagenet64_adm": (295_904_454, 2048, 540_000, 3e-4, 0.1, "cosine", 64, True),
+    "imagenet128_adm": (421_529_606, 256, 4_360_000, 1e-4, 0.0, "linear", 4, False),
+    "imagenet256_adm": (553_838_086, 256, 1_980_000, 1e-4, 0.0, "linear", 64, False),
+    "imagenet512_adm": (558_997_638, 256, 1_940_000, 1e-4, 0.0, "linear", 64, False),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_ADM)
+def test_published_numbers_of_guided_diffusion(name):
+    config = CONFIGS[name]
+    with torch.device("meta"):
+        net = pipeline.build_net(config, [str(k) for k in range(1000)])
+    nnet, train = config.nnet, config.train
+    heads = nnet.num_head_channels if nnet.num_head_channels > 0 else nnet.num_heads
+    found = (sum(p.numel() for p in net.parameters()), train.batch_size, train.n_steps, config.optimizer.lr, nnet.dropout,
+             config.schedule.name, heads, nnet.use_new_attention_order)
+    assert found == PUBLISHED_ADM[name]
+    assert (train.ema_rate, config.optimizer.weight_decay, train.weighting, train.respacing) == (0.9999, 0.0, "eps", "")
+    assert config.denoiser.learned_var and config.sample.algorithm == "ddpm" and config.sample.sample_steps == 250
+
+
+def test_mgdm_s_numbers():
+    config = CONFIGS["folder128_adm"]
+    with torch.device("meta"):
+        count = [sum(p.numel() for p in pipeline.build_net(config, names).parameters()) for names in ("ab", "abcd")]
+    assert count == [420_507_654, 420_509_702]
+    assert (config.train.weighting, config.train.respacing, config.sample.spacing, config.optimizer.weight_decay) == (
+        "mgdm", "ddim250", "stride", 1e-5)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_one_step_at_tiny_width(name):
     config = CONFIGS[name].copy_and_resolve_references()
-    for key, value in dict(embed_dim=32, depth=2, num_heads=2).items():
+    for key, value in dict(embed_dim=32, depth=2, num_heads=2, model_channels=32, num_res_blocks=1, num_head_channels=-1).items():
         if key in config.nnet:
             config.nnet[key] = value
+    if config.nnet.name == "adm_unet":
+        config.nnet.channel_mult = tuple(1 for _ in config.nnet.channel_mult)
+        config.nnet.image_size = min(config.nnet.image_size, 64)
     classes, text_shape = ["a", "b"], None
     if config.train.mode == "uncond" or "num_classes" not in config.nnet:
         classes = []
@@ -80,8 +115,11 @@ def test_one_step_at_tiny_width(name):
     batch = {"label": torch.tensor([0, 1]), "text": torch.randn(2, *(text_shape or (1, 1)))}
     cond = conditions.drop({key: batch[key] for key in null}, null, config.train.p_uncond)
     x0 = torch.randn(2, *pipeline.latent_shape(config.nnet))
-    loss, own = diffusion.loss.simple(denoise, x0, schedule.sample_times(2), weighting=config.train.weighting, with_losses=True,
-                                      **cond)
+    t, own = schedule.sample_times(2), {}
+    if denoise.learned_var:
+        loss = diffusion.loss.hybrid(denoise, x0.clamp(-1, 1), t, weighting=config.train.weighting, **cond).loss
+    else:
+        loss, own = diffusion.loss.simple(denoise, x0, t, weighting=config.train.weighting, with_losses=True, **cond)
     (loss.mean() + sum(own.values())).backward()
     assert loss.isfinite().all()
     assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
