@@ -13,6 +13,7 @@ The same command resumes a run that was stopped; of a finished run it writes the
 import logging
 import time
 
+import torch
 from torch.nn import functional as F
 
 from libs import backbones, cli, data, diffusion, engine, evaluation, nn, pipeline
@@ -43,7 +44,7 @@ def train(config, workdir):
     times = noisy.noise_times(config.metrics.levels if settings.noised else (0.0,), schedule, grid)
     net = backbones.get(**{**config.nnet, "out_channels": len(dataset.classes)})
     if settings.init:
-        pipeline.start_from(net, engine.load_weights(settings.init)[0], without=settings.init_without)
+        noisy.start_from(net, settings.init, without=settings.init_without)
     state = engine.State(run, net, optimizer=config.optimizer, lr_scheduler=config.lr_scheduler, n_steps=settings.n_steps,
                          ema_rate=settings.ema_rate, grad_clip=settings.grad_clip, compile=settings.compile)
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -12,9 +13,11 @@ import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, brier_score_loss, log_loss
 
-from libs import backbones, data, diffusion, engine, pipeline, report
+from configs import from_run
+from libs import backbones, data, diffusion, engine, evaluation, pipeline, report
 from libs.evaluation import noisy
 from tests.conftest import ROOT
+import train_classifier
 
 CONFIGS = {path.stem: importlib.import_module(f"configs.{path.stem}").get_config()
            for path in sorted((ROOT / "configs").glob("*_adm_classifier.py"))}
@@ -25,11 +28,14 @@ PUBLISHED = {"imagenet64_adm_classifier": (65_438_568, 4, 6e-4, 0.2, 1024, 300_0
              "imagenet512_adm_classifier": (54_448_360, 2, 3e-4, 0.05, 256, 500_000),
              "folder128_adm_classifier": (42_056_066, 2, 3e-4, 1e-5, 64, 200_000)}
 HELD_OUT, LEVELS = 22, ("t0", "t0.25", "t1")  # not divisible by the batch size
-TINY = ("--config=configs/phantom32_adm_classifier.py", "--config.nnet.channel_mult=(1,2)", "--config.nnet.attention_resolutions=(2,)",
-        "--config.dataset.resolution=16", "--config.nnet.image_size=16", f"--config.dataset.size={HELD_OUT}",
-        "--config.train.batch_size=8", "--config.train.n_steps=4", "--config.lr_scheduler.warmup_steps=1",
+TINY = ("--config=configs/phantom32_adm_classifier.py", "--config.nnet.channel_mult=(1,2)",
+        "--config.nnet.attention_resolutions=(2,)", "--config.dataset.resolution=16", "--config.nnet.image_size=16",
+        f"--config.dataset.size={HELD_OUT}", "--config.train.batch_size=8", "--config.train.n_steps=4",
+        "--config.lr_scheduler.warmup_steps=1",
         "--config.train.log_interval=1", "--config.train.save_interval=2", "--config.train.eval_interval=2",
         "--config.train.mixed_precision=no", "--config.metrics.levels=(0.0,0.25,1.0)", "--config.metrics.bootstrap=200")
+BY_TWO = ("--config.train.n_steps=2", "--config.train.balanced=True", "--config.train.respacing=ddim250",
+          "--config.schedule.name=cosine", "--config.train.accumulation=2")
 
 
 class Alone:
@@ -283,8 +289,17 @@ def test_a_run_writes_what_it_promises(trained):
         assert figure.size[0] > 800 and len(np.unique(np.asarray(figure.convert("L")))) > 20
     assert "temperature" in done.stdout and "t0.25" in done.stdout
     page = report.write(folder).read_text()
-    assert "balanced_accuracy" in page.lower() or "balanced" in page.lower()
-    assert "generated images that a classifier" not in page.split("</style>")[1].split("Class by class")[0]
+    assert "ece_t0.25" in page and "Share of held-out images whose most probable class is theirs" in page
+
+
+def test_guidance_opens_what_was_trained(trained):
+    """The classifier that guidance asks says of an image what the evaluation heard."""
+    opened = evaluation.open_classifier(trained[0])
+    held_out = data.get(name="phantoms", resolution=16, size=HELD_OUT, split="test")
+    assert opened.classes == held_out.classes and opened.shape == (3, 16, 16) and opened.noised
+    x = torch.stack([held_out[i]["image"] for i in range(HELD_OUT)])
+    loss = torch.nn.functional.cross_entropy(opened.logits(x, 0.0, opened.schedule), held_out.labels)
+    assert loss.item() == pytest.approx(scores(trained[0])["scores"]["nll_t0"]["value"], abs=1e-5)
 
 
 def test_the_averaged_network_is_the_network(trained):
@@ -293,29 +308,32 @@ def test_the_averaged_network_is_the_network(trained):
     assert all(torch.equal(average[name], raw[name]) for name in raw)
 
 
-def test_a_finished_run_writes_its_evaluation_again_and_two_processes_agree(script, trained, tmp_path):
-    """The numbers of one process, from two; the training log stays as it was."""
+@pytest.fixture(scope="module")
+def trained_by_two(script, tmp_path_factory):
+    """Two processes, classes drawn alike often, on a respaced grid, in parts."""
+    folder = tmp_path_factory.mktemp("two")
+    script("train_classifier.py", *TINY, *BY_TWO, f"--workdir={folder}", processes=2)
+    return folder
+
+
+def test_two_processes_train_on_a_respaced_grid(trained_by_two):
+    assert scores(trained_by_two)["levels"] == {"t0": 0.0, "t0.25": 0.249, "t1": 0.997}
+    assert json.loads((trained_by_two / "run.json").read_text())["sessions"][0]["processes"] == 2
+
+
+def test_a_finished_run_writes_its_evaluation_again_and_one_process_agrees_with_two(trained_by_two, tmp_path):
     again = tmp_path / "again"
-    shutil.copytree(trained[0], again)
+    shutil.copytree(trained_by_two, again)
     before = (again / "metrics.jsonl").read_text()
     shutil.rmtree(again / "eval")
-    script("train_classifier.py", *TINY, f"--workdir={again}", processes=2)
+    train_classifier.train(from_run.get_config(again / "config.json"), again)
     assert (again / "metrics.jsonl").read_text() == before
-    mine, its = scores(again), scores(trained[0])
+    mine, its = scores(again), scores(trained_by_two)
     assert mine["n"] == its["n"] == HELD_OUT and mine["scores"].keys() == its["scores"].keys()
     for name, score in its["scores"].items():
         for key in ("value", "low", "high"):
             assert mine["scores"][name][key] == pytest.approx(score[key], abs=1e-4), (name, key)
     assert mine["per_class"] == its["per_class"]
-
-
-def test_two_processes_train(script, tmp_path):
-    """Balanced, on a respaced grid, with a cosine schedule, from the weights of another run's body."""
-    options = (*TINY, "--config.train.n_steps=2", "--config.train.balanced=True", "--config.train.respacing=ddim250",
-               "--config.schedule.name=cosine", "--config.train.accumulation=2")
-    script("train_classifier.py", *options, f"--workdir={tmp_path}", processes=2)
-    assert scores(tmp_path)["levels"] == {"t0": 0.0, "t0.25": 0.249, "t1": 0.997}
-    assert json.loads((tmp_path / "run.json").read_text())["sessions"][0]["processes"] == 2
 
 
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(script, trained, tmp_path):
@@ -329,20 +347,96 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(script, trained, tmp_p
     assert mine == its and scores(again)["scores"] == scores(trained[0])["scores"]
 
 
-def test_start_weights(script, trained, tmp_path):
-    """With nothing learned in one step of a tiny rate, the second run is judged as the first one was."""
-    same = (*TINY, "--config.train.n_steps=1", "--config.optimizer.lr=1e-12", f"--config.train.init={trained[0]}")
-    script("train_classifier.py", *same, f"--workdir={tmp_path / 'same'}")
-    mine, its = scores(tmp_path / "same")["scores"], scores(trained[0])["scores"]
-    assert {name: score["value"] for name, score in mine.items()} == pytest.approx(
-        {name: score["value"] for name, score in its.items()}, abs=1e-4)
-
-
-def test_clean_images_and_no_held_out_ones(script, tmp_path):
-    clean = (*TINY, "--config.train.noised=False", "--config.train.n_steps=2")
-    script("train_classifier.py", *clean, f"--workdir={tmp_path / 'clean'}")
-    result = scores(tmp_path / "clean")
+def test_start_weights_and_clean_images(trained, tmp_path):
+    """After one step of a tiny rate the classifier says of clean images what the one did that it started from."""
+    changes = {"train.n_steps": 1, "optimizer.lr": 1e-12, "train.noised": False, "train.init": str(trained[0])}
+    train_classifier.train(tiny(**changes), tmp_path)
+    result, its = scores(tmp_path), scores(trained[0])["scores"]
     assert result["levels"] == {"t0": 0.0}
-    unjudged = (*TINY, "--config.train.validation_split=", "--config.train.n_steps=2", "--config.train.eval_interval=2")
-    done = script("train_classifier.py", *unjudged, f"--workdir={tmp_path / 'unjudged'}")
-    assert done.stderr.count("not evaluated") == 1 and not (tmp_path / "unjudged" / "eval").exists()
+    for name in ("accuracy", "nll", "brier"):
+        assert result["scores"][name]["value"] == pytest.approx(its[f"{name}_t0"]["value"], abs=1e-4)
+        assert result["scores"][name]["value"] == result["scores"][f"{name}_t0"]["value"]
+
+
+def test_grey_images_of_a_folder_without_held_out_ones(tmp_path, caplog):
+    """Random crops, one channel; nothing is judged, and that is said."""
+    folder_of_images(tmp_path / "images", classes=3)
+    config = own_images(tmp_path / "images", channels=1, crop="random")
+    config.nnet.in_channels = 1
+    with caplog.at_level(logging.WARNING):
+        train_classifier.train(config, tmp_path / "run")
+    assert caplog.text.count("is not evaluated") == 1 and not (tmp_path / "run" / "eval").exists()
+    assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["c2", "c10", "c11"]
+    assert engine.load_weights(tmp_path / "run")[0]["input_blocks.0.0.weight"].shape[1] == 1
+
+
+def own_images(path, *, validation_split="", **options):
+    config = tiny(**{"train.n_steps": 1, "train.validation_split": validation_split})
+    with config.unlocked():
+        config.dataset = {"name": "folder", "path": str(path), "resolution": 16, "split": "", **options}
+    return config
+
+
+def folder_of_images(path, *, classes, labelled=True):
+    draw = np.random.default_rng(0)
+    for k in range(6 * classes):
+        place = path / ("c2", "c10", "c11")[k % classes] if labelled else path
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (24, 20), dtype=np.uint8)).save(place / f"{k}.png")
+
+
+WRONG = {
+    "classes": ({"nnet.out_channels": 7}, ("out_channels is 7", "4 classes", "or to 0")),
+    "channels": ({"nnet.in_channels": 1}, ("in_channels is 1", "the images have 3", "--config.nnet.in_channels=3")),
+    "size": ({"nnet.image_size": 32}, ("image_size is 32", "16 pixels", "--config.dataset.resolution=32")),
+    "split": ({"train.validation_split": "tset"}, ("'tset'", "did you mean 'test'")),
+    "respacing": ({"train.respacing": "ddim240"}, ("ddim240", "ddim250")),
+    "levels": ({"metrics.levels": (0.0, 2.0)}, ("config.metrics.levels=(0.0, 2.0)",)),
+    "start": ({"train.init": "nowhere"}, ("no weights at nowhere",)),
+    "batch": ({"train.batch_size": 23}, ("batch_size=23", "22 images")),
+    "setting": ({"train.noize": True}, ("config.train.noize", "did you mean noised")),
+}
+
+
+def tiny(**others):
+    config = CONFIGS["phantom32_adm_classifier"].copy_and_resolve_references()
+    with config.unlocked():
+        config.update_from_flattened_dict({
+            "nnet.image_size": 16, "nnet.channel_mult": (1, 2), "nnet.attention_resolutions": (2,), "train.batch_size": 8,
+            "train.mixed_precision": "no", "dataset.resolution": 16, "dataset.size": HELD_OUT, "lr_scheduler.warmup_steps": 0}
+            | others)
+    return config
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_settings_are_refused_before_anything_is_written(name, tmp_path):
+    changes, said = WRONG[name]
+    with pytest.raises((ValueError, OSError)) as caught:
+        train_classifier.train(tiny(**changes), tmp_path / "run")
+    assert all(part in str(caught.value) for part in said), caught.value
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("options, said", [(dict(classes=1), "one class"), (dict(classes=2, labelled=False), "no labels")])
+def test_images_without_classes_to_tell_apart(options, said, tmp_path):
+    folder_of_images(tmp_path / "images", **options)
+    config = own_images(tmp_path / "images", split="train", holdout=0.2, validation_split="val")
+    with pytest.raises(ValueError, match=f"{said}: a classifier needs at least two classes"):
+        train_classifier.train(config, tmp_path / "run")
+
+
+def test_start_weights_of_other_classes(trained, tmp_path):
+    """What differs is named, with the way out; and the way out works."""
+    folder_of_images(tmp_path / "images", classes=3)
+    config = own_images(tmp_path / "images")
+    config.train.init = str(trained[0])
+    with pytest.raises(ValueError, match="tells 4 classes apart, the data have 3.*init_without"):
+        train_classifier.train(config, tmp_path / "run")
+    config.train.init_without = ("out.",)
+    train_classifier.train(config, tmp_path / "other")
+    assert json.loads((tmp_path / "other" / "classes.json").read_text()) == ["c2", "c10", "c11"]
+
+
+def test_a_mistake_on_the_command_line_ends_in_one_line(script, tmp_path):
+    done = script("train_classifier.py", *TINY, "--config.nnet.out_channels=7", f"--workdir={tmp_path}", fails=True)
+    assert done.stderr.strip().splitlines()[-1].startswith("error: config.nnet.out_channels is 7, the data have 4 classes")

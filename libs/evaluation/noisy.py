@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from libs import data, metrics
+from libs import data, engine, metrics, pipeline
 from libs.engine.checkpoint import write_text
 
 BINS = 15  # of the probability of the class that is said, for calibration
 TEMPERATURES = 0.05, 20.0  # searched between
 LOGGED_CLASSES = 20  # during training; beyond it single classes stand in scores.json alone
 MEANINGS = {
-    "accuracy": ("higher", "Share of held-out images whose most probable class is theirs."),
+    "accuracy": ("higher", "Share of held-out images whose most probable class is theirs; like all without a level, the mean over "
+                           "the noise levels."),
     "balanced_accuracy": ("higher", "Mean over the classes of the share of their images that are recognised: rare ones count as "
                                     "much."),
     "nll": ("lower", "Negative log-likelihood in nats: mean of -log of the probability given to the true class. Whoever knows "
@@ -84,6 +85,21 @@ def check_data(config, dataset, held_out=None):
                          f"--config.nnet.image_size={side} or --config.dataset.resolution={net.image_size}")
     if held_out is not None and list(held_out.classes) != list(dataset.classes):
         raise ValueError(f"the held-out images have the classes {held_out.classes}, the training images {dataset.classes}")
+
+
+def start_from(net, path, *, without=()):
+    """Copy the weights of another classifier (a run folder or file) into a fresh one, but those that begin with one of `without`.
+
+    Raises:
+        ValueError: they do not fit; where it is the number of classes, that is said.
+    """
+    weights, own = engine.load_weights(path)[0], net.state_dict()
+    head = list(own)[-1]  # the last layer's bias, a number for each class
+    if head in weights and not head.startswith(tuple(without)) and len(weights[head]) != len(own[head]):
+        raise ValueError(f"the classifier of config.train.init={str(path)!r} tells {len(weights[head])} classes apart, the data "
+                         f"have {len(own[head])}: start from one with as many, or take all but its head by "
+                         "--config.train.init_without=\"('out.',)\"")
+    pipeline.start_from(net, weights, without=without)
 
 
 def noise_times(levels, schedule, grid=None):
@@ -174,8 +190,8 @@ def temperature(logits, labels, *, gather=lambda rows: rows):
     count = gather(torch.tensor([len(labels)])).sum().item()
 
     def loss(log_t):
-        sums = [F.cross_entropy(logits[:, level] / math.exp(log_t), labels, reduction="none").double().sum()
-                for level in range(logits.shape[1])]
+        sums = [F.cross_entropy(logits[:, level].double() / math.exp(log_t), labels, reduction="sum")
+                for level in range(logits.shape[1])]  # one level at a time: with a thousand classes all would be large
         return gather(torch.stack(sums)[None]).sum().item() / count
 
     found = minimize_scalar(loss, bounds=[math.log(bound) for bound in TEMPERATURES], method="bounded", options={"xatol": 1e-5})
@@ -225,8 +241,9 @@ def record(found, *, resamples=0, seed=0):
         columns = {"accuracy": right.mean(1)} | {f"accuracy_{name}": each for name, each in zip(found.times, right.T)}
         per_class[found.classes[label]] = {name: metrics.share(each, **options) for name, each in columns.items()}
     for level, name in enumerate(found.times):
-        scores |= {f"{measure}_{name}": _score(measure, of, n, **options) for measure, of in _measures(found, [level]).items()
-                   if not measure.endswith("tempered")}
+        alone = {"meaning": f"The same at noise level {name[1:]} alone."}
+        scores |= {f"{measure}_{name}": _score(measure, of, n, **options) | alone
+                   for measure, of in _measures(found, [level]).items() if not measure.endswith("tempered")}
     curves = {"before": found.confidence, "after": found.tempered_confidence}
     curves = {name: reliability(each.flatten(), found.right.flatten()) for name, each in curves.items()}
     result = {"n": n, "scores": scores, "per_class": per_class, "levels": dict(found.times), "warnings": _warnings(found),
@@ -237,16 +254,18 @@ def record(found, *, resamples=0, seed=0):
     return result
 
 
-def write(run, found, folder, *, resamples=0, begun=None, **facts):
+def write(run, found, folder, *, step, nnet, reference, resamples=0, begun=None):
     """Write scores.json and reliability.png of a `Judged` into `folder` on the main process; returns what `table` says.
 
     Args:
-        facts: step, nnet, reference and more, which stand beside the scores.
+        step, nnet, reference: which network was judged, and on which images, in words.
+        resamples: of the images, for intervals; 0 for none.
         begun: time.perf_counter() when the evaluation began.
     """
     if not run.is_main:
         return ""
-    result = {"n": len(found.labels), **facts, "seed": run.seed, **record(found, resamples=resamples, seed=run.seed)}
+    result = {"n": len(found.labels), "step": step, "nnet": nnet, "seed": run.seed, "reference": reference,
+              **record(found, resamples=resamples, seed=run.seed)}
     if begun is not None:
         result["seconds"] = round(time.perf_counter() - begun, 1)
     folder.mkdir(parents=True, exist_ok=True)
@@ -258,7 +277,8 @@ def write(run, found, folder, *, resamples=0, begun=None, **facts):
 def table(result):
     """The scores of a classifier as text: a line for each noise level, and the means of all."""
     columns = ("accuracy", "balanced_accuracy", "nll", "ece", "brier")
-    lines = ["".join(f"{name:>18s}" for name in ("noise level", *columns))]
+    lines = [f"{result['n']} images of {result['reference']}, step {result['step']}",
+             "".join(f"{name:>18s}" for name in ("noise level", *columns))]
     for title, ending in [*((name, f"_{name}") for name in result["levels"]), ("mean", "")]:
         values = (result["scores"][name + ending]["value"] for name in columns)
         lines.append(f"{title:>18s}" + "".join(f"{value:18.4f}" for value in values))
