@@ -19,7 +19,6 @@ def study(config, workdir):
     settings = downstream.settings(run, config)
     plan = downstream.plan.trainings(real, synthetic, test, fractions=config.study.fractions, ratios=config.study.ratios,
                                      seeds=config.study.seeds, with_all=config.study.with_all, settings=settings)
-    run.describe()
     logits = downstream.carry_out(run, plan, real, synthetic, test, config)
     if run.is_main:
         rows, result = downstream.report(run.folder, plan, logits, real, test, synthetic, config, settings, warnings)

@@ -21,7 +21,7 @@ def get_config():
     config.lr_scheduler = d(name="cosine", warmup_steps=30)
     # name: small, timm:<model> or torchvision:<model>; weights: '' random, published, or a file; size: side that it looks
     # at, 0 as the images are; width: of the network 'small'
-    config.nnet = d(name="small", weights="", size=0, width=32)
+    config.nnet = d(name="small", weights="", size=0, width=24)
     config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.0, label_column="label",
                        group_column="", drop_classes=(), window=(), upscale=False)
     config.test = d(path="")  # a folder of test images of its own (its split test_split); '' that of the real images

@@ -18,7 +18,7 @@ def get_config():
                      random_vflip=True, random_shift=0, threads=1)
     config.optimizer = adamw(3e-3, betas=(0.9, 0.999), weight_decay=0.05)
     config.lr_scheduler = d(name="cosine", warmup_steps=30)
-    config.nnet = d(name="small", weights="", size=0, width=32)
+    config.nnet = d(name="small", weights="", size=0, width=24)
     config.dataset = d(name="phantoms", resolution=32, size=400, seed=0, split="train")
     config.test = d(size=1_000)
     config.synthetic = d(path="", label_column="label", split="", upscale=False)

@@ -3,42 +3,40 @@
     real, test, synthetic, warnings = downstream.open_all(run, config)
     found = downstream.plan.trainings(real, synthetic, test, ...)
     logits = downstream.carry_out(run, found, real, synthetic, test, config)
-    result = downstream.report(run.folder, found, logits, ...)
+    rows, result = downstream.report(run.folder, found, logits, ...)
 
 Each finished training is kept as <workdir>/trainings/<key>.npz (logits of the test images) and <key>.json, written last;
 the key is a hash of all that decides it, so that a study which was stopped goes on, and one with other settings trains anew.
 """
 
-import hashlib
 import json
-import logging
+import math
 import os
-import time
 from pathlib import Path
-
-import numpy as np
-import torch
 
 from libs import data
 from libs.downstream import images, networks, plan, scores, summary, training
 from libs.downstream.images import Images
 from libs.downstream.plan import Training
+from libs.downstream.running import carry_out
 from libs.engine.checkpoint import write_text
 
 __all__ = ["Images", "Training", "carry_out", "check", "images", "networks", "open_all", "plan", "report", "scores", "settings",
            "summary", "training"]
-log = logging.getLogger(__name__)
 
 
 def check(config):
     """ValueError for settings of a study that cannot be meant, before anything is read."""
     training.check(config.train, config.optimizer, config.lr_scheduler)
     plan.check(config.study.fractions, config.study.ratios, config.study.seeds)
+    scores.check_count(config.study.bootstrap)
     data.base.one_of("config.study.shared", config.study.shared, ("error", "drop"))
 
 
 def settings(run, config):
     """What decides the outcome of a training beside its images and its seed, as JSON can hold it."""
+    if run.accelerator.mixed_precision == "fp16":
+        raise ValueError("mixed_precision is fp16, which needs its loss scaled: use bf16, or no for float32")
     train = {key: value for key, value in config.train.items() if key != "threads"}
     return json.loads(json.dumps({"train": train | {"mixed_precision": run.accelerator.mixed_precision},
                                   "optimizer": config.optimizer.to_dict(), "lr_scheduler": config.lr_scheduler.to_dict(),
@@ -59,45 +57,6 @@ def open_all(run, config):
     images.check(real, test, synthetic)
     warnings += images.duplicates(synthetic, "synthetic") + images.few(test) + images.missing(synthetic)
     return real, test, synthetic, warnings
-
-
-def carry_out(run, found, real, synthetic, test, config):
-    """Do the trainings that are not there yet, shared among the processes; logits of the test images of all of them.
-
-    Training k of those to do goes to process k mod W. What it gives is the same on any of them.
-
-    Returns:
-        {key: float32 (N, K)} on the main process, {} on the others.
-    Raises:
-        ValueError, FileNotFoundError: a network that cannot be built.
-    """
-    folder = Path(run.folder) / "trainings"
-    unique = list({each.key: each for each in found}.values())
-    shape = (len(test), len(real.classes))
-    missing = [each.key for each in unique if _read(folder, each.key, shape) is None] if run.is_main else None
-    missing = set(run.from_main(missing))
-    todo = [each for each in unique if each.key in missing]
-    if todo:
-        run.main_first(lambda: networks.build(**config.nnet, classes=len(real.classes), channels=real.pixels.shape[1],
-                                              resolution=real.pixels.shape[2]))
-        folder.mkdir(parents=True, exist_ok=True)
-    if run.is_main:
-        log.info("%d trainings of %d steps, %d of them are there already", len(unique), config.train.n_steps,
-                 len(unique) - len(todo))
-    for number, each in list(enumerate(todo))[run.rank::run.world]:
-        begun = time.perf_counter()
-        facts = _train(run, each, real, synthetic, test, config, folder)
-        log.info("training %d of %d: %s at %s, seed %d, %d real and %d synthetic images: loss %.3f, %.1f s", number + 1,
-                 len(todo), each.arm.name, f"{each.fraction:.4g}" if each.fraction else "no real image", each.seed,
-                 len(each.real), len(each.synthetic), facts["last_loss"], time.perf_counter() - begun)
-    run.barrier()
-    if not run.is_main:
-        return {}
-    logits = {each.key: _read(folder, each.key, shape) for each in unique}
-    lost = [key for key, values in logits.items() if values is None]
-    if lost:
-        raise ValueError(f"{len(lost)} trainings are not in {folder}, such as {lost[0]}.npz: all processes must see one folder")
-    return logits
 
 
 def report(folder, found, logits, real, test, synthetic, config, settings, warnings):
@@ -128,7 +87,7 @@ def _notes(config, real, test, synthetic):
                                        (f"moved by up to {train.random_shift} pixels", train.random_shift)) if wanted]
     units = "whole groups" if test.groups is not None else "images"
     start = f" from weights {config.nnet.weights!r}" if config.nnet.weights else " from random weights"
-    drawn = "classes drawn equally often" if train.balanced else "images drawn equally often"
+    drawn = "classes drawn equally often" if train.balanced else "every image drawn equally often"
     return [
         f"{len(real)} real images to train on, {len(synthetic)} synthetic ones, {len(test)} real ones to test on "
         f"({', '.join(f'{name} {count}' for name, count in test.counts().items())}); "
@@ -137,51 +96,9 @@ def _notes(config, real, test, synthetic):
         f"{' and '.join(looks) or 'shown as they are'}; the last weights are tested, and nothing is chosen by the test images.",
         "The synthetic images of an arm are the stated number for each real image that it uses, in the proportions of their "
         "folder.",
-        f"Means over {len(config.study.seeds)} seeds, with 95 % intervals by {config.study.bootstrap} draws of the seeds and of the "
-        f"test {units} within their classes; differences are to the same share of the real images alone, seed by seed.",
+        f"Means over {len(config.study.seeds)} seeds, with 95 % intervals by {config.study.bootstrap} draws of the seeds and of "
+        f"the test {units} within their classes; differences are to the same share of the real images alone, seed by seed.",
         summary.GENERATOR]
-
-
-def _train(run, each, real, synthetic, test, config, folder):
-    """Do one training and keep it."""
-    pixels = torch.cat([real.pixels[each.real], synthetic.pixels[each.synthetic]])
-    labels = torch.cat([real.labels[each.real], synthetic.labels[each.synthetic]])
-    begun = time.perf_counter()
-    net = training.train(pixels, labels, len(real.classes), seed=each.seed, train=config.train, optimizer=config.optimizer,
-                         lr_scheduler=config.lr_scheduler, nnet=config.nnet, device=run.device,
-                         autocast=run.accelerator.autocast)
-    logits = training.logits(net, test.pixels, device=run.device, threads=config.train.threads).numpy()
-    staged = folder / f".staging-{each.key}-{os.getpid()}.npz"
-    np.savez(staged, logits=logits, labels=test.labels.numpy())
-    os.replace(staged, folder / f"{each.key}.npz")
-    facts = {"arm": each.arm.name, "fraction": each.fraction, "seed": each.seed, "real": real.counts(each.real),
-             "synthetic": synthetic.counts(each.synthetic), "real_images": [real.names[i] for i in each.real],
-             "synthetic_images": [synthetic.names[i] for i in each.synthetic], "sha256": _sha256(logits),
-             "last_loss": net.last_loss, "parameters": sum(p.numel() for p in net.parameters()),
-             "seconds": round(time.perf_counter() - begun, 2), "device": str(run.device)}
-    write_text(folder / f"{each.key}.json", json.dumps(facts, indent=1))
-    return facts
-
-
-def _read(folder, key, shape):
-    """The logits of a finished training; None where there is none, or its files do not belong together."""
-    try:
-        facts = json.loads((folder / f"{key}.json").read_text())
-        with np.load(folder / f"{key}.npz", allow_pickle=False) as file:
-            logits = file["logits"]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError) as error:
-        log.warning("the training %s cannot be read (%s) and is done again", folder / key, error)
-        return None
-    if logits.shape != shape or _sha256(logits) != facts.get("sha256"):
-        log.warning("the training %s is damaged and is done again", folder / key)
-        return None
-    return logits
-
-
-def _sha256(array):
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def _plain(value):
@@ -190,4 +107,4 @@ def _plain(value):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

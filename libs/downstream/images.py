@@ -110,7 +110,13 @@ def open_synthetic(options, real, real_options):
         raise ValueError(f"config.synthetic.path={options['path']!r}: no such folder or table (looked from {Path.cwd()})")
     channels, resolution, _ = real.shape
     options = {**options, "resolution": resolution, "channels": channels, "min_per_class": 0}
-    return data.get("folder", **options, **_same_classes(real.classes, real_options))
+    try:
+        return data.get("folder", **options, **_same_classes(real.classes, real_options))
+    except ValueError as error:
+        if "unlabelled" not in str(error):
+            raise
+        raise ValueError(f"config.synthetic.path={options['path']!r}: the synthetic images are unlabelled; a classifier needs a "
+                         "metadata.csv with file_name,label beside them, or a folder for each class") from error
 
 
 def _same_classes(classes, options):
@@ -152,7 +158,8 @@ def without_leaks(real, test, synthetic, *, shared="error", one_source=True):
     both = [i for i, group in enumerate(real.groups or ()) if group in groups]
     if both:
         names = sorted({real.groups[i] for i in both})
-        (problems if one_source else warnings).append(f"{len(names)} groups are in the training and the test images: {_some(names)}")
+        (problems if one_source else warnings).append(
+            f"{len(names)} groups are in the training and the test images: {_some(names)}")
         both = both if one_source else []
     copies = {}
     for what, images in (("real training", real), ("synthetic", synthetic)):

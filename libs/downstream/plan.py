@@ -124,8 +124,7 @@ def trainings(real, synthetic, test, *, fractions, ratios, seeds, with_all, sett
                 continue
             for fraction in fractions:
                 chosen = subsets[fraction]
-                asked = len(order) if math.isinf(arm.ratio) else round(arm.ratio * len(chosen))
-                add(arm, fraction, seed, chosen, order, asked)
+                add(arm, fraction, seed, chosen, order, _asked(arm.ratio, len(chosen), len(order)))
     return found
 
 
@@ -135,9 +134,14 @@ def shortfalls(found):
     for training in found:
         if training.asked > len(training.synthetic):
             lacking[training.arm.name, training.fraction].append(training)
-    return [f"{name} at {fraction:.4g} of the real images: {max(t.asked for t in group)} synthetic images are asked for, "
+    return [f"{name} at {100 * fraction:.4g} % of the real images: {max(t.asked for t in group)} synthetic images are asked for, "
             f"{len(group[0].synthetic)} are there and are used; {max(t.asked for t in group) - len(group[0].synthetic)} are "
             "missing" for (name, fraction), group in lacking.items()]
+
+
+def _asked(ratio, real, synthetic):
+    """How many synthetic images an arm wants beside so many real ones: one at least, where it wants any."""
+    return synthetic if math.isinf(ratio) else max(1, round(ratio * real)) if ratio else 0
 
 
 def _contents(images, indices):

@@ -66,8 +66,7 @@ class Resamples:
     """
 
     def __init__(self, labels, groups, seeds, *, count, seed=0):
-        if count < 100:
-            raise ValueError(f"config.study.bootstrap={count}: expected at least 100 draws for intervals of {LEVEL:.0%}")
+        check_count(count)
         labels = np.asarray(labels)
         units = np.unique(groups, return_inverse=True)[1] if groups is not None else np.arange(len(labels))
         self.units = units  # unit of each image
@@ -96,6 +95,12 @@ class Resamples:
         middle = values.mean(0)
         drawn = np.take_along_axis(values.T, self.seeds, axis=1).mean(1)
         return middle + self.widening * (drawn - middle)
+
+
+def check_count(count):
+    """ValueError for fewer draws than an interval can be read from."""
+    if count < 100:
+        raise ValueError(f"config.study.bootstrap={count}: expected at least 100 draws for intervals of {LEVEL:.0%}")
 
 
 def widening(seeds):

@@ -64,10 +64,10 @@ def sentences(rows):
     grouped = defaultdict(list)
     for row in rows:
         if row["arm"] != "real" and not row["class"] and row["metric"] in HEADLINE:
-            grouped[row["arm"], row["fraction"]].append(row)
-    return [f"{arm} beside {_share(fraction)} of the real images alone: " + "; ".join(
-        f"{SHOWN[row['metric']]} {row['finding']} ({row['difference']:+.3f}{_ends(row, 'difference_')})" for row in group) + "."
-        for (arm, fraction), group in grouped.items()]
+            grouped[row["fraction"], row["arm"]].append(row)
+    return [f"{share(fraction)}, {arm} instead of real alone: " + "; ".join(
+        f"{SHOWN[row['metric']]} {row['difference']:+.3f}{_ends(row, 'difference_')}, {row['finding']}" for row in group) + "."
+        for (fraction, arm), group in grouped.items()]
 
 
 def warnings(found, rows):
@@ -75,13 +75,16 @@ def warnings(found, rows):
     said, seeds = [], {training.seed for training in found}
     if len(seeds) == 1:
         said.append("one seed: the intervals hold what other test images would change, not what another training would")
+    elif len(seeds) < 5:
+        said.append(f"{len(seeds)} seeds say little about how much trainings differ, and the intervals are widened by "
+                    f"{scoring.widening(len(seeds)):.2g} for it; 5 or more (--config.study.seeds) make them narrower")
     compared = len({(row["arm"], row["fraction"]) for row in rows if row["arm"] != "real"})
     if compared > 4:
         said.append(f"{compared} comparisons are made at {scoring.LEVEL:.0%} each: about {compared * (1 - scoring.LEVEL):.1f} of "
                     "them would show a difference where there is none")
     same = defaultdict(set)
     for training in found:
-        same[training.key].add(f"{training.arm.name} at {_share(training.fraction) if training.fraction else 'any share'}")
+        same[training.key].add(f"{training.arm.name} at {share(training.fraction) if training.fraction else 'any share'}")
     said += [f"{' and '.join(sorted(names))} are the same training" for names in
              dict.fromkeys(tuple(sorted(names)) for names in same.values() if len(names) > 1)]
     return said
@@ -97,17 +100,12 @@ def as_csv(rows):
 
 
 def as_markdown(rows, result):
-    """The page of a study: how it was done, a table for each fraction, sentences, warnings.
-
-    Args:
-        result: what downstream.json holds: 'training', 'network', 'n_test', 'classes', 'seeds', 'sentences', 'warnings',
-            'notes'.
-    """
-    lines = ["# What synthetic images are worth to a classifier", "", *result["notes"], ""]
+    """The page of a study: how it was done, tables for each fraction, sentences, warnings; `result` is downstream.json."""
+    lines = ["# What synthetic images are worth to a classifier", "", *[f"- {text}" for text in result["notes"]], ""]
     classes = [""] + (result["classes"] if len(result["classes"]) <= FEW_CLASSES else [])
     for fraction in dict.fromkeys(row["fraction"] for row in rows):
         here = [row for row in rows if row["fraction"] == fraction]
-        lines += [f"## {_share(fraction)} of the real images", "",
+        lines += [f"## {share(fraction)} of the real images", "",
                   "| trained on | real | synthetic | " + " | ".join(f"{SHOWN[m]} | difference" for m in HEADLINE) + " |",
                   "|---|---:|---:|" + "---|---|" * len(HEADLINE)]
         for arm in dict.fromkeys(row["arm"] for row in here):
@@ -117,13 +115,14 @@ def as_markdown(rows, result):
             lines.append(f"| {arm} | {_cell(first['n_real'])} | {_cell(first['n_synthetic'])} | {' | '.join(cells)} |")
         lines.append("")
         if len(classes) > 1:
-            lines += [f"By class, at {_share(fraction)} (AUC / F1 / recall):", "",
-                      "| trained on | " + " | ".join(f"{name} (n={_of_class(here, name)})" for name in classes[1:]) + " |",
-                      "|---|" + "---|" * (len(classes) - 1)]
-            for arm in dict.fromkeys(row["arm"] for row in here):
-                lines.append(f"| {arm} | " + " | ".join(" / ".join(
-                    _number(row["value"]) + _ends(row) for row in here
-                    if row["arm"] == arm and row["class"] == name) for name in classes[1:]) + " |")
+            lines += [f"By class, at {share(fraction)}:", "",
+                      "| class | trained on | " + " | ".join(SHOWN[metric] for metric in scoring.PER_CLASS) + " |",
+                      "|---|---|" + "---|" * len(scoring.PER_CLASS)]
+            for name in classes[1:]:
+                for arm in dict.fromkeys(row["arm"] for row in here):
+                    mine = {row["metric"]: row for row in here if row["arm"] == arm and row["class"] == name}
+                    cells = [f"{_number(mine[m]['value'])}{_ends(mine[m])}" for m in scoring.PER_CLASS]
+                    lines.append(f"| {name} (n={mine['auc']['n_test']}) | {arm} | {' | '.join(cells)} |")
             lines.append("")
     lines += ["## In words", "", *[f"- {text}" for text in result["sentences"]], ""]
     if result["warnings"]:
@@ -136,7 +135,7 @@ def as_text(rows, result):
     wide = max(len(row["arm"]) for row in rows)
     lines = [*result["notes"][:-1]]
     for fraction in dict.fromkeys(row["fraction"] for row in rows):
-        lines.append(f"{_share(fraction)} of the real images")
+        lines.append(f"{share(fraction)} of the real images")
         for arm in dict.fromkeys(row["arm"] for row in rows):
             mean = {row["metric"]: row for row in rows
                     if row["arm"] == arm and row["fraction"] == fraction and not row["class"]}
@@ -153,7 +152,7 @@ def figure(rows, path):
 
     fractions = sorted({row["fraction"] for row in rows})
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, max(1, len(arms) - 2)))
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.2, 0.9, max(1, len(arms) - 2)))
     looks = {"real": ("#111111", "o"), "synthetic": ("#c0392b", "s")}
     looks |= {arm: (colour, "^") for arm, colour in zip([arm for arm in arms if arm not in looks], colours)}
     figure = Figure(figsize=(4.6 * len(HEADLINE), 4.4), dpi=110, layout="constrained")
@@ -169,9 +168,9 @@ def figure(rows, path):
             axes.errorbar(x, y, yerr=error, color=colour, marker=marker, markersize=4, linewidth=1.4, elinewidth=0.9,
                           capsize=2, label=arm, linestyle="--" if arm == "synthetic" else "-")
         axes.set_xscale("log")
-        axes.set_xticks(fractions, [_share(fraction) for fraction in fractions])
+        axes.set_xticks(fractions, [share(fraction) for fraction in fractions])
         axes.minorticks_off()
-        axes.set(xlabel="share of the real images", title=SHOWN[metric] + (" (mean over classes)" if metric != "balanced_accuracy" else ""))
+        axes.set(xlabel="share of the real images", title=SHOWN[metric])
         axes.grid(axis="y", linewidth=0.5, alpha=0.5)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(arms), 6), frameon=False)
@@ -190,17 +189,13 @@ def _values(cell, base, column, points, resampled, draws):
         change = spread - np.stack([resampled[t.key][:, column] for t in base])
         low, high = scoring.interval(draws.mean(change), -1.0, 1.0)
         row |= {"difference": float((own - real).mean()), "difference_low": low, "difference_high": high,
-                "finding": "gain" if low > 0 else "loss" if high < 0 else "no difference shown"}
+                "finding": "gain" if low > 0 else "loss" if high < 0 else "" if math.isnan(low) else "no difference shown"}
     return row
 
 
 def _mean_count(lists):
     counts = [len(values) for values in lists]
     return sum(counts) / len(counts)
-
-
-def _of_class(rows, name):
-    return next(row["n_test"] for row in rows if row["class"] == name)
 
 
 def _cell(value):
@@ -223,5 +218,6 @@ def _difference(row):
     return "" if math.isnan(row["difference"]) else f"{row['difference']:+.3f}{_ends(row, 'difference_')}"
 
 
-def _share(fraction):
+def share(fraction):
+    """A fraction in words: '10 %'."""
     return f"{100 * fraction:.4g} %"
