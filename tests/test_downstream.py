@@ -316,9 +316,8 @@ def test_more_of_the_same_helps_where_images_are_few_and_wrong_labels_hurt():
     for name, added in {"real": None, "more": more, "wrong": wrong}.items():
         parts = [real] if added is None else [real, added]
         both = images.of_tensors(torch.cat([p.pixels for p in parts]), torch.cat([p.labels for p in parts]), real.classes)
-        values = [points(training.logits(learned(both, seed, {"n_steps": 100}), test.pixels).numpy(), test.labels.numpy())["auc", ""]
-                  for seed in (0, 1)]
-        area[name] = np.mean(values)
+        said = [training.logits(learned(both, seed, {"n_steps": 100}), test.pixels).numpy() for seed in (0, 1)]
+        area[name] = np.mean([points(logits, test.labels.numpy())["auc", ""] for logits in said])
     assert area["more"] > area["real"] + 0.1 and area["wrong"] < area["real"] - 0.1, area
 
 
