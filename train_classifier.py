@@ -16,7 +16,7 @@ import time
 import torch
 from torch.nn import functional as F
 
-from libs import backbones, cli, data, diffusion, engine, evaluation, nn, pipeline
+from libs import backbones, cli, data, diffusion, engine, nn, pipeline
 from libs.evaluation import noisy
 
 SETTINGS = ("batch_size", "mixed_precision", "fp16_scale_growth", "compile", "attention", "workers", "balanced", "noised",

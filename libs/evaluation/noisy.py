@@ -145,8 +145,8 @@ def judge(run, classifier, dataset, times, *, batch_size, workers=0):
             with torch.no_grad(), run.accelerator.autocast():
                 found.append(classifier.logits(x_t, t, schedule).float().cpu())
         logits.append(torch.stack(found, dim=1))
-        labels.append(batch["label"])
-        indices.append(batch["index"])
+        labels.append(batch["label"].clone())  # a tensor from a data worker would hold on to its shared memory
+        indices.append(batch["index"].clone())
     return judged(torch.cat(logits), torch.cat(labels), torch.cat(indices), times, classifier.classes, gather=run.gather_rows)
 
 
