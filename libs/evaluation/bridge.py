@@ -101,7 +101,7 @@ class Bridge:
         schedule = self.decoder.sampler.schedule
         x = images.to(self.decoder.sampler.device).float() / 127.5 - 1
         logits = self.classifier.logits(x, 1 / (schedule.steps or 1000), schedule, legacy_steps=self.legacy_steps)
-        return logits.double().softmax(1).cpu()
+        return logits.cpu().double().softmax(1)
 
     def settings(self):
         """What decides the pixels of a result, as {name: value}; the guidance is in here, the images are not."""
@@ -169,6 +169,9 @@ def routes(maps, *, images, encoder, decoder, without_class=True):
 def _routes_of_unlabelled(pairs, encoder, decoder, without_class):
     if not pairs and not encoder and not decoder:
         return [("", "")]
+    if not decoder:
+        raise ValueError("the images have no labels, and the network that encodes takes one: put them into a folder of the name of "
+                         f"their class, one of {list(encoder)}")
     if not pairs:
         raise ValueError("the images have no labels, and the network takes one: name the class that they are of and the one to go "
                          f"to, --maps=source:target ('*' for a source of no class); known: {', '.join(encoder or decoder)}")
@@ -232,8 +235,8 @@ def _differing(before, now, leave_out=()):
 def carry(run, bridge, dataset, jobs, folder, *, batch_size, facts=None, shown=()):
     """Make those of `jobs` whose file is not there yet, this process's share of them; returns how many were made.
 
-    A source is encoded once for all its targets. A file of an earlier command counts where it is whole and its source
-    still has the same pixels.
+    Processes take whole batches in turn, so that their number changes no product and no byte. A source is encoded once for
+    all its targets. A file of an earlier command counts where it is whole and its source still has the same pixels.
 
     Args:
         batch_size: images per network call.
@@ -243,7 +246,8 @@ def carry(run, bridge, dataset, jobs, folder, *, batch_size, facts=None, shown=(
     of_image, folder, shown, made = {}, Path(folder), set(shown), 0
     for job in jobs:
         of_image.setdefault(job.index, []).append(job)
-    mine, said = list(of_image)[run.rank::run.world], time.monotonic()
+    batches = [list(of_image)[k:k + batch_size] for k in range(0, len(of_image), batch_size)][run.rank::run.world]
+    mine, said = [i for batch in batches for i in batch], time.monotonic()
     share, done = sum(len(of_image[i]) for i in mine), 0
     for batch in data.in_order(dataset, mine, batch_size):
         sources = to_uint8(batch["image"])
@@ -280,7 +284,7 @@ def carry(run, bridge, dataset, jobs, folder, *, batch_size, facts=None, shown=(
 
 def _row(bridge, job, source, latent, result, before, after):
     """What the table says of one result, and `beliefs` for the page."""
-    latent = latent.double().cpu()
+    latent = latent.cpu().double()
     row = {"file_name": job.name, "label": job.target, "source_file": job.file, "source_label": job.source,
            "latent_mean": f"{latent.mean():.5f}", "latent_std": f"{latent.std(correction=0):.5f}",
            "latent_correlation": f"{neighbours_correlate(latent):.5f}",
