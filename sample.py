@@ -50,8 +50,8 @@ def sample(config, workdir, nnet_path, label, prompt, input_path, counts, n_samp
     # Each request has a folder of its own, so that one does not overwrite the other.
     words = re.sub(r"\W+", "_", prompt or Path(input_path).stem or counts or label)[:60].strip("_")
     folder = Path(config.sample.path or Path(workdir) / "_".join(filter(None, ["images", words, f"seed{seed}"])))
-    known = {"seed": seed, "nnet": trained.source, "step": trained.step, "sha256": engine.weights_hash(trained.source),
-             "sampler": sampler.describe()}
+    weights = engine.weights_hash(trained.source, ema_rate=config.sample.get("ema_rate", 0.0))
+    known = {"seed": seed, "nnet": trained.source, "step": trained.step, "sha256": weights, "sampler": sampler.describe()}
     if sampler.guides:
         known["classifier"] = engine.weights_hash(sampler.classifier.source)
 

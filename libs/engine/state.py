@@ -207,11 +207,11 @@ def load_weights(path, *, averaged=True, ema_rate=0.0):
     return weights, None, path
 
 
-def weights_hash(path):
-    """SHA-256 (first 16 hex digits) of the weights at a path that `load_weights` returned."""
+def weights_hash(path, *, ema_rate=0.0):
+    """SHA-256 (first 16 hex digits) of the weights at a path that `load_weights` returned, with the same `ema_rate`."""
     path = Path(path)
     if path.is_dir():
-        return checkpoint.read_manifest(path)["nnet_ema.safetensors"]["sha256"][:16]
+        return checkpoint.read_manifest(path)[f"{averaged_name(ema_rate)}.safetensors"]["sha256"][:16]
     return checkpoint.sha256(path)[:16]
 
 
