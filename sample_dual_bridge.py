@@ -33,8 +33,8 @@ def sample(config, workdir, nnet_path, target_workdir, input_path, output_path, 
            recogniser, page_images):
     prefix = settle(config.sample)
     if config.sample.algorithm != "ddim" or config.sample.get("eta", 0.0):
-        raise ValueError(f"config.sample.algorithm={config.sample.algorithm} with eta={config.sample.get('eta', 0.0):g}: a bridge goes "
-                         "there and back by DDIM without noise, over config.sample.sample_steps times spaced as "
+        raise ValueError(f"config.sample.algorithm={config.sample.algorithm} with eta={config.sample.get('eta', 0.0):g}: a bridge "
+                         "goes there and back by DDIM without noise, over config.sample.sample_steps times spaced as "
                          "config.sample.spacing says; give --config.sample.algorithm=ddim and eta 0")
     if encode_to_noise not in (0, 1) or page_images < 0:
         raise ValueError(f"--encode_to_noise={encode_to_noise}: 1 encodes in as many steps as it decodes (MGDM), 0 in one less; "
@@ -139,12 +139,12 @@ if __name__ == "__main__":
     cli.main(sample, target_workdir=("", "run folder of a second network, which decodes (DDIB); by default the first one does"),
              input_path=("", "images: a folder of class folders, or one with metadata.csv; by default those of config.dataset"),
              output_path=("", "folder of the results; by default <workdir>/bridge_<images>_<measure><scale>"),
-             maps=("", "source:target,source:target by class names; several targets for one source are allowed, 'all' or '*' is every "
-                       "class; by default every class onto itself"),
+             maps=("", "source:target,source:target by class names; several targets for one source are allowed, 'all' or '*' is "
+                       "every class; by default every class onto itself"),
              n_samples=(0, "images to carry, a choice that is always the same; 0 for all"),
-             encode_to_noise=(1, "1: as many steps there as back, to the predicted noise (MGDM); 0: one less, which may reconstruct "
-                                 "better (ADM, appendix F)"),
+             encode_to_noise=(1, "1: as many steps there as back, to the predicted noise (MGDM); 0: one less, which may "
+                                 "reconstruct better (ADM, appendix F)"),
              compare_path=("", "results of the same command at scale 0, to compare with on the page"),
-             recogniser=("", "folder of an independent classifier (scripts/train_feature_network.py), which says on the page how often "
-                             "the target class is recognised"),
+             recogniser=("", "folder of an independent classifier (scripts/train_feature_network.py), which says on the page how "
+                             "often the target class is recognised"),
              page_images=(24, "results shown on the page"))

@@ -18,8 +18,8 @@ from libs.evaluation import bridge as room
 from tests.test_report import EVIL, Page
 
 SIDE = 16
-GRADIENT = dict(measure="", scale=0.0, classifier="", on="x_t", profile="constant", first=1.0, last=0.0, clip_norm=0.0, reclip=False,
-                legacy_steps=0)
+GRADIENT = dict(measure="", scale=0.0, classifier="", on="x_t", profile="constant", first=1.0, last=0.0, clip_norm=0.0,
+                reclip=False, legacy_steps=0)
 SAMPLE = dict(algorithm="ddim", sample_steps=4, spacing="respaced", eta=0.0, n_samples=4, mini_batch_size=4, guidance=1.0,
               gradient=GRADIENT, ema_rate=0.0, labels="data", path="", npz="")
 
@@ -309,14 +309,15 @@ def test_the_page_shows_all_and_escapes_names(run, tmp_path):
     for name in ("low", "high"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(2):
-            Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(tmp_path / f"images/{name}/{name}{i} & <b>.png")
+            image = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
+            image.save(tmp_path / f"images/{name}/{name}{i} & <b>.png")
     dataset = open_(tmp_path / "images")
     every = torch.stack([pipeline.to_uint8(dataset[i]["image"]) for i in range(4)]).repeat(8, 1, 1, 1)
     metrics.train_classifier(every, dataset.labels.repeat(8), classes=[*dataset.classes], epochs=1).save(tmp_path / "network")
     recogniser = metrics.extractor(f"classifier:{tmp_path / 'network'}")
     for folder, scale in ((tmp_path / "plain", 0.0), (tmp_path / "guided", 5.0)):
         bridge, *_ = a_bridge(scale=scale, steps=4)
-        jobs = room.plan(dataset, route(images=dataset.classes, encoder=bridge.sources, decoder=bridge.targets), f"entropy{scale:g}")
+        jobs = room.plan(dataset, route(images=dataset.classes, encoder=bridge.sources, decoder=bridge.targets), f"p{scale:g}")
         room.claim(folder, {"scale": scale})
         room.carry(run, bridge, dataset, jobs, folder, batch_size=4, shown=jobs[:3])
         room.write_table(folder, rows := room.read_rows(folder, jobs))
@@ -329,8 +330,8 @@ def test_the_page_shows_all_and_escapes_names(run, tmp_path):
     assert EVIL in page.text and "<script" not in text and "low1 & <b>.png" in page.text
     assert "default-src 'none'" in text and all(load.startswith("data:") for load in page.loads)
     assert len(page.images) == 4 * 5 - 1, "source, latent, unguided, result, difference; the fourth latent was not kept"
-    for expected in ("4 images encoded to noise", "guided by entropy at scale 5", "over unguided decoding", "Recognised", "amplified",
-                     "Entropy above unguided", "picture not kept", "knowing nothing is 0.693", "neighbours correlate"):
+    for expected in ("4 images encoded to noise", "guided by entropy at scale 5", "over unguided decoding", "Recognised",
+                     "amplified", "Entropy above unguided", "picture not kept", "knowing nothing is 0.693", "neighbours correlate"):
         assert expected in page.text, expected
     assert text.count('class="after"') == 4 * 2, "two bars of the belief afterwards for each image"
 
@@ -394,7 +395,8 @@ def test_the_output_is_a_data_set(guided, runs):
     assert dataset.classes == ["high", "low"] and torch.bincount(dataset.labels).tolist() == [7, 4]
     assert results(guided) == sorted([f"{target}/entropy50_low{i}.png" for i in range(4) for target in ("high", "low")]
                                      + [f"high/entropy50_high{i}.png" for i in range(3)])
-    assert {row["source_file"] for row in dataset.rows} == {f"low/low{i}.png" for i in range(4)} | {f"high/high{i}.png" for i in range(3)}
+    assert {row["source_file"] for row in dataset.rows} == {*(f"low/low{i}.png" for i in range(4)),
+                                                            *(f"high/high{i}.png" for i in range(3))}
     facts = Image.open(guided / "high/entropy50_low0.png").text
     assert (facts["source_file"], facts["source_label"], facts["label"]) == ("low/low0.png", "low", "high")
     assert (facts["measure"], facts["scale"]) == ("entropy", "50.0")

@@ -360,8 +360,8 @@ def unguided(folder, settings):
     if before is None or not (folder / "metadata.csv").is_file():
         raise ValueError(f"--compare_path={folder}: no finished output of sample_dual_bridge.py (settings.json, metadata.csv)")
     if before.get("scale"):
-        raise ValueError(f"--compare_path={folder} was guided by {before.get('measure')} {before['scale']:g}: compare with a run of "
-                         "--config.sample.gradient.scale=0")
+        raise ValueError(f"--compare_path={folder} was guided by {before.get('measure')} {before['scale']:g}: compare with a run "
+                         "of --config.sample.gradient.scale=0")
     differing = _differing(before, json.loads(json.dumps(settings)), OF_GUIDANCE)
     if differing:
         raise ValueError(f"--compare_path={folder} differs in more than the guidance: {differing}")
@@ -380,8 +380,8 @@ def judge(run, bridge, dataset, rows, folder, *, beside=None, recogniser=None, b
         recognised_source, _unguided, _result (1 where the recogniser says the target class), of what was asked for.
     """
     names = (["unguided_entropy"] * (bridge.classifier is not None) + ["unguided_change", "from_unguided"]) * (beside is not None)
-    names += (["recognised_source", "recognised_result"] + ["recognised_unguided"] * (beside is not None)) * (recogniser is not None)
     if recogniser is not None:
+        names += ["recognised_source", "recognised_result"] + ["recognised_unguided"] * (beside is not None)
         unknown = sorted({row["label"] for row in rows} - set(recogniser.classes or ()))
         if unknown:
             raise ValueError(f"--recogniser tells {recogniser.classes} apart, not {unknown}")
@@ -483,7 +483,8 @@ def sentence(result):
     if said("entropy_after"):
         parts.append(f"entropy {said('entropy_before')} before, {said('entropy_after')} after")
     if said("entropy_rise"):
-        parts.append(f"{said('entropy_rise')} above the unguided results of the same {result['scores']['entropy_rise']['n']} sources")
+        n = result["scores"]["entropy_rise"]["n"]
+        parts.append(f"{said('entropy_rise')} above the unguided results of the same {n} sources")
     parts += [f"{name} recognised as the target class {said(f'recognised_{name}')}" for name in ("source", "unguided", "result")
               if said(f"recognised_{name}")]
     return "\n".join(parts)

@@ -15,6 +15,7 @@ from libs.engine.checkpoint import write_text
 from libs.report.figures import png
 
 MOST_AMPLIFIED = 16
+NUMBERS = ("mean", "std", "correlation", "target", "entropy", "margin", "change", "unguided")  # last words of such columns
 BY_CHANCE = 4.0  # standard errors within which white noise lies
 
 
@@ -48,8 +49,7 @@ def contents(folder):
 
 def card(i, row, arrays, k, size):
     """One shown image: its row with numbers as numbers, its pictures, and the bars of the classifier's belief."""
-    numbers = {name: float(row[name]) for name in row if name.split("_")[-1] in ("mean", "std", "correlation", "target", "entropy",
-                                                                                 "margin", "change", "unguided") and row[name] != ""}
+    numbers = {name: float(value) for name, value in row.items() if name.split("_")[-1] in NUMBERS and value != ""}
     beliefs = json.loads(row.get("beliefs") or "{}")
     pictures = {name: png(arrays[name][i]) for name in ("source", "latent", "unguided", "result")
                 if name in arrays and arrays.get(f"has_{name}", np.ones(len(arrays[name]), bool))[i]}
@@ -94,7 +94,7 @@ def verdict(rise):
         return None
     of = f"({rise['low']:.3g} to {rise['high']:.3g}, {rise['n']} images paired)"
     if rise["low"] > 0:
-        return f"Guidance raised the classifier's entropy by {rise['value']:.3g} nats over unguided decoding of the same images {of}."
+        return f"Guidance raised the classifier's entropy by {rise['value']:.3g} nats over unguided decoding {of}."
     if rise["high"] < 0:
         return f"Guidance lowered the classifier's entropy by {-rise['value']:.3g} nats against unguided decoding {of}."
-    return f"No difference in the classifier's entropy to unguided decoding that these images could show: {rise['value']:.3g} nats {of}."
+    return f"These images show no difference in the classifier's entropy to unguided decoding: {rise['value']:.3g} nats {of}."
