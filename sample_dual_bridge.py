@@ -58,6 +58,7 @@ def sample(config, workdir, nnet_path, target_workdir, input_path, output_path, 
         "maps": sorted(f"{name or ours or '*'}:{target or name}" for name, pairs in routes.items() for ours, target in pairs)}
     beside = bridges.unguided(compare_path, settings) if compare_path else None
     independent = metrics.extractor(f"classifier:{recogniser}", device=run.device) if recogniser else None
+    bridges.check_judges(asked, beside, independent)
     run.main_first(lambda: bridges.claim(folder, settings))
     chosen = data.Subset(dataset, dict.fromkeys(job.index for job in asked))
     run.main_first(lambda: data.preflight(chosen, remember=folder / ".preflight.json"))

@@ -322,6 +322,11 @@ def test_the_page_shows_all_and_escapes_names(run, tmp_path):
         room.carry(run, bridge, dataset, jobs, folder, batch_size=4, shown=jobs[:3])
         room.write_table(folder, rows := room.read_rows(folder, jobs))
     beside = room.unguided(tmp_path / "plain", {"scale": 5.0})
+    room.check_judges(jobs, beside, recogniser)
+    with pytest.raises(ValueError, match=r"--recogniser tells \['high', 'low'\] apart, not \['other'\]"):
+        room.check_judges([jobs[0]._replace(target="other")], None, recogniser)
+    with pytest.raises(ValueError, match="has none of these images .* from 'high' to 'other'"):
+        room.check_judges([jobs[0]._replace(target="other")], beside, None)
     judged = room.judge(run, bridge, dataset, rows, folder, beside=beside, recogniser=recogniser)
     room.finish(bridge, dataset, rows, judged, folder, shown=4, beside=beside,
                 settings={"measure": "entropy", "scale": 5.0, "nnet": EVIL})

@@ -370,6 +370,17 @@ def unguided(folder, settings):
                 for row in csv.DictReader(stream)}
 
 
+def check_judges(jobs, beside, recogniser):
+    """Raise ValueError where `judge` could say nothing of these jobs, before they are made."""
+    if beside is not None and not any((job.file, job.source, job.target) in beside for job in jobs):
+        raise ValueError("--compare_path has none of these images between these classes; the first is "
+                         f"{jobs[0].file} from {jobs[0].source!r} to {jobs[0].target!r}")
+    if recogniser is not None:
+        unknown = sorted({job.target for job in jobs} - set(recogniser.classes or ()))
+        if unknown:
+            raise ValueError(f"--recogniser tells {recogniser.classes} apart, not {unknown}")
+
+
 def judge(run, bridge, dataset, rows, folder, *, beside=None, recogniser=None, batch_size=64):
     """What an unguided run and an independent classifier say of each result: {name: float64 Tensor (n,)}, NaN where unknown.
 
@@ -382,9 +393,6 @@ def judge(run, bridge, dataset, rows, folder, *, beside=None, recogniser=None, b
     names = (["unguided_entropy"] * (bridge.classifier is not None) + ["unguided_change", "from_unguided"]) * (beside is not None)
     if recogniser is not None:
         names += ["recognised_source", "recognised_result"] + ["recognised_unguided"] * (beside is not None)
-        unknown = sorted({row["label"] for row in rows} - set(recogniser.classes or ()))
-        if unknown:
-            raise ValueError(f"--recogniser tells {recogniser.classes} apart, not {unknown}")
     if not names:
         return {}
     index = {dataset.file_name(i): i for i in range(len(dataset))}
