@@ -193,3 +193,19 @@ def test_stride_spacing_is_the_ddim_text():
     with pytest.raises(ValueError, match="no whole stride keeps 240"):
         LINEAR.times(240, spacing="stride")
     assert math.isclose(LINEAR.times(50, spacing="stride")[-2], 0.001)
+
+
+def test_published_weights_of_a_classifier_need_no_config_of_their_own(tmp_path):
+    from libs import backbones, evaluation
+    torch.manual_seed(0)
+    net = backbones.get("adm_classifier", image_size=16, model_channels=32, out_channels=3, num_res_blocks=2, channel_mult=(1, 2),
+                        attention_resolutions=(2,), use_scale_shift_norm=True, resblock_updown=True)
+    torch.save(net.state_dict(), tmp_path / "16x16_classifier.pt")
+    config = ConfigDict(dict(schedule=dict(name="cosine", steps=1000), nnet=dict(image_size=16)))
+    opened = evaluation.open_classifier(tmp_path / "16x16_classifier.pt", config)
+    x, t = torch.randn(2, 3, 16, 16), torch.full((2,), COSINE.network_time(0.3))
+    torch.testing.assert_close(opened.logits(x, 0.3, COSINE), net.eval()(x, t))
+    assert opened.shape == (3, 16, 16) and opened.in_order_of(["x", "y", "z"]) is opened
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="no weights of adm_classifier: a"):
+        evaluation.open_classifier(tmp_path / "other.pt", config)

@@ -53,7 +53,7 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
         raise ValueError(f"the network was trained on the classes {trained}, the data have {of_data}; "
                          "give the data of the run, or config.dataset.classes")
     asked = config.sample.gradient.classifier if "gradient" in config.sample else ""
-    classifier = open_classifier(asked, device=run.device) if asked else None
+    classifier = open_classifier(asked, config, device=run.device) if asked else None
     sampler = pipeline.load(config, weights, classes=classes, device=run.device, encoder=encoder, classifier=classifier)
     bank, prompts = home / "bank.json", None
     if with_prompts:
@@ -63,21 +63,26 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
     return Trained(sampler, classes, encoder, prompts, dataset, step, source)
 
 
-def open_classifier(path, *, device="cpu"):
+def open_classifier(path, config=None, *, device="cpu"):
     """The `NoisyClassifier` of a run folder of train_classifier.py (its best checkpoint), or of one checkpoint in it.
 
+    Args:
+        path: such a folder, or bare weights as guided-diffusion and MGDM publish them (.pt), which need no config.
+        config: of the diffusion model, whose schedule bare weights are taken to share; a run folder has its own.
     Raises:
-        ValueError, FileNotFoundError: there is no such run.
+        ValueError, FileNotFoundError: there is no such run, or these are no weights of a classifier.
     """
     weights, step, source = engine.load_weights(path)
+    if source.is_file() and config is not None:
+        return pipeline.published_classifier(config, weights, device=device, source=source)
     home = next((folder for folder in (Path(path), *source.parents) if (folder / "config.json").is_file()), None)
     if home is None:
-        raise ValueError(f"{path}: no config.json beside these weights; give the run folder of a classifier (train_classifier.py)")
-    config = ml_collections.ConfigDict(engine.read_json(home / "config.json", {}))
-    if config.get("nnet", {}).get("name") != "adm_classifier":
-        raise ValueError(f"{home} is a run of {config.get('nnet', {}).get('name')!r}, not of a classifier of noisy images "
+        raise ValueError(f"{path}: no config.json there; give the run folder of a classifier (train_classifier.py), or a .pt file")
+    own = ml_collections.ConfigDict(engine.read_json(home / "config.json", {}))
+    if own.get("nnet", {}).get("name") != "adm_classifier":
+        raise ValueError(f"{home} is a run of {own.get('nnet', {}).get('name')!r}, not of a classifier of noisy images "
                          "(train_classifier.py)")
-    return pipeline.noisy_classifier(config, weights, classes=engine.read_json(home / "classes.json", []), device=device,
+    return pipeline.noisy_classifier(own, weights, classes=engine.read_json(home / "classes.json", []), device=device,
                                      source=source, step=step)
 
 

@@ -12,11 +12,12 @@ from libs.diffusion import guidance, samplers
 from libs.encoders import Bank, read_attributes
 from libs.pipeline.prompts import (Describer, PROMPTS, StoredDescriber, choose_labels, count_labels, described,
                                    draw_conditions, draw_labels, read_prompts, requested)
-from libs.pipeline.steering import NoisyClassifier, by_gradient, check as check_gradient, noisy_classifier
+from libs.pipeline.steering import NoisyClassifier, by_gradient, check as check_gradient, noisy_classifier, published_classifier
 
 __all__ = ["Bank", "Describer", "NoisyClassifier", "PROMPTS", "Pipeline", "StoredDescriber", "build_net", "check_images",
            "choose_labels", "classes_without_data", "count_labels", "described", "draw_conditions", "draw_labels", "grid", "guidance_scale", "identity",
-           "image_generator", "latent_shape", "load", "noisy_classifier", "null_conditions", "read_attributes", "read_prompts",
+           "image_generator", "latent_shape", "load", "noisy_classifier", "null_conditions",
+           "published_classifier", "read_attributes", "read_prompts",
            "requested", "start_from", "text_encoder", "to_uint8"]
 
 

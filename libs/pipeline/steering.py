@@ -14,6 +14,7 @@ import difflib
 import torch
 
 from libs import backbones, diffusion
+from libs.backbones import adm
 from libs.diffusion import guidance
 from libs.diffusion.denoiser import for_network
 
@@ -88,6 +89,18 @@ def noisy_classifier(config, weights, *, classes, device="cpu", source="", step=
     shape = config.nnet.in_channels, config.nnet.image_size, config.nnet.image_size
     return NoisyClassifier(net.to(device), diffusion.schedule(**config.schedule), classes=classes, shape=shape,
                            noised=config.train.get("noised", True), source=source, step=step)
+
+
+def published_classifier(config, weights, *, device="cpu", source=""):
+    """The `NoisyClassifier` of bare weights, such as guided-diffusion's 256x256_classifier.pt, whose shapes tell the network.
+
+    `config` is that of the diffusion model: the published classifiers were trained on its schedule and image size.
+    """
+    arguments = {"image_size": config.nnet.image_size, **adm.classifier_arguments(weights)}
+    net = backbones.load(adm.Classifier(**arguments), weights)
+    shape = arguments["in_channels"], arguments["image_size"], arguments["image_size"]
+    return NoisyClassifier(net.to(device), diffusion.schedule(**config.schedule), shape=shape, source=source,
+                           classes=[str(k) for k in range(arguments["out_channels"])])
 
 
 def check(gradient, classifier, *, classes, shape):
