@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from libs.backbones import adm
 from libs.backbones.uvit import PrototypeUViT, UViT
 
 
@@ -27,8 +28,10 @@ def train_flops(net: nn.Module) -> int:
 
 def _terms(net: nn.Module, with_losses: bool) -> tuple[int, int]:
     """(operations behind the first layers, operations of the first layers) of one forward pass."""
+    if isinstance(net, adm.Encoder):
+        return _adm_terms(net)
     if not isinstance(net, UViT):
-        raise ValueError(f"no formula for the operations of {type(net).__name__}; there is one for UViT")
+        raise ValueError(f"no formula for the operations of {type(net).__name__}; there are some for UViT and ADM's networks")
     tokens, dim = net.pos_embed.shape[1:]
     hidden, patches = net.mid_block.mlp.fc1.out_features, net.num_patches
     pixels = patches * net.decoder_pred.out_features
@@ -56,3 +59,38 @@ def _terms(net: nn.Module, with_losses: bool) -> tuple[int, int]:
         if with_losses:
             forward += cross + tokens * square
     return forward, first
+
+
+def _adm_terms(net: adm.Encoder) -> tuple[int, int]:
+    pixels, forward = net.image_size ** 2, 2 * net.time_embed[2].weight.numel()
+    first = 2 * (net.time_embed[0].weight.numel() + pixels * net.input_blocks[0][0].weight.numel())
+    decoder = net.output_blocks if isinstance(net, adm.UNet) else ()
+    for layer in (layer for level in (*net.input_blocks[1:], net.middle_block, *decoder) for layer in level):
+        operations, pixels = _adm_layer(layer, pixels)
+        forward += operations
+    return forward + _adm_out(net, pixels), first
+
+
+def _adm_layer(layer: nn.Module, pixels: int) -> tuple[int, int]:
+    """(operations, pixels behind it) of one layer before which there are `pixels`."""
+    if isinstance(layer, adm.AttentionBlock):
+        linears = layer.qkv.weight.numel() + layer.proj_out.weight.numel()
+        return 2 * pixels * linears + 4 * pixels ** 2 * layer.proj_out.in_channels, pixels
+    if isinstance(layer, adm.ResBlock):
+        pixels = {"up": 4 * pixels, "down": pixels // 4, "": pixels}[layer.resample]
+        convs = (layer.in_layers[2], layer.out_layers[3], layer.skip_connection)
+        weights = sum(conv.weight.numel() for conv in convs if isinstance(conv, nn.Conv2d))
+        return 2 * pixels * weights + 2 * layer.emb_layers[1].weight.numel(), pixels
+    pixels, conv = (pixels // 4, layer.op) if isinstance(layer, adm.Downsample) else (4 * pixels, layer.conv)
+    return 2 * pixels * conv.weight.numel() if isinstance(conv, nn.Conv2d) else 0, pixels
+
+
+def _adm_out(net: adm.Encoder, pixels: int) -> int:
+    last = net.out[-1]
+    if isinstance(net, adm.UNet):
+        return 2 * pixels * last.weight.numel()
+    if isinstance(last, adm.AttentionPool):
+        # keys and values of all pixels and their mean, the answer to the mean alone
+        tokens, linear = pixels + 1, last.qkv_proj.weight.numel()
+        return 2 * tokens * linear + 4 * tokens * last.c_proj.in_channels + 2 * last.c_proj.weight.numel()
+    return 2 * sum(layer.weight.numel() for layer in net.out if isinstance(layer, (nn.Linear, nn.Conv2d)))

@@ -1,0 +1,29 @@
+"""Weights in a lower precision for sampling: what autocast does at every call, done once."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+
+def lower(net: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Round the weights of convolutions and linear maps to `dtype`, in place, and return `net`; for sampling, not training.
+
+    The same rounding that autocast repeats at every call; norms and embeddings stay as they are. The network then works with
+    and without autocast, since each of these layers takes its input in its own precision.
+    """
+    for module in net.modules():
+        if isinstance(module, (nn.Linear, _ConvNd)):
+            module.to(dtype)
+        elif not isinstance(module, nn.LayerNorm):
+            continue
+        if _in_own_precision not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_in_own_precision)
+    return net
+
+
+def _in_own_precision(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """The input of a layer in the precision of its weight; on CPU layer norms take any."""
+    x, = inputs
+    if isinstance(module, nn.LayerNorm) and x.is_cpu:
+        return inputs
+    return (x.to(module.weight.dtype),)
