@@ -29,7 +29,7 @@ def get_config():
                     attention_resolutions=(4, 8, 16), dropout=0.4, channel_mult=(1, 1, 2, 3, 4), num_heads=1,
                     num_head_channels=64, use_scale_shift_norm=True, resblock_updown=True, use_new_attention_order=False,
                     pool="attention", use_checkpoint=False)
-    config.schedule = d(name="linear")
+    config.schedule = d(name="linear", steps=1000)
     config.dataset = d(name="folder", path="", resolution=128, channels=3, split="train", holdout=0.1, crop="random",
                        random_flip=False, label_column="label", group_column="", drop_classes=(), window=())
     config.metrics = d(levels=(0.0, 0.1, 0.25, 0.5, 0.75, 1.0), bootstrap=1_000)

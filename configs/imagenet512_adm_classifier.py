@@ -25,7 +25,7 @@ def get_config():
                     num_res_blocks=2, attention_resolutions=(16, 32, 64), dropout=0.0, channel_mult=(0.5, 1, 1, 2, 2, 4, 4),
                     num_heads=1, num_head_channels=64, use_scale_shift_norm=True, resblock_updown=True,
                     use_new_attention_order=False, pool="attention", use_checkpoint=False)
-    config.schedule = d(name="linear")
+    config.schedule = d(name="linear", steps=1000)
     config.dataset = d(name="imagenet", path="assets/datasets/ImageNet", resolution=512, split="train", crop="random",
                        random_flip=True)
     config.metrics = d(levels=(0.0, 0.1, 0.25, 0.5, 0.75, 1.0), bootstrap=200)

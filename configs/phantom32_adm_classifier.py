@@ -22,7 +22,7 @@ def get_config():
                     attention_resolutions=(4,), dropout=0.1, channel_mult=(1, 2, 2), num_heads=1, num_head_channels=64,
                     use_scale_shift_norm=True, resblock_updown=True, use_new_attention_order=False, pool="attention",
                     use_checkpoint=False)
-    config.schedule = d(name="linear")
+    config.schedule = d(name="linear", steps=1000)
     config.dataset = d(name="phantoms", resolution=32, size=4_000, seed=0, split="train", random_flip=True)
     config.metrics = d(levels=(0.0, 0.1, 0.25, 0.5, 0.75, 1.0), bootstrap=200)
     return config
