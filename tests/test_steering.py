@@ -209,3 +209,24 @@ def test_published_weights_of_a_classifier_need_no_config_of_their_own(tmp_path)
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="no weights of adm_classifier: a"):
         evaluation.open_classifier(tmp_path / "other.pt", config)
+
+
+def test_weights_rounded_once_give_what_autocast_gives():
+    from libs import backbones
+    nnet = dict(name="adm_unet", image_size=16, in_channels=3, model_channels=32, out_channels=6, num_res_blocks=1,
+                attention_resolutions=(2,), channel_mult=(1, 2), num_classes=2, num_head_channels=32, use_scale_shift_norm=True)
+    config = ConfigDict(dict(train=dict(mode="cond"), nnet=nnet, denoiser=dict(predicts="eps", learned_var=True, clip=True),
+                             schedule=dict(name="linear", steps=1000), codec=dict(name="pixels"),
+                             sample=dict(algorithm="ddim", sample_steps=4, guidance=2.0)))
+    torch.manual_seed(0)
+    net = backbones.get(**nnet)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    found = {}
+    for precision in ("no", "bf16"):
+        sampler = pipeline.load(config, {k: v.clone() for k, v in net.state_dict().items()}, classes=["a", "b"], device="cpu",
+                                precision=precision)
+        with torch.autocast("cpu", torch.bfloat16):
+            found[precision] = sampler({"label": torch.tensor([0, 1, 0])}, seed=1, indices=range(3))
+    torch.testing.assert_close(found["no"], found["bf16"], atol=2e-2, rtol=0)
+    assert sampler.net.input_blocks[0][0].weight.dtype == torch.bfloat16

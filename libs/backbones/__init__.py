@@ -10,8 +10,9 @@ from torch import nn
 from libs.backbones import adm, uvit
 from libs.backbones.checkpoint import load
 from libs.backbones.flops import flops_per_image, train_flops
+from libs.backbones.precision import lower
 
-__all__ = ["NAMES", "flops_per_image", "get", "load", "numbers_null", "train_flops"]
+__all__ = ["NAMES", "flops_per_image", "get", "load", "lower", "numbers_null", "train_flops"]
 
 _CONSTRUCTORS = {
     "uvit": uvit.uvit,

@@ -54,7 +54,8 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
                          "give the data of the run, or config.dataset.classes")
     asked = config.sample.gradient.classifier if "gradient" in config.sample else ""
     classifier = open_classifier(asked, config, device=run.device) if asked else None
-    sampler = pipeline.load(config, weights, classes=classes, device=run.device, encoder=encoder, classifier=classifier)
+    sampler = pipeline.load(config, weights, classes=classes, device=run.device, encoder=encoder, classifier=classifier,
+                            precision=run.accelerator.mixed_precision)
     bank, prompts = home / "bank.json", None
     if with_prompts:
         prompts = describer(config, home, encoder, dataset=dataset, features=features)

@@ -21,6 +21,9 @@ __all__ = ["Bank", "Describer", "NoisyClassifier", "PROMPTS", "Pipeline", "Store
            "requested", "start_from", "text_encoder", "to_uint8"]
 
 
+LOWER = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 class Pipeline:
     """(conditions, seed, indices) -> images, for one network, schedule, codec and sampler.
 
@@ -150,7 +153,7 @@ def latent_shape(nnet):
     return nnet.in_chans if "in_chans" in nnet else nnet.in_channels, side, side
 
 
-def load(config, weights, *, classes, device, encoder=None, empty_text=None, classifier=None, **own):
+def load(config, weights, *, classes, device, encoder=None, empty_text=None, classifier=None, precision="no", **own):
     """The pipeline of a trained network.
 
     Args:
@@ -160,6 +163,7 @@ def load(config, weights, *, classes, device, encoder=None, empty_text=None, cla
         encoder: of a network that takes text, see `text_encoder`.
         empty_text: (L, D) states of the empty text, in place of the encoder's.
         classifier: NoisyClassifier for config.sample.gradient; its classes are numbered as the network's.
+        precision: 'bf16' or 'fp16' rounds the weights once, as autocast, under which the network then runs, does at each call.
         own: further arguments of Pipeline.
     """
     if empty_text is None and encoder is not None:
@@ -170,6 +174,9 @@ def load(config, weights, *, classes, device, encoder=None, empty_text=None, cla
     backbones.load(net, frozen | weights)
     if classifier is not None:
         classifier = classifier.in_order_of(classes)
+    for each in (net, classifier and classifier.net) if precision in LOWER else ():
+        if each is not None:
+            backbones.lower(each, LOWER[precision])
     if "gradient" in config.sample:
         check_gradient(config.sample.gradient, classifier, classes=classes, shape=latent_shape(config.nnet))
     return Pipeline(net.to(device).eval(), config, codec=codecs.get(**config.codec).to(device),
