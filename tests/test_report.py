@@ -276,3 +276,173 @@ def test_png_keeps_every_pixel_and_reduces_only_what_is_large():
 def decode(uri):
     assert uri.startswith("data:image/png;base64,")
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1]))))
+
+
+LEVELS = {"t0": 0.0, "t0.25": 0.25, "t0.9": 0.899, "t1": 1.0}
+MEASURES = ("accuracy", "balanced_accuracy", "nll", "ece", "brier")
+
+
+def fake_classifier(folder):
+    """A run of train_classifier.py as it leaves it: scores by noise level, a figure, no pictures; classes with hostile names."""
+    evaluated = folder / "eval/classifier_20"
+    evaluated.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({
+        "train": {"batch_size": 8, "noised": True, "best_metric": "nll"}, "nnet": {"name": "adm_classifier"},
+        "dataset": {"name": "phantoms", "resolution": 8}}))
+    numbers = {f"{measure}_{level}": i + time for i, measure in enumerate(MEASURES) for level, time in LEVELS.items()}
+    numbers |= {measure: i + 0.5 for i, measure in enumerate(MEASURES)}
+    numbers |= {"nll_tempered": 1.75, "temperature": 1.625}
+    lines = [{"step": s, "kind": "train", "loss": 1 / s, "accuracy": 0.5} for s in (10, 20)]
+    lines += [{"step": s, "kind": "eval", "n": 40, **numbers, f"accuracy_of_{EVIL}": 0.25, "accuracy_of_x_t1": 0.75}
+              for s in (10, 20)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scores = {name: score(value, 0.015625, 40) for name, value in numbers.items()}
+    (evaluated / "scores.json").write_text(json.dumps({"n": 40, "step": 20, "scores": scores, "levels": LEVELS}))
+    Image.new("RGB", (40, 20), (1, 2, 3)).save(evaluated / "reliability.png")
+    return folder
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    folder = fake_classifier(tmp_path)
+    (folder / "metrics.jsonl").rename(folder / "metrics")  # ten charts take a second
+    return folder
+
+
+def test_the_page_of_a_classifier_says_so_and_misses_no_pictures(classifier):
+    _, page = read(classifier)
+    assert "A classifier of noisy images: network adm_classifier" in page.text and "generative" not in page.text
+    assert "shown.npz" not in page.text and " eval.py" not in page.text and "preview grids" not in page.text
+    for title, meaning in (("Balanced accuracy", "Mean over the classes"), ("Negative log-likelihood", "in nats"),
+                           ("Calibration error", "as sure as right"), ("Brier score", "Squared distance"),
+                           ("Temperature", "too sure")):
+        assert title in page.text and meaning in page.text, title
+    assert [name for name, _ in report.contents(classifier)["evaluations"][0]["headline"]] == list(MEASURES[:4])
+
+
+@pytest.mark.parametrize("nnet, noised, levels, said", [
+    ("adm_classifier", False, True, "A classifier of clean images"), ("own", True, True, "A classifier of noisy images"),
+    ("own", True, False, "A generative model of images")])
+def test_a_classifier_is_known_by_its_network_or_its_scores(classifier, nnet, noised, levels, said):
+    (classifier / "config.json").write_text(json.dumps({"nnet": {"name": nnet}, "train": {"noised": noised}}))
+    path = classifier / "eval/classifier_20/scores.json"
+    if not levels:
+        path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "levels"}))
+    page = read(classifier)[1].text
+    assert said in page and ("shown.npz" in page) == (not levels)
+
+
+def test_a_classifier_without_an_evaluation_is_told_where_one_comes_from(classifier):
+    (classifier / "eval").rename(classifier / "elsewhere")
+    assert "No evaluation yet: train_classifier.py writes it" in read(classifier)[1].text
+
+
+def test_scores_of_noise_levels_are_rows_of_one_table(classifier):
+    found = report.contents(classifier)["evaluations"][0]
+    assert list(found["scores"]) == [*MEASURES, "nll_tempered", "temperature"] and found["level_columns"] == list(MEASURES)
+    values = [[float(row["scores"][measure]["value"]) for measure in MEASURES] for row in found["levels"]]
+    np.testing.assert_allclose(values, np.array(list(LEVELS.values()))[:, None] + np.arange(5), atol=1e-3)
+    text, page = read(classifier)
+    table = page.text.split("By noise level")[1].split("No scores per class")[0]
+    assert "measured at 0.899" in table and table.count("measured at") == 1 and "2.234 to 2.266" in table
+    assert 'title="nll_t0.25"' in text
+
+
+@pytest.mark.parametrize("levels", [[1], {"t0": "x"}, {"t0": None}, "t0", {"t7": 7.0}])
+def test_levels_that_are_none_leave_the_scores_as_they_are(classifier, levels):
+    path = classifier / "eval/classifier_20/scores.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "levels": levels}))
+    assert "ece_t0.25" in report.contents(classifier)["evaluations"][0]["scores"] and read(classifier)
+
+
+def test_one_chart_holds_a_measure_at_all_noise_levels_or_of_all_classes(classifier):
+    (classifier / "metrics").rename(classifier / "metrics.jsonl")
+    drawn = {(c["kind"], c["name"], c["by"]): c for c in report.contents(classifier)["charts"]}
+    assert list(drawn) == [
+        ("train", "loss", ""), *[("eval", measure, "noise level") for measure in MEASURES], ("train", "accuracy", ""),
+        ("eval", "nll_tempered", ""), ("eval", "temperature", ""), ("eval", "accuracy", "class")]
+    words, colours = zip(*drawn["eval", "ece", "noise level"]["keys"])
+    assert words == ("t 0", "t 0.25", "t 0.9", "t 1", "mean of all") and len(set(colours)) == 5
+    assert all(f"stroke: {colour}" in drawn["eval", "ece", "noise level"]["svg"] for colour in colours)
+    assert [words for words, _ in drawn["eval", "accuracy", "class"]["keys"]] == [EVIL, "x_t1"]
+    text, page = read(classifier)
+    assert EVIL in page.text and "script" not in page.tags and text.count("<svg") == 10
+    assert "best checkpoint is chosen by them" in page.text
+
+
+def test_figures_of_an_evaluation_are_embedded_byte_for_byte(classifier, monkeypatch):
+    folder = classifier / "eval/classifier_20"
+    (folder / "broken.png").write_bytes((folder / "reliability.png").read_bytes()[:40])
+    (folder / "page.png").write_text("<script>alert(1)</script>")
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "large.png")
+    monkeypatch.setattr(report, "FIGURE_BYTES", 10_000)
+    _, page = read(classifier)
+    assert [image["alt"] for image in page.images] == ["figure reliability"] and "How often right, and how sure" in page.text
+    assert base64.b64decode(page.images[0]["src"].split(",")[1]) == (folder / "reliability.png").read_bytes()
+    for name in ("broken", "page", "large"):
+        assert f"classifier_20/{name}.png could not be shown" in page.text
+    assert "at most 0.01 MB" in page.text
+    assert all(load.startswith(("data:image/png;base64,", "data:,", "#")) for load in page.loads)
+
+
+def test_a_folder_full_of_images_does_not_fill_the_page(classifier):
+    for i in range(15):
+        Image.new("RGB", (4, 4)).save(classifier / f"eval/classifier_20/{i:06d}.png")
+    shown = report.contents(classifier)
+    assert len(shown["evaluations"][0]["figures"]) == report.MOST_FIGURES
+    assert any("4 more PNG files" in text for text in shown["warnings"])
+
+
+def test_only_the_newest_classifier_evaluations_bring_figures(classifier):
+    for i, name in enumerate(("older", "oldest")):
+        (classifier / "eval" / name).mkdir()
+        for part in ("scores.json", "reliability.png"):
+            (classifier / "eval" / name / part).write_bytes((classifier / "eval/classifier_20" / part).read_bytes())
+        os.utime(classifier / "eval" / name / "scores.json", (1000 - i, 1000 - i))
+    _, page = read(classifier)
+    assert len(page.images) == 2 and page.text.count("newer evaluations take their place") == 1
+
+
+STUDY = """# Worth <b>
+
+- 9 real images
+
+| trained on | AUC |
+|---|---:|
+| real | 0.997 [0.9, 1.0] |
+| real + <script> | 0.5 |
+
+## In words
+"""
+
+
+def test_a_downstream_study_is_shown_as_text_and_figure(run):
+    (run / "downstream.md").write_text(STUDY)
+    Image.new("RGB", (30, 10), (9, 8, 7)).save(run / "downstream.png")
+    text, page = read(run)
+    assert "What synthetic images are worth to a classifier" in page.text and "# Worth <b>\n\n- 9 real images" in page.text
+    assert "trained on       AUC\nreal             0.997 [0.9, 1.0]\nreal + <script>  0.5" in page.text
+    assert "script" not in page.tags and "real + &lt;script&gt;" in text and '<pre class="wide">' in text
+    image = next(image for image in page.images if image["alt"].startswith("scores against"))
+    assert decode(image["src"]).shape == (10, 30, 3) and "A generative model" in page.text
+
+
+@pytest.mark.parametrize("part", ["downstream.md", "downstream.png"])
+def test_half_a_study_is_shown_and_a_study_of_its_own_is_called_one(tmp_path, part):
+    (tmp_path / "config.json").write_text(json.dumps({"study": {"seeds": [1]}, "nnet": {"name": "small"}}))
+    (tmp_path / "downstream.md").write_bytes(STUDY.encode() + b"\xff")
+    Image.new("RGB", (30, 10)).save(tmp_path / "downstream.png")
+    (tmp_path / part).unlink()
+    _, page = read(tmp_path)
+    assert "A study of what synthetic images are worth" in page.text and "eval_downstream.py" in page.text
+    assert ("# Worth" in page.text) == (part == "downstream.png") and len(page.images) == (part == "downstream.md")
+    for missed in ("No evaluation yet", "No curves yet", "No preview"):
+        assert missed not in page.text
+
+
+@pytest.mark.parametrize("name, parts", [
+    ("balanced_accuracy_t0.25", ("balanced_accuracy", "t0.25")), ("accuracy", ("accuracy", "")), ("fd_clf", ("fd", "clf")),
+    ("accuracyof_x", ("accuracyof", "x")), ("fid", ("fid", "")), ("other_a_b", ("other", "a_b"))])
+def test_names_of_scores_part_after_the_longest_known_name(name, parts):
+    assert report.parted(name, ("accuracy", "balanced_accuracy", "balanced", "fd", "fid")) == parts

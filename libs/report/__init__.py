@@ -1,13 +1,17 @@
 """The page a person looks at after a run: one self-contained HTML file, made from the run folder alone.
 
 Read where present, and replaced by a sentence where not: config.json, run.json, classes.json, metrics.jsonl,
-samples/<step>.png, eval/<name>/scores.json and eval/<name>/shown.npz. The page loads nothing: pictures are
-base64 PNG, curves inline SVG, and its content security policy forbids the rest. The words are in
-report.html.j2, which escapes everything that comes out of files.
+samples/<step>.png, eval/<name>/scores.json and eval/<name>/shown.npz. Read where present: figures eval/<name>/*.png,
+downstream.png and downstream.md. The page loads nothing: pictures are base64 PNG, curves inline SVG, and its content
+security policy forbids the rest. The words are in report.html.j2, which escapes everything that comes out of files.
 """
 
+import base64
+import io
+import itertools
 import json
 import math
+import re
 from pathlib import Path
 
 import jinja2
@@ -16,14 +20,18 @@ from PIL import Image
 
 from libs.engine.checkpoint import write_text
 from libs.report.bridge import write_bridge
-from libs.report.figures import curves, png
+from libs.report.figures import curves, png, ramp
 
 __all__ = ["contents", "write", "write_bridge"]
 
 SMALL_N = 50  # below it a score is marked, whatever the evaluation itself warned of
 WITH_PICTURES = 2  # evaluations, newest first: a sweep of many would make a page too large to open
-HEADLINE = ("fid", "fd", "accuracy", "precision", "recall", "kid", "coverage", "density", "is")
+MOST_FIGURES, FIGURE_BYTES = 12, 3_000_000  # of one evaluation, and of each: they enter the page as they are
+TEXT_CHARACTERS = 200_000
+HEADLINE = ("fid", "fd", "accuracy", "balanced_accuracy", "nll", "ece", "precision", "recall", "kid", "coverage", "density", "is")
 NOT_CURVES = ("step", "n", "seconds")
+MEAN = ""  # of the lines of a chart, the mean of all
+MEMBER = re.compile(r"(?P<name>.+?)_(?:of_(?P<class>.+)|t(?P<level>\d+(?:\.\d+)?(?:e-?\d+)?))")  # accuracy_of_X, accuracy_t0.25
 FACTS = ("n", "step", "nnet", "seed", "sampler", "features", "reference", "seconds", "interval", "prompts",
          "agreement_of_real")
 
@@ -35,7 +43,7 @@ def write(workdir, *, title=""):
         raise ValueError(f"{workdir} is no folder: give the run folder, the --workdir of a training")
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                    trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    templates.filters.update(number=number, duration=duration)
+    templates.filters.update(number=number, duration=duration, parted=parted)
     template = templates.get_template("report.html.j2")
     page = template.render(contents(workdir), title=title or workdir.resolve().name)
     path = workdir / "report.html"
@@ -55,10 +63,14 @@ def contents(workdir):
     batch = sections.get("train", {}).get("batch_size", 0)
     found = sorted(workdir.glob("eval/*/scores.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     evaluations = [evaluation(p.parent, classes, warnings, i < WITH_PICTURES) for i, p in enumerate(found)]
+    evaluations = [each for each in evaluations if each]
+    classifier = sections.get("nnet", {}).get("name") == "adm_classifier" or any(each["levels"] for each in evaluations)
     return {
+        "kind": "study" if "study" in sections else "classifier" if classifier else "generator",
+        "study": study(workdir, warnings),
         "sections": sections, "classes": classes, "warnings": warnings, "small_n": SMALL_N,
         "config": {name: flat(part) for name, part in {"general": general, **sections}.items() if part},
-        "sessions": sessions(workdir / "run.json", warnings), "evaluations": [e for e in evaluations if e],
+        "sessions": sessions(workdir / "run.json", warnings), "evaluations": evaluations,
         "previews": previews(workdir / "samples", warnings), "charts": charts(records),
         "step": step, "images": step * batch, "seconds": train_seconds(records.get("train", {}), batch)}
 
@@ -114,7 +126,10 @@ def evaluation(folder, classes, warnings, with_pictures=True):
         return None
     warnings += [f"{folder.name}: {text}" for text in found.get("warnings") or []]
     scores = {name: score(entry) for name, entry in (found.get("scores") or {}).items()}
-    first = {name.split("_")[0]: name for name in reversed(scores)}  # of several feature networks the first
+    levels = by_level(scores, found.get("levels"))
+    single = {cell["key"] for row in levels for cell in row["scores"].values()}
+    scores = {name: entry for name, entry in scores.items() if name not in single}
+    first = {parted(name, HEADLINE)[0]: name for name in reversed(scores)}  # of several feature networks the first
     headline = [(first[key], scores[first[key]]) for key in HEADLINE if key in first]
     per_class = {name: {key: score(entry) for key, entry in row.items()}
                  for name, row in (found.get("per_class") or {}).items()}
@@ -132,6 +147,8 @@ def evaluation(folder, classes, warnings, with_pictures=True):
         warnings.append(f"{folder.name}/shown.npz could not be shown: {error!r}")
     return {**{name: found.get(name) for name in FACTS}, "name": folder.name, "scores": scores,
             "headline": (headline or list(scores.items()))[:4],
+            "levels": levels, "level_columns": list(dict.fromkeys(key for row in levels for key in row["scores"])),
+            "figures": own_figures(folder, warnings) if with_pictures else [], "pictured": with_pictures,
             "per_class": {name: per_class[name] for name in order},
             "columns": list(dict.fromkeys(key for row in per_class.values() for key in row)),
             "warnings": found.get("warnings") or [], **shown}
@@ -144,6 +161,79 @@ def score(entry):
     interval = "" if low is None or high is None else f"{number(low, width)} to {number(high, width)}"
     return {**entry, "n": n, "small": n is not None and n < SMALL_N, "interval": interval,
             "value": number(entry.get("value"), width)}
+
+
+def by_level(scores, times):
+    """The scores of single noise levels, as rows [{level, time, scores: {measure: score and its `key` in scores.json}}].
+
+    times: {'t0.25': time}, as scores.json has it under `levels`; a score of that level ends in '_t0.25'.
+    """
+    if not isinstance(times, dict) or any(type(time) not in (int, float) for time in times.values()):
+        return []
+    rows = [{"level": level.removeprefix("t"), "time": time, "scores": {
+        name.removesuffix(f"_{level}"): {**entry, "key": name} for name, entry in scores.items() if name.endswith(f"_{level}")}}
+        for level, time in sorted(times.items(), key=lambda item: item[1])]
+    return [row for row in rows if row["scores"]]
+
+
+def parted(name, known):
+    """A score's name as the longest known name that it begins with, or else its first word, and the rest.
+
+    'balanced_accuracy_t0.25' -> ('balanced_accuracy', 't0.25'), 'fd_clf' -> ('fd', 'clf').
+    """
+    key = max((key for key in known if f"{name}_".startswith(f"{key}_")), key=len, default=name.split("_")[0])
+    return key, name[len(key) + 1:]
+
+
+def own_figures(folder, warnings):
+    """The figures that an evaluation has drawn, [{name, image}] of its *.png as they are; what is too large is named."""
+    shown, paths = [], sorted(path for path in folder.glob("*.png") if not path.name.startswith("."))
+    for path in paths[:MOST_FIGURES]:
+        uri = embedded(path, warnings)
+        shown += [{"name": path.stem, "image": uri}] if uri else []
+    if len(paths) > MOST_FIGURES:
+        left_out = len(paths) - MOST_FIGURES
+        warnings.append(f"{folder.name}: {left_out} more PNG files are left out, from {paths[MOST_FIGURES].name} on")
+    return shown
+
+
+def embedded(path, warnings):
+    """The data URI of a PNG file, byte for byte; '' where it is absent, too large or no PNG, the latter two with a warning."""
+    if not path.is_file():
+        return ""
+    name = f"{path.parent.name}/{path.name}"
+    try:
+        if path.stat().st_size > FIGURE_BYTES:
+            raise ValueError(f"it has {path.stat().st_size / 1e6:.1f} MB, and at most {FIGURE_BYTES / 1e6:g} MB enter this page")
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            image.verify()
+    except (OSError, ValueError, SyntaxError) as error:
+        reason = "it is no whole PNG" if isinstance(error, Image.UnidentifiedImageError) else error
+        warnings.append(f"{name} could not be shown: {reason}")
+        return ""
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def study(workdir, warnings):
+    """What eval_downstream.py has left, {image, blocks: [{table, text}]} of downstream.png and .md; None where there is neither."""
+    path, text = workdir / "downstream.md", ""
+    if path.is_file():
+        text = path.read_text(encoding="utf-8", errors="replace")
+    if len(text) > TEXT_CHARACTERS:
+        warnings.append(f"downstream.md is cut after {TEXT_CHARACTERS:,} of {len(text):,} characters")
+    groups = itertools.groupby(text[:TEXT_CHARACTERS].strip().splitlines(), key=lambda line: line.startswith("|"))
+    blocks = [{"table": table, "text": "\n".join(aligned(lines) if table else lines).strip()} for table, lines in groups]
+    image = embedded(workdir / "downstream.png", warnings)
+    return {"image": image, "blocks": [block for block in blocks if block["text"]]} if image or text else None
+
+
+def aligned(lines):
+    """The lines of a Markdown table with the columns below each other."""
+    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
+    rows = [row for row in rows if set("".join(row)) - set("-: ")]  # without the rule below the head
+    widths = [max(map(len, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
 def side_by_side(arrays, classes):
@@ -215,23 +305,47 @@ def previews(folder, warnings, *, limit=6):
 
 
 def charts(records):
-    """[{kind, name, kinds, svg}]: the loss (both kinds), images/s, then the rest as they come."""
-    first, second, beside_first = ("train", "loss"), ("train", "images_per_second"), ("validation", "loss")
-    names = dict.fromkeys((kind, name) for kind in records for row in records[kind].values() for name in row)
-    drawn = []
-    for key in sorted(names, key=lambda key: (key != first, key != second)):
-        if key == beside_first or key[1] in NOT_CURVES:
-            continue
-        lines = {}
-        for kind, name in (first, beside_first) if key == first else (key,):
-            points = [(step, row[name]) for step, row in records.get(kind, {}).items() if name in row]
-            lines[kind] = np.array([point for point in points if math.isfinite(point[1])]).T
-        lines = {kind: line for kind, line in lines.items() if line.size}
-        if lines:
-            svg = curves([line for kind, line in lines.items() if kind == "train"], log=key == first,
-                         dots=[line for kind, line in lines.items() if kind != "train"], zero=key == second)
-            drawn.append({"kind": key[0], "name": key[1], "kinds": list(lines), "svg": svg})
-    return drawn
+    """[{kind, name, by, keys: [(words, colour)], svg}]: the loss (both kinds), images/s, then the rest as they come.
+
+    What evaluations say of each noise level, or of each class, is one chart; `by` says of which. `keys` is its legend.
+    """
+    first, second, drawn = ("train", "loss", ""), ("train", "images_per_second", ""), {}
+    for kind, steps in records.items():
+        for name in dict.fromkeys(name for row in steps.values() for name in row if name not in NOT_CURVES):
+            line = np.array([(step, row[name]) for step, row in steps.items() if math.isfinite(row.get(name, math.nan))]).T
+            chart, words = place(kind, name)
+            if line.size:
+                drawn.setdefault(chart, {})[words] = line
+    for kind, name, by in list(drawn):
+        if by == "noise level" and (kind, name, "") in drawn:
+            drawn[kind, name, by][MEAN] = drawn.pop((kind, name, ""))["eval"]
+    order = sorted(drawn, key=lambda chart: (chart != first, chart != second, chart[2] != "noise level"))
+    return [{"kind": chart[0], "name": chart[1], "by": chart[2],
+             **draw(drawn[chart], chart[2], log=chart == first, zero=chart == second)} for chart in order]
+
+
+def place(kind, name):
+    """((kind, name, by) of the chart that a name of metrics.jsonl belongs to, what its line is called there)."""
+    member = MEMBER.fullmatch(name) if kind == "eval" else None
+    if member and member["class"]:
+        return (kind, member["name"], "class"), member["class"]
+    if member:
+        return (kind, member["name"], "noise level"), f't {member["level"]}'
+    return ("train" if (kind, name) == ("validation", "loss") else kind, name, ""), kind
+
+
+def draw(lines, by, **options):
+    """{keys, svg} of one chart from its lines {words: (2, K)}."""
+    if by:
+        mean = [lines[name] for name in lines if name == MEAN]
+        names = [name for name in lines if name != MEAN]
+        names = sorted(names, key=lambda name: float(name[2:])) if by == "noise level" else names
+        keys = [(name, ramp(i, len(names))) for i, name in enumerate(names)] + [("mean of all", "var(--ink)")] * len(mean)
+        return {"keys": keys, "svg": curves([], dots=mean, family=[lines[name] for name in names], **options)}
+    keys = [(kind, "var(--accent)" if kind == "train" else "var(--second)") for kind in lines]
+    return {"keys": keys if len(keys) > 1 or "validation" in lines else [], "svg": curves(
+        [line for kind, line in lines.items() if kind == "train"],
+        dots=[line for kind, line in lines.items() if kind != "train"], **options)}
 
 
 def flat(config, prefix=""):

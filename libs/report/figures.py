@@ -13,6 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 _COLOURS = {"--ink": "#000001", "--rule": "#000002", "--accent": "#000003", "--second": "#000004"}
+_RAMP = "#0001"  # and two digits: the place between --accent and --second
 
 
 def png(image, *, limit=192):
@@ -24,13 +25,19 @@ def png(image, *, limit=192):
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def curves(lines, *, dots=(), log=False, zero=False):
+def ramp(i, n):
+    """The CSS colour of the i-th of n lines that are drawn as a `family`: from --accent, the first, to --second, the last."""
+    return _mixed(_share(i, n))
+
+
+def curves(lines, *, dots=(), family=(), log=False, zero=False):
     """Lines over training steps as one SVG.
 
     Args:
         lines: [(steps (K,), values (K,))], many noisy values each: drawn faint, under their running mean over
             1/30 of the points.
-        dots: the same, few values each: drawn as they are, in the second colour.
+        dots: the same, few values each: drawn as they are, in the second colour, or in that of text beside a family.
+        family: the same, lines that belong together, such as those of several noise levels: drawn in the colours of `ramp`.
         log: logarithmic where the values are positive and differ by more than a factor of 8.
         zero: let the axis begin at 0.
     """
@@ -44,9 +51,11 @@ def curves(lines, *, dots=(), log=False, zero=False):
         for steps, values in (_thinned(*line) for line in lines):
             axes.plot(steps, values, color=_COLOURS["--accent"], alpha=0.3, linewidth=0.8)
             axes.plot(steps, _running_mean(values), color=_COLOURS["--accent"], linewidth=1.6)
+        for i, (steps, values) in enumerate(family):
+            axes.plot(steps, values, color=f"{_RAMP}{_share(i, len(family)):02x}", linewidth=1.1, marker="o", markersize=2.5)
         for steps, values in dots:
-            axes.plot(steps, values, color=_COLOURS["--second"], linewidth=1.2, marker="o", markersize=3.5)
-        everything = np.concatenate([values for _, values in [*lines, *dots]])
+            axes.plot(steps, values, color=_COLOURS["--ink" if family else "--second"], linewidth=1.2, marker="o", markersize=3.5)
+        everything = np.concatenate([values for _, values in [*lines, *dots, *family]])
         if log and everything.min() > 0 and everything.max() > 8 * everything.min():
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -65,6 +74,15 @@ def curves(lines, *, dots=(), log=False, zero=False):
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True)
     return _for_page(file.getvalue())
+
+
+def _share(i, n):
+    """Per cent of the way from the first of n to the last."""
+    return round(100 * i / max(1, n - 1))
+
+
+def _mixed(share):
+    return f"color-mix(in oklch, var(--second) {share}%, var(--accent))"
 
 
 def _thinned(steps, values, most=600):
@@ -89,4 +107,5 @@ def _for_page(svg):
     svg = re.sub(r'font-family: [^;"]*', "font-family: var(--sans)", svg)
     for variable, colour in _COLOURS.items():
         svg = svg.replace(colour, f"var({variable})")
+    svg = re.sub(f"{_RAMP}([0-9a-f]{{2}})", lambda found: _mixed(int(found[1], 16)), svg)
     return Markup(svg)
