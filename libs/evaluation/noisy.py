@@ -33,8 +33,8 @@ MEANINGS = {
     "brier": ("lower", "Squared distance of the class probabilities from the truth, 0 to 2."),
     "temperature": ("", "Logits divided by it are calibrated best; above 1 the classifier is too sure. One number for all levels, "
                         "fitted on these very images."),
-    "nll_tempered": ("lower", "The same after division of the logits by the temperature."),
-    "ece_tempered": ("lower", "The same after division of the logits by the temperature."),
+    "nll_tempered": ("lower", "nll after division of the logits by the temperature."),
+    "ece_tempered": ("lower", "ece after division of the logits by the temperature."),
 }
 
 
