@@ -12,13 +12,13 @@ from configs.common import adamw, d, gradient, metrics
 def get_config():
     config = d()
     config.seed = 1234
-    config.train = d(mode="cond", n_steps=2_000, batch_size=64, accumulation=1, mixed_precision="auto", fp16_scale_growth=0.0,
-                     compile=False, attention="auto", workers=0, balanced=False, weighting="eps", rescale_learned_sigmas=True,
+    config.train = d(mode="cond", n_steps=1_500, batch_size=32, accumulation=1, mixed_precision="auto", fp16_scale_growth=0.0,
+                     compile=False, attention="auto", workers=0, balanced=False, weighting="clamped_snr", rescale_learned_sigmas=True,
                      use_kl=False, time_sampler="uniform", respacing="", p_uncond=0.1, ema_rate=0.995, more_ema_rates=(),
                      grad_clip=1.0, init="", init_without=(), keep_checkpoints=2, log_interval=20, preview_interval=500,
-                     eval_interval=1_000, save_interval=500, validation_interval=500, validation_size=512,
+                     eval_interval=750, save_interval=500, validation_interval=500, validation_size=512,
                      validation_split="test", best_metric="frechet")
-    config.optimizer = adamw(5e-4, betas=(0.9, 0.99), weight_decay=0.0)
+    config.optimizer = adamw(1e-3, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="linear", warmup_steps=100)
     # num_classes = 0: as many as the data have
     config.nnet = d(name="adm_unet", image_size=32, in_channels=3, model_channels=32, out_channels=0, num_res_blocks=1,
@@ -26,7 +26,7 @@ def get_config():
                     num_head_channels=32, use_scale_shift_norm=True, resblock_updown=True, use_new_attention_order=False,
                     use_checkpoint=False)
     config.schedule = d(name="linear", steps=1000)
-    config.denoiser = d(predicts="eps", learned_var=True, clip=True)
+    config.denoiser = d(predicts="v", learned_var=True, clip=True)
     config.codec = d(name="pixels")
     config.dataset = d(name="phantoms", resolution=32, size=4_000, seed=0, split="train", random_flip=True)
     config.sample = d(algorithm="ddim", sample_steps=50, spacing="stride", eta=0.0, n_samples=1_000, mini_batch_size=100,

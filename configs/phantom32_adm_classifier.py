@@ -11,11 +11,11 @@ from configs.common import adamw, d
 def get_config():
     config = d()
     config.seed = 1234
-    config.train = d(n_steps=2_000, batch_size=128, accumulation=1, mixed_precision="auto", fp16_scale_growth=0.0, compile=False,
+    config.train = d(n_steps=1_000, batch_size=64, accumulation=1, mixed_precision="auto", fp16_scale_growth=0.0, compile=False,
                      attention="auto", workers=0, balanced=False, noised=True, respacing="", init="", init_without=(), ema_rate=0.0,
-                     grad_clip=1.0, keep_checkpoints=2, log_interval=20, eval_interval=1_000, save_interval=500,
+                     grad_clip=1.0, keep_checkpoints=2, log_interval=20, eval_interval=500, save_interval=500,
                      validation_split="test", best_metric="nll")
-    config.optimizer = adamw(5e-4, betas=(0.9, 0.99), weight_decay=0.05)
+    config.optimizer = adamw(1e-3, betas=(0.9, 0.99), weight_decay=0.05)
     config.lr_scheduler = d(name="linear", warmup_steps=100)
     # out_channels = 0: as many as the data have classes
     config.nnet = d(name="adm_classifier", image_size=32, in_channels=3, model_channels=32, out_channels=0, num_res_blocks=1,
@@ -24,5 +24,5 @@ def get_config():
                     use_checkpoint=False)
     config.schedule = d(name="linear", steps=1000)
     config.dataset = d(name="phantoms", resolution=32, size=4_000, seed=0, split="train", random_flip=True)
-    config.metrics = d(levels=(0.0, 0.1, 0.25, 0.5, 0.75, 1.0), bootstrap=200)
+    config.metrics = d(levels=(0.0, 0.1, 0.25, 0.5, 0.75), bootstrap=200)
     return config
