@@ -474,6 +474,13 @@ def test_inference_neither_changes_its_input_nor_differs_from_training():
     assert torch.equal(net(x, t, label), out)
 
 
+@pytest.mark.parametrize("kwargs", [UNET, CLASSIFIER])
+def test_compiles_into_one_graph(kwargs):
+    net, inputs = built(kwargs).eval(), example(kwargs)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    assert close(compiled(*inputs), net(*inputs), 1e-6)
+
+
 @pytest.mark.parametrize("kwargs", [UNET, PLAIN, CLASSIFIER])
 def test_copies_and_strict_loading(kwargs):
     net, other = built(kwargs), built(kwargs, seed=1)

@@ -128,7 +128,8 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)
-        out = self.proj_out(merge_heads(_attend(self.qkv(tokens), self.num_heads, self.new_order)))
+        q, k, v = _split(self.qkv(tokens), self.num_heads, self.new_order)
+        out = self.proj_out(merge_heads(attention(q, k, v)))
         return x + out.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
@@ -296,7 +297,8 @@ class UNet(Encoder):
         if label is not None:
             embedding = embedding + self._class(label, len(x))
         embedding = F.silu(embedding)
-        *earlier, x = self._down(x, embedding)
+        earlier = self._down(x, embedding)
+        x = earlier.pop()
         for level in self.output_blocks:
             x = self._run(level, torch.cat([x, earlier.pop()], dim=1), embedding)
         return self.out(x)
@@ -485,10 +487,6 @@ def _split(qkv: Tensor, num_heads: int, new_order: bool) -> tuple[Tensor, Tensor
     """(N, L, 3 D) -> q, k, v (N, heads, L, D / heads), views."""
     packed = qkv.unflatten(-1, (3, num_heads, -1) if new_order else (num_heads, 3, -1))
     return tuple(a.transpose(1, 2) for a in packed.unbind(2 if new_order else 3))
-
-
-def _attend(qkv: Tensor, num_heads: int, new_order: bool) -> Tensor:
-    return attention(*_split(qkv, num_heads, new_order))
 
 
 def _silu(x: Tensor) -> Tensor:
