@@ -39,6 +39,14 @@ def test_attention_is_its_formula(backend, scale, restore_backend):
     assert torch.allclose(low.double(), expected, atol=0.03)
 
 
+def test_many_tokens_in_bfloat16_head_by_head(restore_backend):
+    nn.use_backend("auto")
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, 8, generator=g) for length in (5, 600, 600))
+    low = nn.attention(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert low.shape == (2, 3, 5, 8) and torch.allclose(low.float(), nn.attention(q, k, v), atol=0.03)
+
+
 def test_attention_module_packs_q_k_v_outermost():
     torch.manual_seed(0)
     layer = nn.Attention(8, 2, qkv_bias=True, scale=0.4)
