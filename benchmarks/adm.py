@@ -30,13 +30,15 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.train_step import ADAMW, DECAY, interleaved, ratio  # noqa: E402
+from benchmarks.timing import interleaved, ratio  # noqa: E402
 from libs import backbones  # noqa: E402
 from libs.backbones import adm  # noqa: E402
 from libs.backbones.precision import lower  # noqa: E402
 from libs.engine import optim  # noqa: E402
 
 MULT, DEPTH = (1, 2, 3, 4), 2
+ADAMW = dict(lr=2e-4, betas=(0.99, 0.999), weight_decay=0.03)
+DECAY = 0.9999
 
 
 class PlainNorm(adm.Norm):

@@ -19,7 +19,6 @@ import argparse
 import copy
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -27,6 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.timing import interleaved, ratio  # noqa: E402
 from libs import backbones  # noqa: E402
 from libs.engine import optim  # noqa: E402
 
@@ -142,24 +142,6 @@ def plain_step(net, bf16):
             for average, value in zip(ema.parameters(), net.parameters(), strict=True):
                 average.data.mul_(DECAY).add_(value.data, alpha=1 - DECAY)
     return step
-
-
-def interleaved(steps, batch, rounds):
-    """{name: [(wall, processor seconds) per round]}; the order of the steps rotates from round to round."""
-    names, times = list(steps), {name: [] for name in steps}
-    for name in names:
-        steps[name](*batch)
-    for i in range(rounds):
-        for name in names[i % len(names):] + names[:i % len(names)]:
-            wall, cpu = time.perf_counter(), time.process_time()
-            steps[name](*batch)
-            times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return times
-
-
-def ratio(times, slow, fast, clock):
-    """Median over rounds of slow / fast by one clock (0 wall, 1 processor)."""
-    return statistics.median(a[clock] / b[clock] for a, b in zip(times[slow], times[fast], strict=True))
 
 
 def on_cpu(rounds, batch_size):
