@@ -7,11 +7,13 @@
     python sample.py --config=configs/cifar10_uvit_small.py --nnet_path=cifar10_uvit_small.pth --n_samples=64
 
 A network that takes text is asked with --prompt, with the lines of --input_path (a .csv may have columns prompt,label), or,
-without either, with descriptions of the class from the run's prompt bank. Image i of a seed is the same for any batch size and
-number of processes. The same command goes on where it was stopped. The folder is a data set: metadata.csv says what each image is.
+without either, with descriptions of the class from the run's prompt bank. Image i of a seed is the same for any number of
+processes, and for any batch size but for rounding. The same command goes on where it was stopped; another one in the same folder
+takes its place. The folder is a data set: metadata.csv says what each image is.
 """
 
 import csv
+import io
 import logging
 import re
 from pathlib import Path
@@ -21,6 +23,7 @@ import torch
 from PIL import Image
 
 from libs import cli, encoders, engine, evaluation, pipeline
+from libs.engine.checkpoint import write_text
 
 
 def sample(config, workdir, nnet_path, label, prompt, input_path, counts, n_samples, layout, seed):
@@ -48,15 +51,18 @@ def sample(config, workdir, nnet_path, label, prompt, input_path, counts, n_samp
         cond["text"] = pipeline.described(trained.prompts).draw(cond.get("label"), len(labels), seed=seed)
         texts = cond["text"].texts
     # Each request has a folder of its own, so that one does not overwrite the other.
+    guided = f"{pipeline.measure_name(config.sample.gradient.measure)}{config.sample.gradient.scale:g}" if sampler.guides else ""
     words = re.sub(r"\W+", "_", prompt or Path(input_path).stem or counts or label)[:60].strip("_")
-    folder = Path(config.sample.path or Path(workdir) / "_".join(filter(None, ["images", words, f"seed{seed}"])))
+    folder = Path(config.sample.path or Path(workdir) / "_".join(filter(None, ["images", words, guided, f"seed{seed}"])))
     weights = engine.weights_hash(trained.source, ema_rate=config.sample.get("ema_rate", 0.0))
-    known = {"seed": seed, "nnet": trained.source, "step": trained.step, "sha256": weights, "sampler": sampler.describe()}
+    known = {"seed": seed, "nnet": trained.source, "step": trained.step, "sha256": weights, "sampler": sampler.describe(),
+             "precision": run.accelerator.mixed_precision}
     if sampler.guides:
         known["classifier"] = engine.weights_hash(sampler.classifier.source)
 
     def facts(index):
-        return {"prompt": texts[index] if texts else "", "label": classes[labels[index]] if labelled else "", "index": index, **known}
+        return {"prompt": texts[index] if texts else "", "label": classes[labels[index]] if labelled else "", "index": index,
+                **known}
 
     def name(index):
         kind = facts(index)["label"].replace("/", "_")
@@ -64,25 +70,42 @@ def sample(config, workdir, nnet_path, label, prompt, input_path, counts, n_samp
 
     for each in {(folder / name(index)).parent for index in range(len(labels))}:
         each.mkdir(parents=True, exist_ok=True)
-    there = {index for index in range(run.rank, len(labels), run.world) if evaluation.is_there(folder / name(index), facts(index))}
+    there = {index for index in range(len(labels)) if evaluation.is_there(folder / name(index), facts(index))}
+    listed = run.from_main(listed_in(folder / "metadata.csv") if run.is_main else None)
+    run.barrier()
+    if run.is_main and len(there) < len(labels):
+        (folder / "metadata.csv").unlink(missing_ok=True)  # it may tell of another request; a stopped one has none
     for indices, images in evaluation.generate(run, sampler, cond, len(labels), seed=seed, without=there,
                                                batch_size=config.sample.mini_batch_size):
         for index, image in zip(indices, images):
             evaluation.save_png(folder / name(index), image, **facts(index))
     run.barrier()
     if run.is_main:
+        for file in set(listed) - {name(index) for index in range(len(labels))}:
+            (folder / file).unlink(missing_ok=True)  # of an earlier request in this folder
         shown = [np.asarray(Image.open(folder / name(index)).convert("RGB")) for index in range(min(len(labels), 64))]
         Image.fromarray(pipeline.grid(torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2), 8)).save(folder / "grid.png")
         rows = [{"file_name": name(index), **facts(index)} for index in range(len(labels))]
         for row in rows:  # the columns of a data set: libs/data/table.py
             row["text"] = row.pop("prompt")
         columns = [key for key in ("file_name", "label", "text", "index", *known) if key not in ("label", "text") or rows[0][key]]
-        with open(folder / "metadata.csv", "w", newline="") as stream:
-            table = csv.DictWriter(stream, columns, extrasaction="ignore")
-            table.writeheader()
-            table.writerows(rows)
+        text = io.StringIO()
+        table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_text(folder / "metadata.csv", text.getvalue())
         print(f"{len(labels)} images in {folder}")
     run.finish()
+
+
+def listed_in(table):
+    """The files that an earlier request wrote here, by its table; none where there is no table of ours."""
+    if not table.is_file():
+        return []
+    with open(table, newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    return [row["file_name"] for row in rows if "sampler" in row and not Path(row["file_name"]).is_absolute()
+            and ".." not in Path(row["file_name"]).parts]
 
 
 if __name__ == "__main__":

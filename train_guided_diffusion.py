@@ -11,9 +11,9 @@ The same command resumes a run that was stopped. Guidance needs a classifier: tr
 
 from libs import cli, codecs, cond as conditions, data, diffusion, engine, evaluation, nn, pipeline
 
-SETTINGS = ("mode", "batch_size", "mixed_precision", "fp16_scale_growth", "compile", "attention", "workers", "balanced", "weighting",
-            "rescale_learned_sigmas", "use_kl", "time_sampler", "respacing", "p_uncond", "ema_rate", "more_ema_rates", "grad_clip",
-            "init", "init_without", "validation_split", "validation_size")
+SETTINGS = ("mode", "batch_size", "mixed_precision", "fp16_scale_growth", "compile", "attention", "workers", "balanced",
+            "weighting", "rescale_learned_sigmas", "use_kl", "time_sampler", "respacing", "p_uncond", "ema_rate",
+            "more_ema_rates", "grad_clip", "init", "init_without", "validation_split", "validation_size")
 
 
 def train(config, workdir):
@@ -31,9 +31,10 @@ def train(config, workdir):
     nn.use_backend(config.train.attention)
     schedule = diffusion.schedule(**config.schedule)
     grid = schedule.times(config.train.respacing) if config.train.respacing else None
+    uniform = diffusion.time_sampler("uniform", schedule, grid)
     time_sampler = diffusion.time_sampler(config.train.time_sampler, schedule, grid, gather=run.accelerator.gather)
     net = pipeline.build_net(config, dataset.classes)
-    if config.train.init:
+    if config.train.init and not run.resumes:
         pipeline.start_from(net, engine.load_weights(config.train.init)[0], without=config.train.init_without)
     null = pipeline.null_conditions(net, dataset.classes)
     state = engine.State(run, net, optimizer=config.optimizer, lr_scheduler=config.lr_scheduler, n_steps=config.train.n_steps,
@@ -46,11 +47,12 @@ def train(config, workdir):
         x0 = codec.encode(batch["image"])
         cond = conditions.drop({key: batch[key] for key in null}, sampler.null, config.train.p_uncond if net.training else 0.0)
         denoise = diffusion.Denoiser(net, schedule, **config.denoiser)
-        t, importance = time_sampler.draw(len(x0), device=x0.device)
+        t, importance = (time_sampler if net.training else uniform).draw(len(x0), device=x0.device)
         if denoise.learned_var:
             losses = diffusion.loss.hybrid(denoise, x0, t, times=grid, weighting=config.train.weighting, use_kl=config.train.use_kl,
                                            rescale_learned_sigmas=config.train.rescale_learned_sigmas, **cond)
-            per_image, terms = losses.loss, {"mse": losses.mse.mean(), "vb": losses.vb.mean()}
+            per_image = losses.loss
+            terms = {"mse": (losses.mse * importance).mean(), "vb": (losses.vb * importance).mean()}
         else:
             per_image, terms = diffusion.loss.simple(denoise, x0, t, weighting=config.train.weighting, **cond), {}
         if net.training:

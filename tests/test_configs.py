@@ -99,10 +99,11 @@ def test_one_step_at_tiny_width(name):
     for key, value in dict(embed_dim=32, depth=2, num_heads=2, model_channels=32, num_res_blocks=1, num_head_channels=-1).items():
         if key in config.nnet:
             config.nnet[key] = value
+    classes, text_shape = ["a", "b"], None
     if config.nnet.name == "adm_unet":
+        classes = [str(k) for k in range(config.nnet.num_classes)] or classes
         config.nnet.channel_mult = tuple(1 for _ in config.nnet.channel_mult)
         config.nnet.image_size = min(config.nnet.image_size, 64)
-    classes, text_shape = ["a", "b"], None
     if config.train.mode == "uncond" or "num_classes" not in config.nnet:
         classes = []
     if "num_clip_token" in config.nnet:

@@ -60,14 +60,16 @@ def test_resume_restores_every_average_every_kept_module_and_the_layout_of_the_m
 
 
 def test_averages_are_what_their_rates_say(tmp_path):
-    state, _ = train(tmp_path, 12, rates=(0.0, 0.5))
-    for mine, weight in zip(state._more[0.0], state._weights):
-        torch.testing.assert_close(mine, weight.detach())
+    state, _ = train(tmp_path, 12, rates=(0.3, 0.5))
     first, _, _ = engine.load_weights(tmp_path)
     half, step, _ = engine.load_weights(tmp_path, ema_rate=0.5)
     assert step == 12 and not torch.equal(first["0.weight"], half["0.weight"])
+    torch.testing.assert_close(first["0.weight"], state._averages[0])
+    torch.testing.assert_close(engine.load_weights(tmp_path, ema_rate=0.9)[0]["0.weight"], first["0.weight"])
+    raw, fast = engine.load_weights(tmp_path, averaged=False)[0]["0.weight"], state._more[0.3][0]
+    assert (fast - raw).norm() < (half["0.weight"] - raw).norm() < (first["0.weight"] - raw).norm(), "the slower, the farther"
     torch.testing.assert_close(half["0.weight"], state._more[0.5][0])
-    with pytest.raises(ValueError, match=r"no average of rate 0.7; known: 0 for the first, 0.5"):
+    with pytest.raises(ValueError, match=r"no average of rate 0.7; known: 0 for the first, 0.3, 0.5"):
         engine.load_weights(tmp_path, ema_rate=0.7)
 
 
@@ -80,9 +82,17 @@ def test_an_average_that_was_not_kept_before_begins_with_the_weights(tmp_path, c
 
 
 def test_rates_that_no_average_has(tmp_path):
-    for rates, ema_rate, message in [((0.9,), 0.9, "there twice"), ((0.5, 0.5), 0.9, "there twice"), ((1.5,), 0.9, "must lie in")]:
+    for rates, ema_rate, message in [((0.9,), 0.9, "there twice"), ((0.0,), 0.9, "or is 0"), ((0.5, 0.5), 0.9, "there twice"), ((1.5,), 0.9, "must lie in")]:
         with pytest.raises(ValueError, match=message):
             train(tmp_path / str(rates), 4, rates=rates, ema_rate=ema_rate)
+
+
+def test_another_kind_of_kept_module_begins_anew(tmp_path, caplog):
+    train(tmp_path, 4)
+    tensors, record = checkpoint.read(tmp_path / "ckpts" / "4.ckpt")
+    checkpoint.write(tmp_path / "ckpts", 4, {**tensors, "counter": {"seen": torch.zeros(3)}}, record)
+    _, counter = train(tmp_path, 6)
+    assert "another kind of a counter: it begins anew" in caplog.text and counter.seen == 2
 
 
 def test_linear_learning_rate_falls_to_zero_and_may_rise_first():

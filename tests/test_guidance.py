@@ -99,11 +99,11 @@ def test_gradient_guidance_is_the_published_step(x):
     torch.testing.assert_close(made, LINEAR.alpha(s) * x0 + LINEAR.sigma(s) * eps)
     torch.testing.assert_close(LINEAR.add_noise(estimate.x0, estimate.eps, t), x)       # still explains x_t
     assert not made.requires_grad
-    # ancestral: the mean moves by beta / sqrt(1 - beta) times the gradient
-    beta = LINEAR.posterior(t, s).large
+    # ancestral: the mean moves by the variance of the step times the gradient
+    variance = LINEAR.posterior(t, s).small
     moved, unmoved = (sample_ddpm(d, x, [t, s], LINEAR, generator=torch.Generator().manual_seed(0))
                       for d in (guided, conditional(denoise)))
-    torch.testing.assert_close(moved - unmoved, beta / (1 - beta) ** 0.5 * scale * gradient)
+    torch.testing.assert_close(moved - unmoved, variance * scale * gradient)
 
 
 def test_gradient_guidance_options(x):

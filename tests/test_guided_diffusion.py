@@ -19,7 +19,8 @@ TINY = ["--config=configs/phantom32_adm.py", "--config.nnet.channel_mult=(1,1)",
         "--config.nnet.image_size=16", "--config.dataset.resolution=16", "--config.dataset.size=64", "--config.train.batch_size=8",
         "--config.train.n_steps=4", "--config.train.log_interval=1", "--config.train.preview_interval=4",
         "--config.train.eval_interval=0", "--config.train.validation_interval=4", "--config.train.validation_size=16",
-        "--config.metrics.sample_steps=2", "--config.lr_scheduler.warmup_steps=0", "--config.sample.sample_steps=4", "--config.train.mixed_precision="]
+        "--config.metrics.sample_steps=2",
+        "--config.lr_scheduler.warmup_steps=0", "--config.sample.sample_steps=4", "--config.train.mixed_precision="]
 
 
 def losses(folder):
@@ -78,7 +79,8 @@ def test_stage_one_makes_exactly_what_is_asked_on_any_number_of_processes(script
 
 
 def test_sampling_goes_on_where_it_was_stopped_and_the_folder_is_a_data_set(script, trained, tmp_path):
-    ask = ("sample.py", f"--workdir={trained}", "--label=all", "--n_samples=2", "--layout=classes", f"--config.sample.path={tmp_path}")
+    ask = ("sample.py", f"--workdir={trained}", "--label=all", "--n_samples=2", "--layout=classes",
+           f"--config.sample.path={tmp_path}")
     script(*ask)
     files = sorted(tmp_path.glob("*/*.png"))
     kept, torn = files[0], files[1]
@@ -89,6 +91,9 @@ def test_sampling_goes_on_where_it_was_stopped_and_the_folder_is_a_data_set(scri
     assert torn.read_bytes() == before and files[2].is_file() and kept.stat().st_mtime_ns == stamp
     script(*ask, "--config.sample.ema_rate=0.5")
     assert kept.read_bytes() != files[4].read_bytes() and kept.stat().st_mtime_ns > stamp, "other weights are another request"
+    script(*ask, "--config.sample.gradient.clip_norm=1.", "--n_samples=1")
+    assert sorted(path.name for path in tmp_path.glob("*/*.png")) == ["000000.png", "000001.png", "000002.png", "000003.png"]
+    script(*ask)
     found = data.get("folder", path=tmp_path, resolution=16)
     assert len(found) == 8 and found.classes == ["angioma", "dermatofibroma", "melanoma", "nevus"]
     assert not list(tmp_path.rglob(".staging*"))
@@ -138,7 +143,8 @@ def test_starting_from_other_weights_with_other_classes(script, trained, tmp_pat
     for k, name in enumerate("ab"):
         (folder / name).mkdir(parents=True)
         for i in range(8):
-            Image.fromarray(np.random.default_rng(i + 8 * k).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / name / f"{i}.png")
+            pixels = np.random.default_rng(i + 8 * k).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
     own = ["--config=configs/folder128_adm.py", *(option for option in TINY[1:] if "dataset" not in option),
            f"--config.dataset.path={folder}", "--config.dataset.resolution=16", "--config.nnet.model_channels=32",
            "--config.nnet.num_res_blocks=1", "--config.nnet.num_head_channels=32", "--config.train.workers=0",

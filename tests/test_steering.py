@@ -65,13 +65,17 @@ def test_classes_in_another_order_are_renumbered_and_others_refused():
     one, x = classifier(classes=("b", "a")), torch.randn(3, 1, 8, 8)
     turned = one.in_order_of(["a", "b"])
     torch.testing.assert_close(turned.logits(x, 0.5, LINEAR), one.logits(x, 0.5, LINEAR).flip(1))
-    assert one.in_order_of(["b", "a"]) is one and classifier(classes=("0", "1")).in_order_of(["x", "y"]).classes == ["0", "1"]
+    bare = classifier(classes=2)
+    assert one.in_order_of(["b", "a"]) is one and bare.in_order_of(["x", "y"]) is bare and bare.classes == ["0", "1"]
+    assert classifier(classes=("1", "0")).in_order_of(["0", "1"]).classes == ["0", "1"], "names, though they are digits"
+    with pytest.raises(ValueError, match="tells"):
+        classifier(classes=("2", "5")).in_order_of(["0", "1"])
     with pytest.raises(ValueError, match=r"tells \['b', 'a'\] apart, the network makes \['a', 'c'\]"):
         one.in_order_of(["a", "c"])
 
 
 @pytest.mark.parametrize("own, message", [
-    (dict(measure="Entropy", scale=1.0), "Did you mean 'entropy'"), (dict(measure="entropy"), "both are needed"),
+    (dict(measure="entropi", scale=1.0), "Did you mean 'entropy'"), (dict(measure="entropy"), "both are needed"),
     (dict(scale=1.0), "both are needed"), (dict(measure="entropy", scale=-1.0), "must not be negative"),
     (dict(measure="entropy", scale=1.0, first=0.2, last=0.5), "0 <= last=0.5 <= first=0.2"),
     (dict(measure="entropy", scale=1.0, profile="lat"), "Did you mean 'late'"), (dict(on="x_0"), "known: x_t, x0")])
@@ -80,6 +84,16 @@ def test_sections_that_cannot_be(own, message):
     section.update(own)
     with pytest.raises(ValueError, match=message):
         steering.check(section, classifier(), classes=["a", "b"], shape=(1, 8, 8))
+
+
+def test_measures_by_the_original_s_spelling():
+    found = [pipeline.measure_name(name) for name in ("Entropy", "Margin", "LeastConf", "classifier", "entropy", "")]
+    assert found == ["entropy", "margin", "least_confidence", "log_probability", "entropy", ""]
+
+
+def test_legacy_steps_need_steps():
+    with pytest.raises(ValueError, match="numbers the steps of a discrete schedule"):
+        classifier().logits(torch.randn(1, 1, 8, 8), 0.5, VPSDE, legacy_steps=250)
 
 
 def test_guidance_without_a_classifier_or_with_one_of_other_images():
@@ -206,6 +220,11 @@ def test_published_weights_of_a_classifier_need_no_config_of_their_own(tmp_path)
     x, t = torch.randn(2, 3, 16, 16), torch.full((2,), COSINE.network_time(0.3))
     torch.testing.assert_close(opened.logits(x, 0.3, COSINE), net.eval()(x, t))
     assert opened.shape == (3, 16, 16) and opened.in_order_of(["x", "y", "z"]) is opened
+    (tmp_path / "run" / "ckpts").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text('{"nnet": {"name": "uvit"}}')
+    torch.save(net.state_dict(), tmp_path / "run" / "ckpts" / "weights.pt")
+    with pytest.raises(ValueError, match="is a run of 'uvit'"):
+        evaluation.open_classifier(tmp_path / "run" / "ckpts" / "weights.pt", config)
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="no weights of adm_classifier: a"):
         evaluation.open_classifier(tmp_path / "other.pt", config)

@@ -11,6 +11,7 @@ PREDICTIONS = ("eps", "x0", "v")
 class Estimate(NamedTuple):
     """The clean image x0 and the noise eps in x_t = alpha x0 + sigma eps, both like x_t.
 
+    push: what by_gradient added, s grad: x0 and eps hold it already, and ancestral steps take it at their own variance.
     var: where the network learns the variance of a step, the fraction f, like x_t and 0..1 within the range,
     of log variance = f log(beta) + (1-f) log(beta~) (Nichol & Dhariwal 2021, eq. 15): each step has its own
     beta.
@@ -18,6 +19,7 @@ class Estimate(NamedTuple):
     x0: torch.Tensor
     eps: torch.Tensor
     var: torch.Tensor | None = None
+    push: torch.Tensor | None = None
 
 
 class Output(NamedTuple):

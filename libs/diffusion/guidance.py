@@ -50,7 +50,7 @@ def by_gradient(denoise, energy, scale, *, on="x_t", window=(0.0, 1.0), clip_nor
     number, 0 = off (returns `denoise`), or a function of t. window: the t to guide in. clip_norm: largest
     norm of an image's gradient, before the scale. reclip: clip x0 to [-1, 1] again; published, it is not.
 
-    In sample_ddpm this moves the mean by beta/sqrt(1-beta) s grad: to first order in beta, ADM's var s grad.
+    In sample_ddpm this moves the mean of a step by its variance times s grad (their algorithm 1), unless `reclip`.
     Works under torch.no_grad, not inference_mode; gradients of the sample pass through where x requires them.
     """
     if on not in ("x_t", "x0"):
@@ -76,11 +76,12 @@ def by_gradient(denoise, energy, scale, *, on="x_t", window=(0.0, 1.0), clip_nor
             norm = grad.flatten(1).norm(dim=1).reshape(-1, *[1] * (x.ndim - 1))
             grad = grad * (clip_norm / norm.clamp(min=clip_norm))
         alpha, sigma = denoise.schedule.alpha(t), denoise.schedule.sigma(t)
+        push = s * grad if estimate.push is None else torch.add(estimate.push, grad, alpha=s)
         x0 = torch.add(estimate.x0, grad, alpha=s * sigma ** 2 / alpha)
         if reclip:
             x0 = x0.clamp(-1, 1)
             return Estimate(x0, mix(1 / sigma, x, -alpha / sigma, x0), estimate.var)
-        return Estimate(x0, torch.add(estimate.eps, grad, alpha=-s * sigma), estimate.var)
+        return Estimate(x0, torch.add(estimate.eps, grad, alpha=-s * sigma), estimate.var, push)
 
     guided.schedule = denoise.schedule
     return guided

@@ -53,23 +53,33 @@ def sample_ddpm(denoise, x, times, schedule, *, variance=None, generator=None):
     """Ancestral sampling (Ho et al. 2020); a step that ends at 0 is without noise.
 
     variance: "learned" from Estimate.var, "small" for the posterior's beta~, "large" for beta; by default
-    learned where the network learned it, else small.
+    learned where the network learned it, else small. Guidance by a gradient moves the mean by variance times
+    gradient (Dhariwal & Nichol 2021, algorithm 1); of a step that ends at 0, whose beta~ is 0, by that of the step before.
     """
     if variance not in (None, "learned", "small", "large"):
         raise ValueError(f"variance={variance!r}; allowed: 'learned', 'small', 'large', or None to choose")
-    times = _checked(times)
+    times, small_before = _checked(times), 0.0
     for t, s in zip(times, times[1:]):
         estimate = denoise(x, t)
         kind = variance or ("small" if estimate.var is None else "learned")
         if kind == "learned" and estimate.var is None:
             raise ValueError("variance='learned' with learned_var=False; allowed: 'small', 'large'")
         step = schedule.posterior(t, s)
-        x = mix(step.x0, estimate.x0, step.xt, x)
-        if s > 0 and kind == "learned":
-            low, high = 0.5 * math.log(step.small), 0.5 * math.log(step.large)
-            x = x + (low + (high - low) * estimate.var).exp() * normal_like(x, generator)
-        elif s > 0:
-            x = torch.add(x, normal_like(x, generator), alpha=math.sqrt(getattr(step, kind)))
+        small = step.small if s > 0 else small_before
+        if kind == "learned" and small:
+            low, high = 0.5 * math.log(small), 0.5 * math.log(step.large)
+            deviation = (low + (high - low) * estimate.var).exp()
+        else:
+            deviation = math.sqrt(step.large if kind == "large" else small)
+        x0, push = estimate.x0, estimate.push
+        if push is not None:  # taken out of x0, where it is meant for deterministic steps
+            x0 = torch.add(x0, push, alpha=-schedule.sigma(t) ** 2 / schedule.alpha(t))
+        x = mix(step.x0, x0, step.xt, x)
+        if push is not None:
+            x = x + deviation ** 2 * push
+        if s > 0:
+            x = x + deviation * normal_like(x, generator)
+        small_before = step.small
     return x
 
 

@@ -24,7 +24,7 @@ import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs, InitProcessGroupKwargs
 
-from libs.engine.checkpoint import write_text
+from libs.engine.checkpoint import steps, write_text
 
 _PACKAGES = ("torch", "torchvision", "accelerate", "diffusers", "transformers", "timm", "numpy", "pillow")
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what SLURM and container schedulers send before they kill
@@ -70,6 +70,11 @@ class Run:
     def place(self):
         """What a data stream must know of this process: rank, world, and whether batches are page-locked for a GPU."""
         return {"rank": self.rank, "world": self.world, "pin_memory": self.device.type == "cuda"}
+
+    @property
+    def resumes(self):
+        """Whether the folder holds a checkpoint, so that training goes on from there."""
+        return bool(steps(self.folder / "ckpts"))
 
     def record(self, name, content, *, fixed=False):
         """Remember what the run folder is to keep as the JSON file `name`; `describe` writes it.

@@ -46,8 +46,9 @@ class State:
         for rate in (ema_rate, *more_ema_rates):
             if not 0.0 <= rate < 1.0:
                 raise ValueError(f"train.ema_rate must lie in [0, 1), not {rate}")
-        if len({ema_rate, *more_ema_rates}) <= len(more_ema_rates):
-            raise ValueError(f"train.more_ema_rates={tuple(more_ema_rates)}: one is there twice, or is train.ema_rate={ema_rate}")
+        if len({ema_rate, *more_ema_rates}) <= len(more_ema_rates) or 0.0 in more_ema_rates:
+            raise ValueError(f"train.more_ema_rates={tuple(more_ema_rates)}: one is there twice, is train.ema_rate={ema_rate}, or "
+                             "is 0, the weights themselves")
         self.run, self.module, self.ema_rate = run, net.to(run.device), ema_rate
         trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
         if not trained:
@@ -104,7 +105,7 @@ class State:
                 **{averaged_name(rate): dict(zip(self.names, each)) | buffers for rate, each in self._more.items()},
                 **{name: module.state_dict() for name, module in self.keep.items() if module.state_dict()},
                 "optimizer": moments,
-            }, {"step": self.step, "best": self.best, "optimizer": scalars, "extra": extra or {},
+            }, {"step": self.step, "best": self.best, "ema_rate": self.ema_rate, "optimizer": scalars, "extra": extra or {},
                 "scaler": scaler.state_dict() if scaler is not None else {}})
             checkpoint.prune(root, keep=keep, protect={self.best.get("step")})
         self._saved_step = self.step
@@ -130,10 +131,11 @@ class State:
             for name, average in zip(self.names, averages):
                 average.copy_(saved[name])
         for name, module in self.keep.items():
-            if name in tensors:
-                module.load_state_dict(tensors[name])
-            elif module.state_dict():
-                logging.warning("%s has no %s: it begins anew", folder, name)
+            own, saved = module.state_dict(), tensors.get(name, {})
+            if {key: value.shape for key, value in own.items()} == {key: value.shape for key, value in saved.items()}:
+                module.load_state_dict(saved)
+            else:
+                logging.warning("%s holds %s of a %s: it begins anew", folder, "another kind" if saved else "nothing", name)
         weights = dict(zip(self.names, self._weights))
         for source in (tensors["optimizer"], record["optimizer"]):
             for key, value in source.items():
@@ -157,9 +159,9 @@ class State:
             yield
 
 
-def averaged_name(rate):
-    """The file stem of the average of one rate in a checkpoint; 0 is the run's first, train.ema_rate."""
-    return f"nnet_ema_{rate:g}" if rate else "nnet_ema"
+def averaged_name(rate, record=None):
+    """The file stem of the average of one rate in a checkpoint; 0 or that of the `record` is the run's first, train.ema_rate."""
+    return f"nnet_ema_{rate:g}" if rate and rate != (record or {}).get("ema_rate") else "nnet_ema"
 
 
 def load_weights(path, *, averaged=True, ema_rate=0.0):
@@ -186,10 +188,10 @@ def load_weights(path, *, averaged=True, ema_rate=0.0):
                 folder = path / f"{best}.ckpt"
             except ValueError as error:
                 logging.warning("%s. The newest one is used in place of the best.", error)
-        return _chosen(tensors, averaged, ema_rate, folder), record["step"], folder
+        return _chosen(tensors, averaged, ema_rate, folder, record), record["step"], folder
     if (path / checkpoint.MANIFEST).is_file():
         tensors, record = checkpoint.read(path)
-        return _chosen(tensors, averaged, ema_rate, path), record["step"], path
+        return _chosen(tensors, averaged, ema_rate, path, record), record["step"], path
     if path.is_dir():
         raise ValueError(f"{path} holds no checkpoint: expected <step>.ckpt folders, a ckpts/ folder, or give a weights file")
     if not path.is_file():
@@ -211,7 +213,8 @@ def weights_hash(path, *, ema_rate=0.0):
     """SHA-256 (first 16 hex digits) of the weights at a path that `load_weights` returned, with the same `ema_rate`."""
     path = Path(path)
     if path.is_dir():
-        return checkpoint.read_manifest(path)[f"{averaged_name(ema_rate)}.safetensors"]["sha256"][:16]
+        record = json.loads((path / "state.json").read_text())
+        return checkpoint.read_manifest(path)[f"{averaged_name(ema_rate, record)}.safetensors"]["sha256"][:16]
     return checkpoint.sha256(path)[:16]
 
 
@@ -232,8 +235,8 @@ def _load_into(module, tensors, names, folder):
             mine[name].copy_(tensors[name])
 
 
-def _chosen(tensors, averaged, ema_rate, folder):
-    name = averaged_name(ema_rate) if averaged else "nnet"
+def _chosen(tensors, averaged, ema_rate, folder, record):
+    name = averaged_name(ema_rate, record) if averaged else "nnet"
     if name not in tensors:
         known = sorted(stem.removeprefix("nnet_ema_") for stem in tensors if stem.startswith("nnet_ema_"))
         raise ValueError(f"{folder} has no average of rate {ema_rate:g}; known: 0 for the first, {', '.join(known) or 'no others'} "

@@ -96,6 +96,11 @@ def evaluate_run(config, workdir, nnet_path, seed, name):
     trained = open_trained(run, config, workdir, nnet_path)
     how = config.sample.get("prompts", "bank")
     ending = "" if trained.prompts is None or how == "bank" else f"_{how}"
+    if trained.sampler.guides:
+        ending += f"_{config.sample.gradient.measure}{config.sample.gradient.scale:g}"
+    before = engine.read_json(Path(workdir) / "config.json", {}).get("sample", {})
+    if any(key in before and config.sample[key] != before[key] for key in ("guidance", "scale") if key in config.sample):
+        ending += f"_guidance{trained.sampler.guidance:g}"
     result = evaluate(run, trained.sampler, config, trained.dataset, n=config.sample.n_samples, seed=seed, step=trained.step,
                       nnet=trained.source, prompts=trained.prompts,
                       name=name or f"{trained.source.stem}_{config.sample.n_samples}{ending}")

@@ -9,21 +9,27 @@ import torch
 from libs.pipeline import to_uint8
 
 
+AT_LEAST = 8  # batches, where there are as many images
+
+
 def generate(run, pipeline, cond, n, *, seed, batch_size, without=()):
     """This process's share of images 0 .. n-1, in batches.
 
+    Processes take whole batches in turn, so that an image is in the same batch, and rounded the same, for any number of them.
+
     Args:
-        run: engine.Run; process r of W makes images r, r + W, r + 2W, ...
+        run: engine.Run.
         cond: conditions with n rows, see pipeline.draw_conditions.
-        batch_size: images per network call on each process.
-        without: indices that are not wanted (they are there already).
+        batch_size: images per network call on each process; fewer where so few are asked that most processes would idle.
+        without: indices that are not wanted (they are there already); a batch of others is made whole, for the same reason.
 
     Yields:
         (indices, images): list of int and uint8 Tensor (b, C, H, W) on the CPU.
     """
-    mine = [index for index in range(run.rank, n, run.world) if index not in without]
-    for begin in range(0, len(mine), batch_size):
-        indices = mine[begin:begin + batch_size]
+    size = min(batch_size, max(1, -(-n // AT_LEAST)))
+    for indices in [list(range(begin, min(begin + size, n))) for begin in range(0, n, size)][run.rank::run.world]:
+        if all(index in without for index in indices):
+            continue
         with run.accelerator.autocast():
             images = pipeline({key: value[indices] for key, value in cond.items()}, seed=seed, indices=indices)
         yield indices, to_uint8(images)
@@ -101,5 +107,5 @@ def is_there(path, text):
         with Image.open(path) as image:
             image.load()
             return image.text == {key: str(value) for key, value in text.items()}
-    except (OSError, AttributeError, SyntaxError):
+    except (OSError, ValueError, AttributeError, SyntaxError):
         return False

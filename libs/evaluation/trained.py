@@ -74,9 +74,9 @@ def open_classifier(path, config=None, *, device="cpu"):
         ValueError, FileNotFoundError: there is no such run, or these are no weights of a classifier.
     """
     weights, step, source = engine.load_weights(path)
-    if source.is_file() and config is not None:
+    home = next((folder for folder in (Path(path), *source.parents[:3]) if (folder / "config.json").is_file()), None)
+    if home is None and source.is_file() and config is not None:
         return pipeline.published_classifier(config, weights, device=device, source=source)
-    home = next((folder for folder in (Path(path), *source.parents) if (folder / "config.json").is_file()), None)
     if home is None:
         raise ValueError(f"{path}: no config.json there; give the run folder of a classifier (train_classifier.py), or a .pt file")
     own = ml_collections.ConfigDict(engine.read_json(home / "config.json", {}))

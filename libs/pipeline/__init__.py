@@ -1,8 +1,10 @@
 """From a config to images: what previews, evaluation and sample.py share.
 
-Image i of seed s depends on (s, i) alone: its starting noise and all later noise come from one generator of its own,
-so that batch size and number of processes change nothing.
+Image i of seed s depends on (s, i) alone: its starting noise and all later noise come from one generator of its own. What
+batch an image is in changes only how products are rounded, and batches are the same for any number of processes.
 """
+
+import logging
 
 import numpy as np
 import torch
@@ -12,15 +14,17 @@ from libs.diffusion import guidance, samplers
 from libs.encoders import Bank, read_attributes
 from libs.pipeline.prompts import (Describer, PROMPTS, StoredDescriber, choose_labels, count_labels, described,
                                    draw_conditions, draw_labels, read_prompts, requested)
-from libs.pipeline.steering import NoisyClassifier, by_gradient, check as check_gradient, noisy_classifier, published_classifier
+from libs.pipeline.steering import (NoisyClassifier, by_gradient, check as check_gradient, measure_name, noisy_classifier,
+                                    published_classifier)
 
-__all__ = ["Bank", "Describer", "NoisyClassifier", "PROMPTS", "Pipeline", "StoredDescriber", "build_net", "check_images",
-           "choose_labels", "classes_without_data", "count_labels", "described", "draw_conditions", "draw_labels", "grid", "guidance_scale", "identity",
-           "image_generator", "latent_shape", "load", "noisy_classifier", "null_conditions",
-           "published_classifier", "read_attributes", "read_prompts",
-           "requested", "start_from", "text_encoder", "to_uint8"]
+__all__ = ["Bank", "Describer", "NoisyClassifier", "Pipeline", "PROMPTS", "StoredDescriber", "build_net", "check_images",
+           "choose_labels", "classes_without_data", "count_labels", "described", "draw_conditions", "draw_labels", "grid",
+           "guidance_scale", "identity", "image_generator", "latent_shape", "load", "measure_name", "noisy_classifier",
+           "null_conditions", "published_classifier", "read_attributes", "read_prompts", "requested", "start_from",
+           "text_encoder", "to_uint8"]
 
 
+STEERED = {"on": "x_t", "profile": "constant", "first": 1.0, "last": 0.0, "clip_norm": 0.0, "reclip": False, "legacy_steps": 0}
 LOWER = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -56,6 +60,9 @@ class Pipeline:
         self.gradient, self.classifier = config.sample.get("gradient"), classifier
         if self.guidance != 1.0 and not null:
             raise ValueError(f"sample guidance {self.guidance} needs conditions, and this network has none; set it to 1")
+        if self.guidance != 1.0 and "train" in config and not config.train.get("p_uncond", 0.0):
+            logging.warning("guidance %g asks the network without conditions, which it never saw in training "
+                            "(config.train.p_uncond=0)", self.guidance)
         for asked in (self.algorithm, config.sample.algorithm):
             if asked not in samplers.SAMPLERS:
                 raise ValueError(f"unknown sampling algorithm {asked!r}; known: {', '.join(samplers.SAMPLERS)}")
@@ -128,13 +135,16 @@ class Pipeline:
         return self.schedule.times(self.steps, spacing=self.own.get("spacing") or None)
 
     def describe(self):
-        """The sampler in words, for reports."""
+        """All that decides the images but weights and seed, in words: for reports, and to tell samples apart."""
         words = [f"{self.algorithm}, {self.steps} steps"]
         words += [f"spacing {self.own['spacing']}"] if self.own.get("spacing") else []
         words += [f"eta {self.own['eta']:g}"] if self.own.get("eta") else []
         words += [f"guidance {self.guidance:g}"] if self.guidance != 1.0 else []
+        words += ["x0 clipped"] if self.denoiser.clip else []
         if self.guides:
-            words.append(f"gradient of {self.gradient.measure}, scale {self.gradient.scale:g}")
+            one = self.gradient
+            words.append(f"gradient of {measure_name(one.measure)}, scale {one.scale:g}")
+            words += [f"{key} {one[key]}" for key, usual in STEERED.items() if one[key] != usual]
         return ", ".join(words)
 
 
@@ -236,12 +246,16 @@ def build_net(config, classes, text_shape=None):
         if kwargs["num_classes"] < needed:
             raise ValueError(f"config.nnet.num_classes is {kwargs['num_classes']}, but {len(classes)} classes"
                              f"{' and the null class' if needed > len(classes) else ''} need {needed}; 0 takes what is needed")
+        if not null and kwargs["num_classes"] != len(classes):
+            raise ValueError(f"config.nnet.num_classes is {kwargs['num_classes']}, but the data have {len(classes)} classes, and "
+                             "the number after the last one must mean no class; 0 takes what is needed. Weights of other classes: "
+                             "config.train.init with config.train.init_without=('label_emb',)")
     if "out_channels" in kwargs:
         needed = kwargs["in_channels"] * (2 if config.denoiser.get("learned_var", False) else 1)
         kwargs["out_channels"] = kwargs["out_channels"] or needed
         if kwargs["out_channels"] != needed:
             raise ValueError(f"config.nnet.out_channels is {kwargs['out_channels']}; {kwargs['in_channels']} channels with "
-                             f"config.denoiser.learned_var={config.denoiser.get('learned_var', False)} need {needed}; 0 takes what is needed")
+                             f"config.denoiser.learned_var={needed > kwargs['in_channels']} need {needed}; 0 takes what is needed")
     if takes_text:
         for key, size in zip(("num_clip_token", "clip_dim"), text_shape or (0, 0)):
             if not kwargs[key]:

@@ -27,7 +27,7 @@ class NoisyClassifier:
     Attributes:
         net: frozen network (N, C, H, W), network time (N,) -> logits (N, K).
         schedule: the noise schedule it was trained on.
-        classes: names of its K classes.
+        classes: names of its K classes, or their number where bare weights know no names.
         shape: (C, H, W) of the images it looks at.
         noised: False if it was trained on clean images only, which it is then always told.
         source, step: where its weights come from.
@@ -35,7 +35,9 @@ class NoisyClassifier:
 
     def __init__(self, net, schedule, *, classes, shape, noised=True, source="", step=None):
         self.net = net.eval().requires_grad_(False)
-        self.schedule, self.classes, self.shape = schedule, list(classes), tuple(shape)
+        self.named = not isinstance(classes, int)
+        self.classes = list(classes) if self.named else [str(k) for k in range(classes)]
+        self.schedule, self.shape = schedule, tuple(shape)
         self.noised, self.source, self.step = noised, source, step
 
     def logits(self, x, t, schedule, *, legacy_steps=0):
@@ -48,6 +50,9 @@ class NoisyClassifier:
     def network_time(self, t, schedule, legacy_steps=0):
         """The time that the network is told, a float."""
         lowest = 1 / self.schedule.steps if self.schedule.steps else 0.0
+        if legacy_steps and schedule.steps is None:
+            raise ValueError(f"config.sample.gradient.legacy_steps={legacy_steps} numbers the steps of a discrete schedule "
+                             "(linear, cosine), and this one is continuous")
         if legacy_steps:
             return max(legacy_steps * (t - 1 / schedule.steps), 0.0)
         if not self.noised or t <= 0:
@@ -59,10 +64,8 @@ class NoisyClassifier:
 
     def in_order_of(self, classes):
         """This classifier with its classes numbered as in `classes`; ValueError where they are not the same."""
-        if self.classes == list(classes) or not classes:
+        if self.classes == list(classes) or not classes or not self.named and len(self.classes) == len(classes):
             return self
-        if all(name.isdigit() for name in self.classes) and len(self.classes) == len(classes):
-            return self  # published weights know numbers only
         if sorted(self.classes) != sorted(classes):
             raise ValueError(f"the classifier {self.source} tells {self.classes} apart, the network makes {list(classes)}: train "
                              "one on the same classes (train_classifier.py)")
@@ -100,19 +103,34 @@ def published_classifier(config, weights, *, device="cpu", source=""):
     net = backbones.load(adm.Classifier(**arguments), weights)
     shape = arguments["in_channels"], arguments["image_size"], arguments["image_size"]
     return NoisyClassifier(net.to(device), diffusion.schedule(**config.schedule), shape=shape, source=source,
-                           classes=[str(k) for k in range(arguments["out_channels"])])
+                           classes=arguments["out_channels"])
+
+
+def measure_name(asked):
+    """The name of a measure, which may be spelt as MGDM does (Entropy, Margin, LeastConf, classifier); '' stays ''.
+
+    Raises:
+        ValueError: no such measure.
+    """
+    known = {name: name for name in guidance.MEASURES} | {"leastconf": "least_confidence", "classifier": "log_probability", "": ""}
+    if asked.lower() in known:
+        return known[asked.lower()]
+    close = difflib.get_close_matches(asked.lower(), [name for name in known if name], 1)
+    raise ValueError(f"config.sample.gradient.measure is {asked!r}; known: {', '.join(guidance.MEASURES)}"
+                     + (f". Did you mean {known[close[0]]!r}?" if close else ""))
 
 
 def check(gradient, classifier, *, classes, shape):
     """Raise ValueError for a section `gradient` that asks for what cannot be, and a classifier of other images."""
-    for option, known in (("measure", ["", *guidance.MEASURES]), ("profile", PROFILES), ("on", ("x_t", "x0"))):
+    measure_name(gradient.measure)
+    for option, known in (("profile", PROFILES), ("on", ("x_t", "x0"))):
         if gradient[option] not in known:
-            close = difflib.get_close_matches(str(gradient[option]).lower(), [name for name in known if name], 1)
-            raise ValueError(f"config.sample.gradient.{option} is {gradient[option]!r}; known: {', '.join(filter(None, known))}"
+            close = difflib.get_close_matches(str(gradient[option]).lower(), known, 1)
+            raise ValueError(f"config.sample.gradient.{option} is {gradient[option]!r}; known: {', '.join(known)}"
                              + (f". Did you mean {close[0]!r}?" if close else ""))
     if gradient.scale < 0 or gradient.clip_norm < 0 or not 0 <= gradient.last <= gradient.first <= 1:
-        raise ValueError(f"config.sample.gradient: scale={gradient.scale}, clip_norm={gradient.clip_norm} must not be negative, and "
-                         f"0 <= last={gradient.last} <= first={gradient.first} <= 1")
+        raise ValueError(f"config.sample.gradient: scale={gradient.scale}, clip_norm={gradient.clip_norm} must not be "
+                         f"negative, and 0 <= last={gradient.last} <= first={gradient.first} <= 1")
     if bool(gradient.measure) != (gradient.scale > 0):
         raise ValueError(f"config.sample.gradient has measure={gradient.measure!r} and scale={gradient.scale}: both are needed, or "
                          "neither")
@@ -122,7 +140,7 @@ def check(gradient, classifier, *, classes, shape):
     if classifier is not None and classifier.shape != tuple(shape):
         raise ValueError(f"the classifier {classifier.source} looks at images {classifier.shape} (channels, height, width), the "
                          f"network denoises {tuple(shape)}")
-    if gradient.measure == "log_probability" and not classes:
+    if measure_name(gradient.measure) == "log_probability" and not classes:
         raise ValueError("config.sample.gradient.measure='log_probability' needs a network that is asked for classes")
 
 
@@ -136,7 +154,7 @@ def by_gradient(denoise, gradient, classifier, label=None):
     def scale(t):
         return gradient.scale * PROFILES[gradient.profile](t)
 
-    return guidance.by_gradient(denoise, guidance.energy(gradient.measure, logits, label),
+    return guidance.by_gradient(denoise, guidance.energy(measure_name(gradient.measure), logits, label),
                                 gradient.scale if gradient.profile == "constant" else scale, on=gradient.on,
                                 window=(gradient.last, gradient.first), clip_norm=gradient.clip_norm or None,
                                 reclip=gradient.reclip)
