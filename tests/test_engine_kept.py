@@ -82,9 +82,9 @@ def test_an_average_that_was_not_kept_before_begins_with_the_weights(tmp_path, c
 
 
 def test_rates_that_no_average_has(tmp_path):
-    for rates, ema_rate, message in [((0.9,), 0.9, "there twice"), ((0.0,), 0.9, "or is 0"), ((0.5, 0.5), 0.9, "there twice"), ((1.5,), 0.9, "must lie in")]:
+    for rates, message in (((0.9,), "there twice"), ((0.0,), "or is 0"), ((0.5, 0.5), "there twice"), ((1.5,), "must lie in")):
         with pytest.raises(ValueError, match=message):
-            train(tmp_path / str(rates), 4, rates=rates, ema_rate=ema_rate)
+            train(tmp_path / str(rates), 4, rates=rates)
 
 
 def test_another_kind_of_kept_module_begins_anew(tmp_path, caplog):
