@@ -12,26 +12,26 @@ DDIB (Su et al., ICLR 2023): from one network to another.
 Results are <output_path>/<target class>/<measure><scale>_<source>.png ('unguided_...' at scale 0) with a metadata.csv, so
 that the folder is a data set, and a page, index.html. A source that shares its stem with another one is called by its whole
 path. The same command goes on where it was stopped. At scale 0 the classifier only judges: two forward passes for each image.
+
+Classifier-free guidance is that of --guidance, not of config.sample, whose number is meant for images from noise: encoding
+goes without, so anything but 1 changes an image even where nothing else does; the results are then called cfg<guidance>_...
+The precision is the run's; --config.train.mixed_precision=no (float32) reconstructs best.
 """
 
 import logging
+import math
 from pathlib import Path
 
 import ml_collections
 import torch
 
-from libs import cli, data, engine, evaluation, metrics, report
-from libs.data.base import did_you_mean
-from libs.diffusion import guidance
+from libs import cli, data, engine, evaluation, metrics, pipeline, report
 from libs.evaluation import bridge as bridges
 
-# MGDM's names of the measures, in lower case.
-PUBLISHED = {"classifier": "log_probability", "leastconf": "least_confidence"}
 
-
-def sample(config, workdir, nnet_path, target_workdir, input_path, output_path, maps, n_samples, encode_to_noise, compare_path,
-           recogniser, page_images):
-    prefix = settle(config.sample)
+def sample(config, workdir, nnet_path, target_workdir, input_path, output_path, maps, n_samples, guidance, encode_to_noise,
+           compare_path, recogniser, page_images):
+    prefix = settle(config.sample, guidance)
     if config.sample.algorithm != "ddim" or config.sample.get("eta", 0.0):
         raise ValueError(f"config.sample.algorithm={config.sample.algorithm} with eta={config.sample.get('eta', 0.0):g}: a bridge "
                          "goes there and back by DDIM without noise, over config.sample.sample_steps times spaced as "
@@ -80,20 +80,39 @@ def sample(config, workdir, nnet_path, target_workdir, input_path, output_path, 
     run.finish()
 
 
-def settle(sample):
-    """Give the measure of config.sample.gradient its own name, '' at scale 0; returns what results are called after."""
-    gradient = sample.get("gradient")
-    if gradient is None or not gradient.measure and not gradient.scale:
-        return "unguided"
-    known = {name: name for name in guidance.MEASURES} | PUBLISHED
-    asked = gradient.measure.lower()
-    if asked and asked not in known:
-        raise ValueError(f"config.sample.gradient.measure is {gradient.measure!r}; known: {', '.join(guidance.MEASURES)}"
-                         f"{did_you_mean(asked, known)}")
-    if not gradient.scale:
-        logging.warning("config.sample.gradient.scale is 0: nothing guides, whatever the measure")
-    gradient.measure = known.get(asked, "") if gradient.scale else ""
-    return f"{gradient.measure}{gradient.scale:g}" if gradient.scale else "unguided"
+def settle(sample, guidance=""):
+    """Make config.sample that of the bridge, with the guidance asked for and the measure's own name ('' at scale 0); returns
+    what results are called after."""
+    scale = number(guidance)
+    if pipeline.guidance_scale(sample) != scale:
+        logging.info("decoding with classifier-free guidance %g (--guidance), not the %g of config.sample", scale,
+                     pipeline.guidance_scale(sample))
+    set_guidance(sample, scale)
+    gradient, names = sample.get("gradient"), [f"cfg{scale:g}"] if scale != 1 else []
+    if gradient is not None:
+        measure = pipeline.measure_name(gradient.measure)
+        if measure and not gradient.scale:
+            logging.warning("config.sample.gradient.scale is 0: no gradient guides, whatever the measure")
+        gradient.measure = measure if gradient.scale else ""
+        names += [f"{gradient.measure}{gradient.scale:g}"] if gradient.scale else []
+    return "_".join(names) or "unguided"
+
+
+def number(guidance):
+    """The scale that --guidance says; '' is 1, off."""
+    try:
+        scale = float(guidance or 1)
+    except ValueError:
+        scale = math.nan
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"--guidance={guidance}: give the scale of classifier-free guidance, a number from 0 on; 1 is off")
+    return scale
+
+
+def set_guidance(sample, scale):
+    """Write a scale of uncond + s (cond - uncond) where `pipeline.guidance_scale` reads it."""
+    with sample.unlocked():
+        sample["scale" if "scale" in sample else "guidance"] = scale - 1 if "scale" in sample else scale
 
 
 def open_bridge(run, config, workdir, nnet_path, target_workdir, *, to_noise):
@@ -116,7 +135,7 @@ def open_bridge(run, config, workdir, nnet_path, target_workdir, *, to_noise):
 def plain(config):
     """The config without guidance, which an encoder does not need and its network may not allow."""
     config = config.copy_and_resolve_references()
-    config.sample["scale" if "scale" in config.sample else "guidance"] = 0.0 if "scale" in config.sample else 1.0
+    set_guidance(config.sample, 1.0)
     if "gradient" in config.sample:
         config.sample.gradient.update(measure="", scale=0.0, classifier="")
     return config
@@ -140,6 +159,8 @@ if __name__ == "__main__":
     cli.main(sample, target_workdir=("", "run folder of a second network, which decodes (DDIB); by default the first one does"),
              input_path=("", "images: a folder of class folders, or one with metadata.csv; by default those of config.dataset"),
              output_path=("", "folder of the results; by default <workdir>/bridge_<images>_<measure><scale>"),
+             guidance=("", "classifier-free guidance of the decoding, uncond + s (cond - uncond); by default 1, off, whatever "
+                           "config.sample says"),
              maps=("", "source:target,source:target by class names; several targets for one source are allowed, 'all' or '*' is "
                        "every class; by default every class onto itself"),
              n_samples=(0, "images to carry, a choice that is always the same; 0 for all"),

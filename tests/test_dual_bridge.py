@@ -1,5 +1,6 @@
 """The dual bridge: exact transport between Gaussians, network calls counted, files, resumption, maps, page, bad input."""
 
+import contextlib
 import csv
 import json
 import math
@@ -55,10 +56,36 @@ class Bayes(Exact):
         return -torch.stack(off, 1) / (2 * (alpha ** 2 * self.SPREAD ** 2 + sigma ** 2))
 
 
-def a_bridge(*, scale=0.0, steps="ddim50", to_noise=True, measure="entropy", judged=True):
+class Crowded(torch.nn.Module):
+    """A network whose answers hang on the whole batch, as rounding does, but visibly."""
+
+    takes = ("label",)
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, t, **cond):
+        return self.net(x, t, **cond) + x.mean()
+
+
+class Share:
+    """As much of a run as carrying needs: process `rank` of `world`, played in turn."""
+
+    def __init__(self, rank=0, world=1):
+        self.rank, self.world, self.accelerator = rank, world, self
+
+    def autocast(self):
+        return contextlib.nullcontext()
+
+    def gather_rows(self, rows):
+        return rows
+
+
+def a_bridge(*, scale=0.0, steps="ddim50", to_noise=True, measure="entropy", judged=True, wrap=lambda net: net):
     """A bridge of the exact network to itself, with the exact classifier."""
-    net, schedule = Exact(), diffusion.schedule(name="linear")
-    classifier = pipeline.NoisyClassifier(Bayes(), schedule, classes=["low", "high"], shape=(3, SIDE, SIDE)) if judged else None
+    net, schedule = wrap(Exact()), diffusion.schedule(name="linear")
+    classifier = pipeline.NoisyClassifier(wrap(Bayes()), schedule, classes=["low", "high"], shape=(3, SIDE, SIDE)) if judged else None
     config = ConfigDict({"nnet": {"image_size": SIDE, "in_channels": 3}, "denoiser": {"clip": True},
                          "sample": {**SAMPLE, "sample_steps": steps,
                                     "gradient": {**GRADIENT, "measure": measure if scale else "", "scale": scale}}})
@@ -140,7 +167,7 @@ def test_entropy_guidance_raises_the_entropy_over_unguided_decoding(run, images,
     assert scores["entropy_after"]["value"] <= math.log(2) and scores["change"]["value"] > scores["unguided_change"]["value"]
     with pytest.raises(ValueError, match="was guided by .* 5: compare with a run of --config.sample.gradient.scale=0"):
         room.unguided(guided, {})
-    with pytest.raises(ValueError, match=r"differs in more than the guidance: network=None \(now 'x'\)"):
+    with pytest.raises(ValueError, match=r"differs in more than the classifier's guidance: network=None \(now 'x'\)"):
         room.unguided(plain, {"network": "x", "scale": 5.0})
 
 
@@ -191,15 +218,42 @@ def test_a_stopped_command_goes_on_and_computes_nothing_twice(run, images, tmp_p
     changed = tmp_path / "images"
     shutil.copytree(images, changed)
     Image.new("RGB", (SIDE, SIDE), (140, 120, 110)).save(changed / jobs[2].file)
+    net.seen.clear()
     _, _, made = carry(run, bridge, changed, tmp_path)
     assert made == 3 and len(room.read_rows(tmp_path, jobs)) == 7
+    assert net.seen == [4] * 8, "the batch of these three is computed whole, the other one is not asked about"
 
 
-def test_results_do_not_depend_on_the_batch(run, images, tmp_path):
+def test_in_float32_the_batch_changes_a_grey_level_at_most(run, images, tmp_path):
     bridge, *_ = a_bridge(scale=2.0, steps=4)
     for batch_size in (1, 5):
         _, jobs, _ = carry(run, bridge, images, tmp_path / str(batch_size), batch_size=batch_size)
     assert max(np.abs(pixels(tmp_path / "1", job.name) - pixels(tmp_path / "5", job.name)).max() for job in jobs) <= 1
+
+
+def test_batches_are_the_same_for_any_number_of_processes_and_after_a_loss(images, tmp_path):
+    """With a network whose results hang on the batch every byte tells whether it was the same one."""
+    bridge, *_ = a_bridge(scale=2.0, steps=4, wrap=Crowded)
+
+    def made(name, *shares, batch_size=2):
+        jobs = [carry(share, bridge, images, tmp_path / name, "all:low,all:high", batch_size=batch_size)[1] for share in shares][0]
+        return jobs, {job.name: (tmp_path / name / job.name).read_bytes() for job in jobs}
+
+    jobs, whole = made("one", Share())
+    assert made("two", Share(0, 2), Share(1, 2))[1] == made("three", *(Share(rank, 3) for rank in range(3)))[1] == whole
+    other = made("other", Share(), batch_size=3)[1]
+    assert sum(other[name] != whole[name] for name in whole) > 7, "or this test would see nothing"
+    for job in jobs[2::4]:  # one of each batch
+        (tmp_path / "one" / job.name).unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*.png")}
+    assert len(kept) == 14 - 3 and made("one", Share())[1] == whole
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+    rows, beside = room.read_rows(tmp_path / "one", jobs), {
+        (job.file, job.source, job.target): tmp_path / "other" / job.name for job in jobs}
+    found = [room.judge(share, bridge, open_(images), rows, tmp_path / "one", beside=beside, batch_size=4)["unguided_entropy"]
+             for share in (Share(), Share(0, 2), Share(1, 2))]
+    assert torch.equal(found[0][[0, 1, 2, 3, 8, 9, 10, 11]], found[1]) and torch.equal(found[0][[4, 5, 6, 7, 12, 13]], found[2])
 
 
 def test_a_folder_keeps_to_its_settings(tmp_path):
@@ -277,8 +331,25 @@ def test_measures_by_their_published_names(measure, scale, name, prefix):
 
 def test_an_unknown_measure_is_named_at_any_scale():
     for scale in (0.0, 2.0):
-        with pytest.raises(ValueError, match="'entrpy'; known: .*did you mean 'entropy'"):
+        with pytest.raises(ValueError, match="'entrpy'; known: .*Did you mean 'entropy'"):
             sample_dual_bridge.settle(ConfigDict({"gradient": {"measure": "entrpy", "scale": scale}}))
+
+
+@pytest.mark.parametrize("field, asked, kept, prefix", [
+    ({"guidance": 1.5}, "", {"guidance": 1.0}, "unguided"), ({"scale": 0.4}, "", {"scale": 0.0}, "unguided"),
+    ({}, "", {"guidance": 1.0}, "unguided"), ({"guidance": 1.0}, "1.5", {"guidance": 1.5}, "cfg1.5"),
+    ({"scale": 0.4}, "3", {"scale": 2.0}, "cfg3"), ({"guidance": 1.5}, "0", {"guidance": 0.0}, "cfg0")])
+def test_guidance_is_what_was_asked_here_and_not_that_of_the_run(field, asked, kept, prefix):
+    sample = ConfigDict(field).lock()
+    assert sample_dual_bridge.settle(sample, asked) == prefix and sample.to_dict() == kept
+    sample = ConfigDict(field | {"gradient": {"measure": "Entropy", "scale": 5.0}})
+    assert sample_dual_bridge.settle(sample, asked) == ("entropy5" if prefix == "unguided" else f"{prefix}_entropy5")
+
+
+@pytest.mark.parametrize("asked", ["strong", "-1", "nan", "inf"])
+def test_guidance_that_is_no_scale(asked):
+    with pytest.raises(ValueError, match=f"--guidance={asked}: give the scale"):
+        sample_dual_bridge.settle(ConfigDict({"guidance": 1.0}), asked)
 
 
 def test_networks_that_do_not_fit():
@@ -351,7 +422,7 @@ def make_run(folder, classes, *, seed=0, **nnet):
     """A run folder as a training leaves it."""
     nnet = {**ADM, **(nnet or {"name": "adm_unet", "num_classes": len(classes) or -1})}
     config = {"seed": 1, "train": dict(mode="cond" if classes else "uncond", p_uncond=0.1 * bool(classes), mixed_precision=""),
-              "nnet": nnet, "schedule": dict(name="linear"), "denoiser": dict(predicts="eps", learned_var=False, clip=True),
+              "nnet": nnet, "schedule": dict(name="linear"), "denoiser": dict(predicts="v", learned_var=False, clip=True),
               "codec": dict(name="pixels"), "dataset": dict(name="folder", path="", resolution=SIDE, channels=3), "sample": SAMPLE}
     net = backbones.get(**{**nnet, "out_channels": 3 if nnet["name"] == "adm_unet" else len(classes)})
     draw = torch.Generator().manual_seed(seed)
@@ -375,9 +446,9 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def command(runs, images):
-    """The common options; results go to an --output_path."""
+    """The common options; results go to an --output_path. In bf16."""
     return ("sample_dual_bridge.py", f"--workdir={runs}/network", f"--input_path={images}", "--maps=low:high,low:low,high:high",
-            f"--config.sample.gradient.classifier={runs}/classifier")
+            f"--config.sample.gradient.classifier={runs}/classifier", "--config.train.mixed_precision=bf16")
 
 
 GUIDED = ("--config.sample.gradient.measure=Entropy", "--config.sample.gradient.scale=50")
@@ -413,7 +484,7 @@ def test_the_output_is_a_data_set(guided, runs):
         assert float(row["after_margin"]) == pytest.approx(abs(2 * p - 1), abs=1e-3)
 
 
-def test_two_processes_make_the_same_files(script, command, guided, tmp_path):
+def test_two_processes_make_the_same_files_in_bf16(script, command, guided, tmp_path):
     script(*command, *GUIDED, f"--output_path={tmp_path}/two", processes=2)
     assert results(tmp_path / "two") == results(guided)
     for name in (*results(guided), "metadata.csv"):
@@ -421,17 +492,22 @@ def test_two_processes_make_the_same_files(script, command, guided, tmp_path):
 
 
 def test_continued_and_compared_with_unguided_decoding(script, command, guided, tmp_path):
+    """One file of a batch is gone: it comes again byte for byte, and no other one is touched."""
     script(*command, f"--output_path={tmp_path}/plain", "--n_samples=5")
-    made = {path: path.stat().st_mtime_ns for path in guided.rglob("*.png")}
-    done = script(*command, *GUIDED, f"--output_path={guided}", f"--compare_path={tmp_path}/plain")
-    assert "11 images" in done.stdout and ", 0 of them made now" in done.stdout and "above the unguided results" in done.stdout
+    again, gone = tmp_path / "again", "high/entropy50_low1.png"
+    shutil.copytree(guided, again)
+    (again / gone).unlink(), (again / ".latents" / gone).unlink()
+    made = {path: path.stat().st_mtime_ns for path in again.rglob("*.png")}
+    done = script(*command, *GUIDED, f"--output_path={again}", f"--compare_path={tmp_path}/plain")
+    assert "11 images" in done.stdout and ", 1 of them made now" in done.stdout and "above the unguided results" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in made} == made
-    scores = json.loads((guided / "bridge.json").read_text())["scores"]
+    assert (again / gone).read_bytes() == (guided / gone).read_bytes()
+    scores = json.loads((again / "bridge.json").read_text())["scores"]
     n = len(results(tmp_path / "plain"))
     assert scores["entropy_rise"]["n"] == n < 11 and scores["entropy_after"]["n"] == 11
     assert scores["from_unguided"]["value"] > 0, "a classifier of random weights changes something, in no direction"
-    page = Page((guided / "index.html").read_text())
-    assert "unguided decoding" in page.text and f"{n} pairs" in page.text
+    page = Page((again / "index.html").read_text())
+    assert "unguided decoding" in page.text and "classifier-free" not in page.text and f"{n} pairs" in page.text
 
 
 def test_from_one_network_to_another(script, runs, images, tmp_path):
@@ -440,16 +516,18 @@ def test_from_one_network_to_another(script, runs, images, tmp_path):
     shutil.copytree(images / "low", tmp_path / "loose")
     script("sample_dual_bridge.py", f"--workdir={other}", f"--target_workdir={runs}/network", f"--input_path={tmp_path}/loose",
            "--maps=*:high", f"--output_path={tmp_path}/out", "--n_samples=3", "--encode_to_noise=0", "--page_images=0",
-           "--config.sample.guidance=2")
+           "--guidance=2")
     settings = json.loads((tmp_path / "out/settings.json").read_text())
     assert settings["network"] == engine.weights_hash(other / "ckpts/1.ckpt") and settings["encode_to_noise"] == 0
     assert settings["decoding_network"] == engine.weights_hash(runs / "network/ckpts/1.ckpt") and settings["guidance"] == 2.0
     assert len(results(tmp_path / "out")) == 3 and len(open_(tmp_path / "out")) == 3
+    assert all(name.startswith("high/cfg2_low") for name in results(tmp_path / "out"))
+    assert "under classifier-free guidance 2" in Page((tmp_path / "out/index.html").read_text()).text
 
 
 def test_other_samplers_are_refused():
     nothing = dict(workdir="", nnet_path="", target_workdir="", input_path="", output_path="", maps="", n_samples=0,
-                   encode_to_noise=1, compare_path="", recogniser="", page_images=0)
+                   guidance="", encode_to_noise=1, compare_path="", recogniser="", page_images=0)
     for other, message in ((dict(algorithm="ddpm"), "there and back by DDIM"), (dict(eta=0.5), "eta=0.5.*give .* eta 0")):
         with pytest.raises(ValueError, match=message):
             sample_dual_bridge.sample(ConfigDict({"sample": SAMPLE | other}), **nothing)

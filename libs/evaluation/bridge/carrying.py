@@ -89,7 +89,7 @@ def carry(run, bridge, dataset, jobs, folder, *, batch_size, facts=None, shown=(
     """Make those of `jobs` whose file is not there yet, this process's share of them; returns how many were made.
 
     A source is encoded once for all its targets. A file of an earlier command counts, and is not touched, where it is whole
-    and its source still has the same pixels. Products are rounded as their batch is composed (in bf16 it shows), so processes
+    and its source still has the same pixels. What a product is rounded to may depend on the batch it is made in, so processes
     take whole batches in turn, and a batch of which a file is missing is computed whole: neither the number of processes nor
     a stop changes a byte. Another batch_size, or other jobs, may change the last digits.
 

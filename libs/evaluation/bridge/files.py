@@ -38,7 +38,7 @@ def unguided(folder, settings):
     """{(source file, source class, target class): path} of the results of an unguided run, to compare with.
 
     Raises:
-        ValueError: it is no output of the bridge, is guided, or differs in more than the guidance.
+        ValueError: it is no output of the bridge, is guided by a classifier, or differs in more than that.
     """
     folder = Path(folder)
     before = engine.read_json(folder / "settings.json", None)
@@ -49,7 +49,7 @@ def unguided(folder, settings):
                          "of --config.sample.gradient.scale=0")
     differing = _differing(before, json.loads(json.dumps(settings)), OF_GUIDANCE)
     if differing:
-        raise ValueError(f"--compare_path={folder} differs in more than the guidance: {differing}")
+        raise ValueError(f"--compare_path={folder} differs in more than the classifier's guidance: {differing}")
     with open(folder / "metadata.csv", newline="", encoding="utf-8") as stream:
         return {(row["source_file"], row.get("source_label", ""), row.get("label", "")): folder / row["file_name"]
                 for row in csv.DictReader(stream)}
