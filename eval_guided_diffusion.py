@@ -1,4 +1,4 @@
-"""Evaluate a network trained by train_guided_diffusion.py: exactly N images over all processes, scores overall and per class, intervals.
+"""Evaluate a network trained by train_guided_diffusion.py: exactly N images over all processes, scores with intervals.
 
     python eval_guided_diffusion.py --config=configs/phantom32_adm.py --workdir=workdir/phantom32_adm
     accelerate launch --multi_gpu --num_processes 4 --mixed_precision fp16 eval_guided_diffusion.py \

@@ -29,12 +29,12 @@ def train(config, workdir):
     dataset = data.get(**config.dataset)
     held_out = data.held_out(config.dataset, settings.validation_split) if settings.validation_split else None
     noisy.check_data(config, dataset, held_out)
+    run.record("classes.json", dataset.classes, fixed=True)
     run.main_first(lambda: data.preflight(dataset, remember=run.folder / "preflight.json"))
     if held_out:
         run.main_first(lambda: data.preflight(held_out, remember=run.folder / "preflight_held_out.json"))
     else:
         logging.warning("config.train.validation_split is '': no held-out images, so this classifier is not evaluated")
-    run.record("classes.json", dataset.classes, fixed=True)
     stream = data.Stream(dataset, settings.batch_size, seed=config.seed, workers=settings.workers, balanced=settings.balanced,
                          **run.place)
 
@@ -43,7 +43,7 @@ def train(config, workdir):
     grid = schedule.times(settings.respacing) if settings.respacing else None
     times = noisy.noise_times(config.metrics.levels if settings.noised else (0.0,), schedule, grid)
     net = backbones.get(**{**config.nnet, "out_channels": len(dataset.classes)})
-    if settings.init:
+    if settings.init and not run.resumes:
         noisy.start_from(net, settings.init, without=settings.init_without)
     state = engine.State(run, net, optimizer=config.optimizer, lr_scheduler=config.lr_scheduler, n_steps=settings.n_steps,
                          ema_rate=settings.ema_rate, grad_clip=settings.grad_clip, compile=settings.compile)
@@ -69,7 +69,7 @@ def train(config, workdir):
         state.ema.load_state_dict(weights)
         text = noisy.write(run, examine(state.ema), run.folder / "eval" / f"classifier_{step}", begun=begun, step=step,
                            nnet=str(source), reference=f"{dataset.name}, split {settings.validation_split!r}",
-                           resamples=config.metrics.bootstrap)
+                           resamples=config.metrics.bootstrap, chosen_by=settings.best_metric if state.best else "")
         if run.is_main:
             print(text)
     run.finish()

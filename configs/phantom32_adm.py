@@ -17,7 +17,7 @@ def get_config():
                      rescale_learned_sigmas=True, use_kl=False, time_sampler="uniform", respacing="", p_uncond=0.1, ema_rate=0.995,
                      more_ema_rates=(), grad_clip=1.0, init="", init_without=(), keep_checkpoints=2, log_interval=20,
                      preview_interval=500, eval_interval=750, save_interval=500, validation_interval=500, validation_size=512,
-                     validation_split="test", best_metric="frechet")
+                     validation_split="val", best_metric="frechet")
     config.optimizer = adamw(1e-3, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="linear", warmup_steps=100)
     # num_classes = 0: as many as the data have

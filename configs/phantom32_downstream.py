@@ -1,11 +1,12 @@
-"""Drawn lesions 32x32: what synthetic ones are worth to a classifier. Two minutes on two CPU cores.
+"""Drawn lesions 32x32: what synthetic ones are worth to a classifier. The study takes two minutes on two CPU cores.
 
-    python sample.py --workdir=workdir/demo --label=all --n_samples=200 --config.sample.path=workdir/demo/synthetic
+    python train_guided_diffusion.py --config=configs/phantom32_adm.py --workdir=workdir/adm
+    python sample.py --workdir=workdir/adm --label=all --n_samples=250 --layout=classes --config.sample.path=workdir/stage1
     torchrun --nproc_per_node=2 eval_downstream.py --config=configs/phantom32_downstream.py \
-        --config.synthetic.path=workdir/demo/synthetic --workdir=workdir/demo_downstream
+        --config.synthetic.path=workdir/stage1 --workdir=workdir/downstream
 
-The 400 real images are the first of the 4,000 that configs/phantom32_uvit_label.py trains on; a generator trained on those
-knows more than these classifiers see, and the page says so.
+The 400 real images are the first of the 4,000 that configs/phantom32_adm.py trains on; a generator trained on those knows
+more than these classifiers see, and the page says so. The test images chose no checkpoint: trainings are validated on 'val'.
 """
 
 from configs.common import adamw, d

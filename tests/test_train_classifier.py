@@ -280,6 +280,7 @@ def test_a_run_writes_what_it_promises(trained):
     best = min(evaluations, key=lambda line: line["nll"])
     result = scores(folder)
     assert result["step"] == best["step"] and result["n"] == HELD_OUT == best["n"]
+    assert "these images also chose this checkpoint, the best of 2 by nll" in " ".join(result["warnings"])
     assert result["levels"] == {"t0": 0.0, "t0.25": 0.25, "t1": 1.0}
     for name, score in result["scores"].items():
         assert score["value"] == pytest.approx(best[name], rel=1e-6), name
@@ -289,13 +290,14 @@ def test_a_run_writes_what_it_promises(trained):
         assert figure.size[0] > 800 and len(np.unique(np.asarray(figure.convert("L")))) > 20
     assert "temperature" in done.stdout and "t0.25" in done.stdout
     page = report.write(folder).read_text()
+    assert "also chose this checkpoint" in page and "also chose this checkpoint" in done.stdout
     assert "ece_t0.25" in page and "Share of held-out images whose most probable class is theirs" in page
 
 
 def test_guidance_opens_what_was_trained(trained):
     """The classifier that guidance asks says of an image what the evaluation heard."""
     opened = evaluation.open_classifier(trained[0])
-    held_out = data.get(name="phantoms", resolution=16, size=HELD_OUT, split="test")
+    held_out = data.get(name="phantoms", resolution=16, size=HELD_OUT, split="val")
     assert opened.classes == held_out.classes and opened.shape == (3, 16, 16) and opened.noised
     x = torch.stack([held_out[i]["image"] for i in range(HELD_OUT)])
     loss = torch.nn.functional.cross_entropy(opened.logits(x, 0.0, opened.schedule), held_out.labels)
@@ -317,7 +319,9 @@ def trained_by_two(script, tmp_path_factory):
 
 
 def test_two_processes_train_on_a_respaced_grid(trained_by_two):
-    assert scores(trained_by_two)["levels"] == {"t0": 0.0, "t0.25": 0.249, "t1": 0.997}
+    result = scores(trained_by_two)
+    assert result["levels"] == {"t0": 0.0, "t0.25": 0.249, "t1": 0.997}
+    assert "also chose" not in " ".join(result["warnings"]), "the only checkpoint that was judged"
     assert json.loads((trained_by_two / "run.json").read_text())["sessions"][0]["processes"] == 2
 
 
@@ -348,10 +352,15 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(script, trained, tmp_p
 
 
 def test_start_weights_and_clean_images(trained, tmp_path):
-    """After one step of a tiny rate the classifier says of clean images what the one did that it started from."""
-    changes = {"train.n_steps": 1, "optimizer.lr": 1e-12, "train.noised": False, "train.init": str(trained[0])}
-    train_classifier.train(tiny(**changes), tmp_path)
-    result, its = scores(tmp_path), scores(trained[0])["scores"]
+    """After one step of a tiny rate the classifier says of clean images what the one did that it started from, which it needs
+    no more then."""
+    shutil.copytree(trained[0], tmp_path / "start")
+    changes = {"train.n_steps": 1, "optimizer.lr": 1e-12, "train.noised": False, "train.init": str(tmp_path / "start")}
+    train_classifier.train(tiny(**changes), tmp_path / "run")
+    shutil.rmtree(tmp_path / "start")
+    shutil.rmtree(tmp_path / "run/eval")
+    train_classifier.train(tiny(**changes), tmp_path / "run")
+    result, its = scores(tmp_path / "run"), scores(trained[0])["scores"]
     assert result["levels"] == {"t0": 0.0}
     for name in ("accuracy", "nll", "brier"):
         assert result["scores"][name]["value"] == pytest.approx(its[f"{name}_t0"]["value"], abs=1e-4)
@@ -370,6 +379,20 @@ def test_grey_images_of_a_folder_without_held_out_ones(tmp_path, caplog):
     assert engine.load_weights(tmp_path / "run")[0]["input_blocks.0.0.weight"].shape[1] == 1
 
 
+@pytest.mark.parametrize("others", [("c2", "c10", "c12"), ("c2", "c10"), ("c2", "c10", "c11", "c12")])
+def test_a_run_that_goes_on_with_other_classes_is_refused_and_loses_nothing(others, tmp_path):
+    folder_of_images(tmp_path / "images", classes=3)
+    train_classifier.train(own_images(tmp_path / "images"), tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    folder_of_images(tmp_path / "others", names=others)
+    config = own_images(tmp_path / "others")
+    config.train.n_steps = 2
+    with pytest.raises(ValueError, match=r"classes.json says \['c2', 'c10', 'c11'\], now it would be .*choose another --workdir") as caught:
+        train_classifier.train(config, tmp_path / "run")
+    assert str(list(others)) in str(caught.value)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
 def own_images(path, *, validation_split="", **options):
     config = tiny(**{"train.n_steps": 1, "train.validation_split": validation_split})
     with config.unlocked():
@@ -377,10 +400,10 @@ def own_images(path, *, validation_split="", **options):
     return config
 
 
-def folder_of_images(path, *, classes, labelled=True):
-    draw = np.random.default_rng(0)
-    for k in range(6 * classes):
-        place = path / ("c2", "c10", "c11")[k % classes] if labelled else path
+def folder_of_images(path, *, classes=0, labelled=True, names=("c2", "c10", "c11")):
+    draw, names = np.random.default_rng(0), names[:classes or len(names)]
+    for k in range(6 * len(names)):
+        place = path / names[k % len(names)] if labelled else path
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 256, (24, 20), dtype=np.uint8)).save(place / f"{k}.png")
 

@@ -254,18 +254,22 @@ def record(found, *, resamples=0, seed=0):
     return result
 
 
-def write(run, found, folder, *, step, nnet, reference, resamples=0, begun=None):
+def write(run, found, folder, *, step, nnet, reference, resamples=0, begun=None, chosen_by=""):
     """Write scores.json and reliability.png of a `Judged` into `folder` on the main process; returns what `table` says.
 
     Args:
         step, nnet, reference: which network was judged, and on which images, in words.
         resamples: of the images, for intervals; 0 for none.
         begun: time.perf_counter() when the evaluation began.
+        chosen_by: measure by which evaluations on the same images chose the network; '' where none did.
     """
     if not run.is_main:
         return ""
     result = {"n": len(found.labels), "step": step, "nnet": nnet, "seed": run.seed, "reference": reference,
               **record(found, resamples=resamples, seed=run.seed)}
+    if chosen_by and (judged := _evaluations(run)) > 1:
+        result["warnings"].append(f"these images also chose this checkpoint, the best of {judged} by {chosen_by}: its scores on them "
+                                  "are a little too good")
     if begun is not None:
         result["seconds"] = round(time.perf_counter() - begun, 1)
     folder.mkdir(parents=True, exist_ok=True)
@@ -324,6 +328,11 @@ def draw(found, path, *, scores):
     staged = path.with_name(f".staging-{path.name}-{os.getpid()}")
     figure.savefig(staged, format="png")
     staged.replace(path)
+
+
+def _evaluations(run):
+    """How many checkpoints of a run were evaluated during training."""
+    return sum(line["kind"] == "eval" for line in engine.read_metrics(run.folder / "metrics.jsonl"))
 
 
 def _measures(found, columns=slice(None)):
