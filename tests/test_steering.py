@@ -125,9 +125,9 @@ class Gaussian(torch.nn.Module):
         return sigma * (x - alpha * mean) / (0.0625 * alpha ** 2 + sigma ** 2) + self.zero
 
 
-def bridge(*, section=None, guide=None, steps=50, guidance=1.0, spacing="stride", clip=False):
+def bridge(*, section=None, guide=None, steps=50, guidance=1.0, spacing="stride", clip=False, algorithm="ddim"):
     config = ConfigDict(dict(nnet=dict(image_size=8, in_channels=1), denoiser=dict(predicts="eps", clip=clip),
-                             sample=dict(algorithm="ddim", sample_steps=steps, spacing=spacing, guidance=guidance)))
+                             sample=dict(algorithm=algorithm, sample_steps=steps, spacing=spacing, guidance=guidance)))
     config.sample.gradient = section or gradient()
     return pipeline.Pipeline(Gaussian(), config, codec=codecs.get("pixels"), schedule=LINEAR, null={"label": torch.tensor(2)},
                              classifier=guide)
@@ -191,6 +191,19 @@ def test_guidance_moves_what_it_measures_in_its_window_only():
     late, early = mean(profile="late")[0], mean(profile="early")[0]
     assert plain < min(late, early) and max(late, early) < pushed
     assert abs(mean(clip_norm=1e-6)[0] - plain) < 1e-3
+
+
+def test_ancestral_sampling_takes_both_guidances():
+    """use_ddim False with a gradient, which the original cannot; the mean moves by variance times gradient."""
+    label, means = torch.zeros(64, dtype=torch.int64), []
+    for scale, guidance in ((0.0, 1.0), (20.0, 1.0), (20.0, 2.0)):
+        section = gradient(measure="log_probability", scale=scale) if scale else None
+        sampler = bridge(guide=classifier(), section=section, algorithm="ddpm", guidance=guidance, steps=100, spacing="respaced")
+        found = sampler({"label": label}, seed=0, indices=range(64))
+        assert found.isfinite().all() and len(sampler.classifier.net.calls) == (100 if scale else 0)
+        means.append(found.mean().item())
+    assert means[0] == pytest.approx(-0.5, abs=0.02) and means[1] > means[0] + 0.05
+    assert means[2] < means[1] - 0.1, "classifier-free guidance pulls on, away from the empty class's mean of 0"
 
 
 def test_the_generator_s_images_do_not_depend_on_their_batch():
