@@ -5,7 +5,8 @@
 
 48 trainings: 1, 10 and 100 % of the real images, alone and with synthetic ones, and synthetic ones alone, over three seeds.
 The test split is the one the data name, which the generator must not have seen. Where they have none, give
---config.dataset.holdout=0.2 --config.study.test_split=val here, and the same holdout to the generator's training.
+--config.dataset.holdout=0.2 --config.study.test_split=val here, and the same holdout to the generator's training; a classifier
+that guided it then chose its checkpoint by these images (its validation_split), which a test split of its own avoids.
 """
 
 from configs.common import adamw, d

@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import math
 import shutil
 import sys
 
@@ -96,12 +97,23 @@ def test_area_counts_ties_half_and_sees_through_saturation():
     assert points(logits, np.array([0, 1, 0, 1]))["auc", ""] == 1
 
 
-def test_a_class_absent_from_a_resample_is_left_out_of_the_mean():
+def test_a_draw_without_a_class_leaves_its_scores_and_the_means_undefined():
     logits, labels = logits_of(9, 3)
-    weights = (labels != 2).astype(float)[None]
-    found = points(logits, labels, weights)
-    assert np.isnan(found["recall", "2"]) and np.isnan(found["auc", "2"])
+    found = points(logits, labels, (labels != 2).astype(float)[None])
+    undefined = {("auc", "2"), ("f1", "2"), ("recall", "2"), ("auc", ""), ("f1", ""), ("balanced_accuracy", "")}
+    assert {name for name, value in found.items() if np.isnan(value)} == undefined
+    here = labels != 2  # of no image at all: the mean is over the others
+    found = points(logits[here], labels[here])
     assert found["balanced_accuracy", ""] == pytest.approx((found["recall", "0"] + found["recall", "1"]) / 2)
+    assert found["f1", ""] == pytest.approx((found["f1", "0"] + found["f1", "1"]) / 2)
+
+
+def test_no_interval_where_too_many_draws_are_undefined():
+    values = np.linspace(0, 1, 101)
+    values[[10, 20, 30, 40, 50]] = np.nan  # 4.95 %
+    assert scores.interval(values, 0, 1) == pytest.approx((0.025, 0.975), abs=0.01)
+    values[60] = np.nan
+    assert np.isnan(scores.interval(values, 0, 1)).all() and np.isnan(scores.interval(np.full(100, np.nan), 0, 1)).all()
 
 
 def test_resamples_keep_class_sizes_and_groups_and_repeat_themselves():
@@ -393,6 +405,21 @@ def test_differences_of_equal_predictions_are_zero_and_findings_say_what_the_int
     assert len(table) == len(rows) and table[0]["arm"] == "real" and table[0]["difference"] == ""
     only = {row["n_real"] for row in rows if row["arm"] == "synthetic"}
     assert only == {0} and {row["fraction"] for row in rows if row["arm"] == "synthetic"} == {0.1, 1.0}
+
+
+def test_a_class_that_draws_of_groups_miss_gives_no_interval_and_a_warning():
+    """All of class 2 is one patient's, who counts as of class 1: a third of the draws are without, (4/5)^5."""
+    groups = [f"a{i // 2}" for i in range(10)] + [f"b{i // 2}" for i in range(10)] + ["b0"] * 5
+    test = drawn(25, counts=(10, 10, 5), seed=2, groups=groups)
+    logits = np.random.default_rng(0).normal(size=(25, 3)) + np.eye(3)[test.labels.numpy()]
+    found, rows = summarised(drawn(30), drawn(60, seed=1), test, lambda t: logits)
+    without = {(row["metric"], row["class"]) for row in rows if math.isnan(row["low"])}
+    assert without == {("auc", ""), ("f1", ""), ("balanced_accuracy", ""), *((name, "class 2") for name in ("auc", "f1", "recall"))}
+    assert all(math.isfinite(row["value"]) and (0.2 < row["undefined"] < 0.5) == ((row["metric"], row["class"]) in without)
+               for row in rows)
+    said = " ".join(summary.warnings(found, rows))
+    assert "no interval where more than 5% of the draws" in said and "recall of class 2 (3" in said and "class 1 (" not in said
+    assert "AUC +0.000, no interval" in summary.sentences(rows)[0]
 
 
 # the script

@@ -85,7 +85,8 @@ class Share:
 def a_bridge(*, scale=0.0, steps="ddim50", to_noise=True, measure="entropy", judged=True, wrap=lambda net: net):
     """A bridge of the exact network to itself, with the exact classifier."""
     net, schedule = wrap(Exact()), diffusion.schedule(name="linear")
-    classifier = pipeline.NoisyClassifier(wrap(Bayes()), schedule, classes=["low", "high"], shape=(3, SIDE, SIDE)) if judged else None
+    guide = wrap(Bayes()) if judged else None
+    classifier = guide and pipeline.NoisyClassifier(guide, schedule, classes=["low", "high"], shape=(3, SIDE, SIDE))
     config = ConfigDict({"nnet": {"image_size": SIDE, "in_channels": 3}, "denoiser": {"clip": True},
                          "sample": {**SAMPLE, "sample_steps": steps,
                                     "gradient": {**GRADIENT, "measure": measure if scale else "", "scale": scale}}})

@@ -387,9 +387,9 @@ def test_a_run_that_goes_on_with_other_classes_is_refused_and_loses_nothing(othe
     folder_of_images(tmp_path / "others", names=others)
     config = own_images(tmp_path / "others")
     config.train.n_steps = 2
-    with pytest.raises(ValueError, match=r"classes.json says \['c2', 'c10', 'c11'\], now it would be .*choose another --workdir") as caught:
+    with pytest.raises(ValueError, match="choose another --workdir") as caught:
         train_classifier.train(config, tmp_path / "run")
-    assert str(list(others)) in str(caught.value)
+    assert f"classes.json says ['c2', 'c10', 'c11'], now it would be {list(others)}" in str(caught.value)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 

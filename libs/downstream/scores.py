@@ -14,6 +14,7 @@ import numpy as np
 OVERALL = ("auc", "f1", "balanced_accuracy", "accuracy")
 PER_CLASS = ("auc", "f1", "recall")
 LEVEL = 0.95
+MOST_UNDEFINED = 0.05  # share of the draws that an interval may do without
 BLOCK = 4_000_000  # numbers in one array
 
 
@@ -26,7 +27,8 @@ def scores(logits, labels, weights):
     """The scores of one classifier, for each of R weightings of the test images: float64 (R, M), columns as in `names`.
 
     AUC is that of each class against the others (ties count half), its overall value the mean over classes; so is F1's.
-    Balanced accuracy is the mean recall. What a weighting leaves undefined is nan, and is left out of a mean.
+    Balanced accuracy is the mean recall. Where a weighting leaves out a class that `labels` have, its scores and the means over
+    classes are nan: a mean over fewer classes is another number. A class without any image is left out of the means.
 
     Args:
         logits: (N, K). labels: (N,). weights: (R, N), how often each image counts.
@@ -39,10 +41,11 @@ def scores(logits, labels, weights):
     confusion = (weights @ cells).reshape(-1, count, count)
     right, true, said = confusion.diagonal(axis1=1, axis2=2), confusion.sum(2), confusion.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        recall, f1 = right / true, 2 * right / (true + said)
+        recall, f1 = right / true, np.where(true > 0, 2 * right / (true + said), np.nan)
         accuracy = right.sum(1) / true.sum(1)
     areas = np.stack([auc(_odds(logits, k), labels == k, weights) for k in range(count)], 1)
-    overall = [_mean(areas), _mean(f1), _mean(recall), accuracy]
+    there = np.bincount(labels, minlength=count) > 0
+    overall = [each[:, there].mean(1) for each in (areas, f1, recall)] + [accuracy]
     return np.concatenate([np.stack(overall, 1), areas, f1, recall], 1)
 
 
@@ -111,12 +114,19 @@ def widening(seeds):
 
 
 def interval(values, low, high):
-    """(low, high) that hold 95 % of the resampled means (R,), within the given ends; nan where too many are undefined."""
-    values = values[np.isfinite(values)]
-    if len(values) < 2:
+    """(low, high) that hold 95 % of the resampled means (R,) that are defined, within the given ends.
+
+    nan where more than MOST_UNDEFINED of them are undefined, which the rest cannot stand for.
+    """
+    if undefined(values) > MOST_UNDEFINED:
         return float("nan"), float("nan")
-    ends = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    ends = np.quantile(values[np.isfinite(values)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return tuple(np.clip(ends, low, high).tolist())
+
+
+def undefined(values):
+    """The share of resampled means (R,) that are undefined."""
+    return float(1 - np.isfinite(values).mean())
 
 
 def _odds(logits, k):
@@ -124,10 +134,3 @@ def _odds(logits, k):
     others = np.delete(logits, k, axis=1)
     top = others.max(1)
     return logits[:, k] - top - np.log(np.exp(others - top[:, None]).sum(1))
-
-
-def _mean(values):
-    """The mean over classes, of those that are defined."""
-    known = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(1) / known.sum(1)

@@ -66,7 +66,8 @@ def sentences(rows):
         if row["arm"] != "real" and not row["class"] and row["metric"] in HEADLINE:
             grouped[row["fraction"], row["arm"]].append(row)
     return [f"{share(fraction)}, {arm} instead of real alone: " + "; ".join(
-        f"{SHOWN[row['metric']]} {row['difference']:+.3f}{_ends(row, 'difference_')}, {row['finding']}" for row in group) + "."
+        f"{SHOWN[row['metric']]} {row['difference']:+.3f}{_ends(row, 'difference_')}, {row['finding'] or 'no interval'}"
+        for row in group) + "."
         for (fraction, arm), group in grouped.items()]
 
 
@@ -82,6 +83,12 @@ def warnings(found, rows):
     if compared > 4:
         said.append(f"{compared} comparisons are made at {scoring.LEVEL:.0%} each: about {compared * (1 - scoring.LEVEL):.1f} of "
                     "them would show a difference where there is none")
+    gaps = {f"{SHOWN[row['metric']]}{' of ' + row['class'] if row['class'] else ''}": row["undefined"] for row in rows
+            if row["undefined"] > scoring.MOST_UNDEFINED}  # of whatever arm: they share their draws
+    if gaps:
+        named = [f"{name} ({part:.0%} undefined)" for name, part in gaps.items()]
+        said.append(f"no interval where more than {scoring.MOST_UNDEFINED:.0%} of the draws of whole groups miss a class, which "
+                    f"needs test images of more groups: {', '.join(named[:10])}{' and others' if named[10:] else ''}")
     same = defaultdict(set)
     for training in found:
         same[training.key].add(f"{training.arm.name} at {share(training.fraction) if training.fraction else 'any share'}")
@@ -181,9 +188,11 @@ def _values(cell, base, column, points, resampled, draws):
     """value, low, high of one score of one arm, and its difference to `base`, the arm of real images alone."""
     own = np.array([points[t.key][column] for t in cell])
     spread = np.stack([resampled[t.key][:, column] for t in cell])
-    low, high = scoring.interval(draws.mean(spread), 0.0, 1.0)
-    row = {"value": float(own.mean()), "low": low, "high": high, "per_seed": own.tolist(), "difference": float("nan"),
-           "difference_low": float("nan"), "difference_high": float("nan"), "finding": ""}
+    means = draws.mean(spread)
+    low, high = scoring.interval(means, 0.0, 1.0)
+    row = {"value": float(own.mean()), "low": low, "high": high, "undefined": scoring.undefined(means),
+           "per_seed": own.tolist(), "difference": float("nan"), "difference_low": float("nan"),
+           "difference_high": float("nan"), "finding": ""}
     if cell is not base:
         real = np.array([points[t.key][column] for t in base])
         change = spread - np.stack([resampled[t.key][:, column] for t in base])

@@ -268,8 +268,8 @@ def write(run, found, folder, *, step, nnet, reference, resamples=0, begun=None,
     result = {"n": len(found.labels), "step": step, "nnet": nnet, "seed": run.seed, "reference": reference,
               **record(found, resamples=resamples, seed=run.seed)}
     if chosen_by and (judged := _evaluations(run)) > 1:
-        result["warnings"].append(f"these images also chose this checkpoint, the best of {judged} by {chosen_by}: its scores on them "
-                                  "are a little too good")
+        result["warnings"].append(f"these images also chose this checkpoint, the best of {judged} by {chosen_by}: its scores on "
+                                  "them are a little too good")
     if begun is not None:
         result["seconds"] = round(time.perf_counter() - begun, 1)
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,6 @@ from libs.evaluation.bridge.files import BELIEFS, COLUMNS, OF_GUIDANCE, claim, r
 from libs.evaluation.bridge.judging import check_judges, finish, judge, latent_summary, sentence, spread, summary
 from libs.evaluation.bridge.planning import EVERY, Job, plan, routes, some
 
-__all__ = ["BELIEFS", "COLUMNS", "EVERY", "OF_GUIDANCE", "Bridge", "Job", "carry", "check_judges", "claim", "entropy", "finish", "judge",
-           "latent_summary", "neighbours_correlate", "picture_of", "plan", "read_row", "read_rows", "routes", "sentence", "some",
-           "spread", "summary", "unguided", "write_table"]
+__all__ = ["BELIEFS", "COLUMNS", "EVERY", "OF_GUIDANCE", "Bridge", "Job", "carry", "check_judges", "claim", "entropy", "finish",
+           "judge", "latent_summary", "neighbours_correlate", "picture_of", "plan", "read_row", "read_rows", "routes", "sentence",
+           "some", "spread", "summary", "unguided", "write_table"]
