@@ -23,8 +23,8 @@ def train(config, workdir):
     dataset = data.get(**config.dataset)
     pipeline.check_images(config, codec, dataset.shape)
     held_out = data.held_out(config.dataset, config.train.validation_split) if config.train.validation_split else None
-    run.main_first(lambda: data.preflight(dataset, remember=run.folder / "preflight.json"))
     run.record("classes.json", dataset.classes if config.train.mode == "cond" else [], fixed=True)
+    run.main_first(lambda: data.preflight(dataset, remember=run.folder / "preflight.json"))
     stream = data.Stream(dataset, config.train.batch_size, seed=config.seed, workers=config.train.workers,
                          balanced=config.train.balanced, **run.place)
 

@@ -19,8 +19,8 @@ def get_config():
                      compile=False, attention="auto", workers=4, balanced=False, weighting="clamped_snr",
                      rescale_learned_sigmas=True, use_kl=False, time_sampler="uniform", respacing="", p_uncond=0.1, ema_rate=0.999,
                      more_ema_rates=(), grad_clip=1.0, init="", init_without=(), keep_checkpoints=3, log_interval=50,
-                     preview_interval=2_500, eval_interval=10_000, save_interval=2_500, validation_interval=2_500, validation_size=512,
-                     validation_split="val", best_metric="frechet")
+                     preview_interval=2_500, eval_interval=10_000, save_interval=2_500, validation_interval=2_500,
+                     validation_size=512, validation_split="val", best_metric="frechet")
     config.optimizer = adamw(5e-4, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="linear", warmup_steps=200)
     # num_classes = 0: as many as the data have

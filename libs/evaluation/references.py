@@ -98,7 +98,8 @@ def trained_once(dataset, labels, classes, *, seed, flip=False, rows=None, of=""
     name = f"{dataset.name}{dataset.shape[-1]}"
     folder = NETWORKS / f"{name}-{dataset.fingerprint[:12]}-{seed}{options}"
     if not (folder / "config.json").is_file():
-        logging.info("training a %s on %d images of %s", f"classifier of {of}" if of else "feature network", len(rows), dataset.name)
+        what = f"classifier of {of}" if of else "feature network"
+        logging.info("training a %s on %d images of %s", what, len(rows), dataset.name)
         images = torch.cat([_small(to_uint8(batch["image"])) for batch in data.in_order(dataset, rows, 256)])
         network = metrics.train_classifier(images, labels, classes=classes, seed=seed,
                                            flips=("horizontal",) if flip else (), name=name,
