@@ -25,6 +25,8 @@ def train(config, workdir):
     held_out = data.held_out(config.dataset, config.train.validation_split) if config.train.validation_split else None
     run.record("classes.json", dataset.classes if config.train.mode == "cond" else [], fixed=True)
     run.main_first(lambda: data.preflight(dataset, remember=run.folder / "preflight.json"))
+    if held_out:
+        run.main_first(lambda: data.preflight(held_out, remember=run.folder / "preflight_held_out.json"))
     stream = data.Stream(dataset, config.train.batch_size, seed=config.seed, workers=config.train.workers,
                          balanced=config.train.balanced, **run.place)
 
