@@ -16,6 +16,7 @@ import csv
 import io
 import logging
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def sample(config, workdir, nnet_path, label, prompt, input_path, counts, n_samp
     if run.is_main:
         for file in set(listed) - {name(index) for index in range(len(labels))}:
             (folder / file).unlink(missing_ok=True)  # of an earlier request in this folder
-        shown = [np.asarray(Image.open(folder / name(index)).convert("RGB")) for index in range(min(len(labels), 64))]
+        shown = [np.asarray(Image.open(folder / name(index)).convert("RGB")) for index in first_of_each(labels, 64)]
         Image.fromarray(pipeline.grid(torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2), 8)).save(folder / "grid.png")
         rows = [{"file_name": name(index), **facts(index)} for index in range(len(labels))]
         for row in rows:  # the columns of a data set: libs/data/table.py
@@ -96,6 +97,18 @@ def sample(config, workdir, nnet_path, label, prompt, input_path, counts, n_samp
         write_text(folder / "metadata.csv", text.getvalue())
         print(f"{len(labels)} images in {folder}")
     run.finish()
+
+
+def first_of_each(labels, most):
+    """Indices of at most that many images for the grid: all, or the first ones of every label."""
+    if len(labels) <= most:
+        return range(len(labels))
+    seen, share = Counter(), max(1, most // len(set(labels)))
+    found = []
+    for index, label in enumerate(labels):
+        seen[label] += 1
+        found += [index] if seen[label] <= share else []
+    return sorted(found, key=lambda index: labels[index])[:most]
 
 
 def listed_in(table):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import sample
 import train_guided_diffusion
 from configs import phantom32_adm
 from libs import data, engine, pipeline
@@ -128,6 +129,11 @@ def test_counts_are_checked():
                           ("nevus=x", "whole number"), ("nevus=1,nevus=2", "there twice"), ("nevus", "no class")):
         with pytest.raises(ValueError, match=message):
             pipeline.count_labels(text, classes)
+
+
+def test_the_grid_shows_every_class():
+    assert list(sample.first_of_each([0] * 100 + [1] * 100 + [2] * 5, 12)) == [0, 1, 2, 3, 100, 101, 102, 103, 200, 201, 202, 203]
+    assert list(sample.first_of_each([1, 0, 1], 64)) == [0, 1, 2]
 
 
 def test_bad_requests(script, trained):
