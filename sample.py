@@ -32,6 +32,8 @@ def sample(config, workdir, nnet_path, label, prompt, input_path, counts, n_samp
     asked = [(prompt, label)] if prompt else pipeline.read_prompts(input_path) if input_path else []
     if layout not in ("flat", "classes"):
         raise ValueError(f"--layout={layout}: known are flat, classes")
+    if n_samples < 1:
+        raise ValueError(f"--n_samples={n_samples}: at least 1 image is needed")
     if counts and (asked or label):
         raise ValueError("--counts stands for --label and --n_samples, without prompts: give one or the other")
     trained = evaluation.open_trained(run, config, workdir, nnet_path, with_data=False, with_prompts=not asked)
