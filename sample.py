@@ -12,19 +12,13 @@ processes, and for any batch size but for rounding. The same command goes on whe
 takes its place. The folder is a data set: metadata.csv says what each image is.
 """
 
-import csv
-import io
 import logging
 import re
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
 from libs import cli, encoders, engine, evaluation, pipeline
-from libs.engine.checkpoint import write_text
 
 
 def sample(config, workdir, nnet_path, label, prompt, input_path, counts, n_samples, layout, seed):
@@ -74,7 +68,7 @@ def sample(config, workdir, nnet_path, label, prompt, input_path, counts, n_samp
     for each in {(folder / name(index)).parent for index in range(len(labels))}:
         each.mkdir(parents=True, exist_ok=True)
     there = {index for index in range(len(labels)) if evaluation.is_there(folder / name(index), facts(index))}
-    listed = run.from_main(listed_in(folder / "metadata.csv") if run.is_main else None)
+    listed = run.from_main(evaluation.listed_samples(folder) if run.is_main else None)
     run.barrier()
     if run.is_main and len(there) < len(labels):
         (folder / "metadata.csv").unlink(missing_ok=True)  # it may tell of another request; a stopped one has none
@@ -84,43 +78,10 @@ def sample(config, workdir, nnet_path, label, prompt, input_path, counts, n_samp
             evaluation.save_png(folder / name(index), image, **facts(index))
     run.barrier()
     if run.is_main:
-        for file in set(listed) - {name(index) for index in range(len(labels))}:
-            (folder / file).unlink(missing_ok=True)  # of an earlier request in this folder
-        shown = [np.asarray(Image.open(folder / name(index)).convert("RGB")) for index in first_of_each(labels, 64)]
-        Image.fromarray(pipeline.grid(torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2), 8)).save(folder / "grid.png")
         rows = [{"file_name": name(index), **facts(index)} for index in range(len(labels))]
-        for row in rows:  # the columns of a data set: libs/data/table.py
-            row["text"] = row.pop("prompt")
-        columns = [key for key in ("file_name", "label", "text", "index", *known) if key not in ("label", "text") or rows[0][key]]
-        text = io.StringIO()
-        table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        write_text(folder / "metadata.csv", text.getvalue())
+        evaluation.finish_samples(folder, rows, before=listed)
         print(f"{len(labels)} images in {folder}")
     run.finish()
-
-
-def first_of_each(labels, most):
-    """Indices of at most that many images for the grid: all, or the first ones of every label."""
-    if len(labels) <= most:
-        return range(len(labels))
-    seen, share = Counter(), max(1, most // len(set(labels)))
-    found = []
-    for index, label in enumerate(labels):
-        seen[label] += 1
-        found += [index] if seen[label] <= share else []
-    return sorted(found, key=lambda index: labels[index])[:most]
-
-
-def listed_in(table):
-    """The files that an earlier request wrote here, by its table; none where there is no table of ours."""
-    if not table.is_file():
-        return []
-    with open(table, newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    return [row["file_name"] for row in rows if "sampler" in row and not Path(row["file_name"]).is_absolute()
-            and ".." not in Path(row["file_name"]).parts]
 
 
 if __name__ == "__main__":

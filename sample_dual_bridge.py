@@ -18,20 +18,17 @@ goes without, so anything but 1 changes an image even where nothing else does; t
 The precision is the run's; --config.train.mixed_precision=no (float32) reconstructs best.
 """
 
-import logging
-import math
 from pathlib import Path
 
-import ml_collections
 import torch
 
-from libs import cli, data, engine, evaluation, metrics, pipeline, report
+from libs import cli, data, engine, metrics, report
 from libs.evaluation import bridge as bridges
 
 
 def sample(config, workdir, nnet_path, target_workdir, input_path, output_path, maps, n_samples, guidance, encode_to_noise,
            compare_path, recogniser, page_images):
-    prefix = settle(config.sample, guidance)
+    prefix = bridges.settle(config.sample, guidance)
     if config.sample.algorithm != "ddim" or config.sample.get("eta", 0.0):
         raise ValueError(f"config.sample.algorithm={config.sample.algorithm} with eta={config.sample.get('eta', 0.0):g}: a bridge "
                          "goes there and back by DDIM without noise, over config.sample.sample_steps times spaced as "
@@ -40,8 +37,8 @@ def sample(config, workdir, nnet_path, target_workdir, input_path, output_path, 
         raise ValueError(f"--encode_to_noise={encode_to_noise}: 1 encodes in as many steps as it decodes (MGDM), 0 in one less; "
                          f"--page_images={page_images}: 0 or more")
     run = engine.start(config, workdir, claim=False)
-    bridge = open_bridge(run, config, workdir, nnet_path, target_workdir, to_noise=bool(encode_to_noise))
-    dataset, source = open_images(config, input_path, bridge.encoder.sampler.image_shape)
+    bridge = bridges.open_bridge(run, config, workdir, nnet_path, target_workdir, to_noise=bool(encode_to_noise))
+    dataset, source = bridges.open_images(config, input_path, bridge.encoder.sampler.image_shape)
     folder = Path(output_path or config.sample.path or Path(workdir) / f"bridge_{source.stem}_{prefix}")
     if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"--output_path={folder} lies in the folder of the images, {source}; choose another")
@@ -78,81 +75,6 @@ def sample(config, workdir, nnet_path, target_workdir, input_path, output_path, 
         print(f"{len(rows)} images in {folder}, {made} of them made now; page: {report.write_bridge(folder)}")
         print(bridges.sentence(result))
     run.finish()
-
-
-def settle(sample, guidance=""):
-    """Make config.sample that of the bridge, with the guidance asked for and the measure's own name ('' at scale 0); returns
-    what results are called after."""
-    scale = number(guidance)
-    if pipeline.guidance_scale(sample) != scale:
-        logging.info("decoding with classifier-free guidance %g (--guidance), not the %g of config.sample", scale,
-                     pipeline.guidance_scale(sample))
-    set_guidance(sample, scale)
-    gradient, names = sample.get("gradient"), [f"cfg{scale:g}"] if scale != 1 else []
-    if gradient is not None:
-        measure = pipeline.measure_name(gradient.measure)
-        if measure and not gradient.scale:
-            logging.warning("config.sample.gradient.scale is 0: no gradient guides, whatever the measure")
-        gradient.measure = measure if gradient.scale else ""
-        names += [f"{gradient.measure}{gradient.scale:g}"] if gradient.scale else []
-    return "_".join(names) or "unguided"
-
-
-def number(guidance):
-    """The scale that --guidance says; '' is 1, off."""
-    try:
-        scale = float(guidance or 1)
-    except ValueError:
-        scale = math.nan
-    if not 0 <= scale < math.inf:
-        raise ValueError(f"--guidance={guidance}: give the scale of classifier-free guidance, a number from 0 on; 1 is off")
-    return scale
-
-
-def set_guidance(sample, scale):
-    """Write a scale of uncond + s (cond - uncond) where `pipeline.guidance_scale` reads it."""
-    with sample.unlocked():
-        sample["scale" if "scale" in sample else "guidance"] = scale - 1 if "scale" in sample else scale
-
-
-def open_bridge(run, config, workdir, nnet_path, target_workdir, *, to_noise):
-    """The bridge of one network to itself, or to that of --target_workdir, which then takes all of config.sample."""
-    gradient = config.sample.get("gradient", {})
-    if not target_workdir:
-        encoder = decoder = evaluation.open_trained(run, config, workdir, nnet_path, with_data=False, with_prompts=False)
-    else:
-        saved = Path(target_workdir) / "config.json"
-        if not saved.is_file():
-            raise ValueError(f"--target_workdir={target_workdir}: no config.json there; give the run folder of a training")
-        other = ml_collections.ConfigDict(engine.read_json(saved, {}))
-        other.sample = config.sample
-        decoder = evaluation.open_trained(run, other, target_workdir, "", with_data=False, with_prompts=False)
-        encoder = evaluation.open_trained(run, plain(config), workdir, nnet_path, with_data=False, with_prompts=False)
-    return bridges.Bridge(encoder, decoder, to_noise=to_noise, classifier=decoder.sampler.classifier,
-                          legacy_steps=gradient.get("legacy_steps", 0))
-
-
-def plain(config):
-    """The config without guidance, which an encoder does not need and its network may not allow."""
-    config = config.copy_and_resolve_references()
-    set_guidance(config.sample, 1.0)
-    if "gradient" in config.sample:
-        config.sample.gradient.update(measure="", scale=0.0, classifier="")
-    return config
-
-
-def open_images(config, path, shape):
-    """(the images to carry, as the network takes them, and where they come from)."""
-    if path:
-        own = {name: config.dataset[name] for name in ("window", "upscale") if name in config.dataset}
-        return data.get("folder", path=path, channels=shape[0], resolution=shape[1], **own), Path(path)
-    source = Path(config.dataset.get("path", "") or config.dataset.name)
-    dataset = data.at_hand(config.dataset)
-    if dataset is None:
-        raise ValueError(f"no images at config.dataset.path={config.dataset.path!r}: give --input_path")
-    if tuple(dataset.shape) != tuple(shape):
-        raise ValueError(f"{source} gives images {tuple(dataset.shape)}, the network takes {tuple(shape)}: give --input_path")
-    return dataset, source
 
 
 if __name__ == "__main__":

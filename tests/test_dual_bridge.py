@@ -327,13 +327,13 @@ def test_fewer_images_are_a_part_of_more(images):
     ("classifier", 10.0, "log_probability", "log_probability10"), ("Margin", 0.0, "", "unguided"), ("", 0.0, "", "unguided")])
 def test_measures_by_their_published_names(measure, scale, name, prefix):
     sample = ConfigDict({"gradient": {"measure": measure, "scale": scale}})
-    assert sample_dual_bridge.settle(sample) == prefix and sample.gradient.measure == name
+    assert room.settle(sample) == prefix and sample.gradient.measure == name
 
 
 def test_an_unknown_measure_is_named_at_any_scale():
     for scale in (0.0, 2.0):
         with pytest.raises(ValueError, match="'entrpy'; known: .*Did you mean 'entropy'"):
-            sample_dual_bridge.settle(ConfigDict({"gradient": {"measure": "entrpy", "scale": scale}}))
+            room.settle(ConfigDict({"gradient": {"measure": "entrpy", "scale": scale}}))
 
 
 @pytest.mark.parametrize("field, asked, kept, prefix", [
@@ -342,15 +342,15 @@ def test_an_unknown_measure_is_named_at_any_scale():
     ({"scale": 0.4}, "3", {"scale": 2.0}, "cfg3"), ({"guidance": 1.5}, "0", {"guidance": 0.0}, "cfg0")])
 def test_guidance_is_what_was_asked_here_and_not_that_of_the_run(field, asked, kept, prefix):
     sample = ConfigDict(field).lock()
-    assert sample_dual_bridge.settle(sample, asked) == prefix and sample.to_dict() == kept
+    assert room.settle(sample, asked) == prefix and sample.to_dict() == kept
     sample = ConfigDict(field | {"gradient": {"measure": "Entropy", "scale": 5.0}})
-    assert sample_dual_bridge.settle(sample, asked) == ("entropy5" if prefix == "unguided" else f"{prefix}_entropy5")
+    assert room.settle(sample, asked) == ("entropy5" if prefix == "unguided" else f"{prefix}_entropy5")
 
 
 @pytest.mark.parametrize("asked", ["strong", "-1", "nan", "inf"])
 def test_guidance_that_is_no_scale(asked):
     with pytest.raises(ValueError, match=f"--guidance={asked}: give the scale"):
-        sample_dual_bridge.settle(ConfigDict({"guidance": 1.0}), asked)
+        room.settle(ConfigDict({"guidance": 1.0}), asked)
 
 
 def test_networks_that_do_not_fit():

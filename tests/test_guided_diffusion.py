@@ -10,10 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-import sample
 import train_guided_diffusion
 from configs import phantom32_adm
-from libs import data, engine, pipeline
+from libs import data, engine, evaluation, pipeline
 from libs.engine import checkpoint
 
 TINY = ["--config=configs/phantom32_adm.py", "--config.nnet.channel_mult=(1,1)", "--config.nnet.attention_resolutions=(2,)",
@@ -132,8 +131,8 @@ def test_counts_are_checked():
 
 
 def test_the_grid_shows_every_class():
-    assert list(sample.first_of_each([0] * 100 + [1] * 100 + [2] * 5, 12)) == [0, 1, 2, 3, 100, 101, 102, 103, 200, 201, 202, 203]
-    assert list(sample.first_of_each([1, 0, 1], 64)) == [0, 1, 2]
+    assert list(evaluation.first_of_each([0] * 100 + [1] * 100 + [2] * 5, 12)) == [0, 1, 2, 3, 100, 101, 102, 103, 200, 201, 202, 203]
+    assert list(evaluation.first_of_each([1, 0, 1], 64)) == [0, 1, 2]
 
 
 def test_bad_requests(script, trained):

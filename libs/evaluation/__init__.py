@@ -19,13 +19,15 @@ from libs.engine.checkpoint import write_text
 from libs.evaluation.agreement import Agreement, agreement
 from libs.evaluation.describing import bank_of, describer
 from libs.evaluation.generation import Sink, generate, generate_all, is_there, nhwc, save_npz, save_png
+from libs.evaluation.samples import finish_samples, first_of_each, listed_samples
 from libs.evaluation.trained import Trained, open_classifier, open_trained
 from libs.evaluation.references import extractors, feature_network, prepare, reference
 from libs.pipeline import described, draw_conditions, grid, to_uint8
 
 __all__ = ["Agreement", "FLAGS", "Trained", "agreement", "bank_of", "describer", "evaluate", "evaluate_run", "evaluator",
-           "extractors", "feature_network", "generate", "generate_all", "is_there", "noisy", "open_classifier", "open_trained",
-           "prepare", "previewer", "reference", "save_png", "table"]
+           "extractors", "feature_network", "finish_samples", "first_of_each", "generate", "generate_all", "is_there",
+           "listed_samples", "noisy", "open_classifier", "open_trained", "prepare", "previewer", "reference", "save_png",
+           "table"]
 
 # The options of every evaluation script, beside --config, --workdir and --nnet_path; see `evaluate_run`.
 FLAGS = {"seed": (1, "seed of the images; another than that of the evaluations during training"),
