@@ -262,3 +262,28 @@ def test_weights_rounded_once_give_what_autocast_gives():
             found[precision] = sampler({"label": torch.tensor([0, 1, 0])}, seed=1, indices=range(3))
     torch.testing.assert_close(found["no"], found["bf16"], atol=2e-2, rtol=0)
     assert sampler.net.input_blocks[0][0].weight.dtype == torch.bfloat16
+
+
+class Wide(codecs.Codec):
+    """Latents twice the image, spread widely: every `encode` draws others."""
+
+    scale_factor = 2.0
+
+    def moments(self, x):
+        return torch.cat([x, torch.zeros_like(x)], dim=1)
+
+    def decode(self, z):
+        return z / self.scale_factor
+
+    def image_shape(self, shape):
+        return shape
+
+
+def test_a_bridge_on_latents_draws_nothing():
+    config = ConfigDict(dict(nnet=dict(image_size=8, in_channels=1), denoiser=dict(predicts="eps", clip=False),
+                             sample=dict(algorithm="ddim", sample_steps=50, spacing="stride", guidance=1.0)))
+    sampler = pipeline.Pipeline(Gaussian(), config, codec=Wide(), schedule=LINEAR, null={"label": torch.tensor(2)})
+    x, label = images() / 2, torch.zeros(16, dtype=torch.int64)  # latents as the network expects them
+    z = sampler.encode(x, {"label": label})
+    assert torch.equal(z, sampler.encode(x, {"label": label}))
+    assert (sampler.decode(z, {"label": label}) - x).square().mean() < 1e-3

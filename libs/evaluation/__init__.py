@@ -22,7 +22,7 @@ from libs.evaluation.generation import Sink, generate, generate_all, is_there, n
 from libs.evaluation.samples import finish_samples, first_of_each, listed_samples
 from libs.evaluation.trained import Trained, open_classifier, open_trained
 from libs.evaluation.references import extractors, feature_network, prepare, reference
-from libs.pipeline import described, draw_conditions, grid, to_uint8
+from libs.pipeline import described, draw_conditions, grid, measure_name, to_uint8
 
 __all__ = ["Agreement", "FLAGS", "Trained", "agreement", "bank_of", "describer", "evaluate", "evaluate_run", "evaluator",
            "extractors", "feature_network", "finish_samples", "first_of_each", "generate", "generate_all", "is_there",
@@ -99,7 +99,7 @@ def evaluate_run(config, workdir, nnet_path, seed, name):
     how = config.sample.get("prompts", "bank")
     ending = "" if trained.prompts is None or how == "bank" else f"_{how}"
     if trained.sampler.guides:
-        ending += f"_{config.sample.gradient.measure}{config.sample.gradient.scale:g}"
+        ending += f"_{measure_name(config.sample.gradient.measure)}{config.sample.gradient.scale:g}"
     before = engine.read_json(Path(workdir) / "config.json", {}).get("sample", {})
     if any(key in before and config.sample[key] != before[key] for key in ("guidance", "scale") if key in config.sample):
         ending += f"_guidance{trained.sampler.guidance:g}"
