@@ -12,7 +12,7 @@ from libs.backbones.checkpoint import load
 from libs.backbones.flops import flops_per_image, train_flops
 from libs.backbones.precision import lower
 
-__all__ = ["NAMES", "flops_per_image", "get", "load", "lower", "numbers_null", "train_flops"]
+__all__ = ["NAMES", "flops_per_image", "get", "load", "lower", "numbers_null", "takes_text", "train_flops"]
 
 _CONSTRUCTORS = {
     "uvit": uvit.uvit,
@@ -23,12 +23,18 @@ _CONSTRUCTORS = {
     "adm_classifier": adm.Classifier,
 }
 NAMES = tuple(_CONSTRUCTORS)
+_TAKE_TEXT = ("uvit_t2i", "uvit_t2i_label", "uvit_t2i_prototype", "unet_sd")
 _NUMBERS_NULL = ("uvit", "uvit_t2i_label", "uvit_t2i_prototype")
 
 
 def numbers_null(name: str) -> bool:
     """Whether num_classes of that network's constructor counts the null class, or the network adds it by itself."""
     return name in _NUMBERS_NULL
+
+
+def takes_text(name: str) -> bool:
+    """Whether that network is conditioned on texts."""
+    return name in _TAKE_TEXT
 
 
 def get(name: str, **kwargs) -> nn.Module:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from libs.engine import checkpoint
 
 EXIT_AFTER_SIGTERM = 143  # 128 + SIGTERM, what schedulers expect of a job that obeyed
+VALIDATION = "validation_loss"  # the best_metric that needs no evaluation
 
 # Every key of config.train that `fit` reads, with its default. 0 is off for an interval.
 SETTINGS = dict(n_steps=0, log_interval=10, validation_interval=0, preview_interval=0, eval_interval=0,
@@ -38,13 +39,17 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
         validation: () -> iterator of this process's held-out batches, the same at each call.
         preview: preview(ema, step) -> uint8 array (H, W, 3) on the main process; called by every process.
         evaluate: evaluate(ema, step) -> {name: number}; called by every process. `best_metric` names the number whose
-            smallest value marks the best checkpoint, which is kept.
+            smallest value marks the best checkpoint, which is kept; 'validation_loss' is that of `validation`, whose noise
+            is the same at each call.
 
     Raises:
         FloatingPointError: a loss or gradient was not finite; no weight was changed by it. Names step and files.
         SystemExit: code 143 after SIGTERM or SIGUSR1 on any process, when all have saved the same step.
     """
     settings = {key: settings.get(key, default) for key, default in SETTINGS.items()}
+    if settings["best_metric"] == VALIDATION and not (validation and settings["validation_interval"]):
+        logging.warning("train.best_metric='validation_loss' needs held-out data (train.validation_split) and a "
+                        "train.validation_interval: the newest checkpoint will count as the best")
     checkpoints = run.folder / "ckpts"
     window = Window(run)
     if run.is_main:
@@ -76,16 +81,18 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
             run.log(state.step, "train", numbers | {"lr": state.optimizer.param_groups[0]["lr"]})
             _show(bar, state.step, settings["n_steps"], numbers)
         with window.paused():
+            best = False
             if validation and due("validation_interval"):
                 window.check()
-                run.log(state.step, "validation", validation_loss(run, loss_fn, state.averaged(), validation()))
+                numbers = validation_loss(run, loss_fn, state.averaged(), validation())
+                run.log(state.step, "validation", numbers)
+                best = settings["best_metric"] == VALIDATION and _is_best(state, {VALIDATION: numbers["loss"]}, VALIDATION)
             if preview and due("preview_interval"):
                 window.check()
                 _keep_preview(run, preview(state.averaged(), state.step), state.step)
-            best = False
             if evaluate and due("eval_interval"):
                 window.check()
-                best = _evaluate(run, state, evaluate, settings["best_metric"])
+                best = _evaluate(run, state, evaluate, settings["best_metric"]) or best
             stop = run.stop_asked()
             if best or stop or due("save_interval") or state.step == settings["n_steps"]:
                 window.check()
@@ -242,10 +249,16 @@ def _evaluate(run, state, evaluate, metric):
     """Log an evaluation; True if it is the best so far."""
     scores = evaluate(state.averaged(), state.step)
     run.log(state.step, "eval", scores)
-    if not metric or metric not in scores:
-        if metric:
-            logging.warning("train.best_metric %r is not among the scores: %s", metric, ", ".join(sorted(scores)))
+    if not metric or metric == VALIDATION:
         return False
+    if metric not in scores:
+        logging.warning("train.best_metric %r is not among the scores: %s", metric, ", ".join(sorted(scores)))
+        return False
+    return _is_best(state, scores, metric)
+
+
+def _is_best(state, scores, metric):
+    """Whether this step is the best so far, which the state then remembers."""
     # Every process holds the same numbers: evaluation ends with a gather, not with an opinion of rank 0.
     judged = sorted(scores)
     if state.best and state.best["judged_by"] != judged:

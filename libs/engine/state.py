@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from libs.engine import checkpoint, optim
+from libs.engine.frozen import frozen_of, hash_with_frozen
 
 
 class State:
@@ -214,7 +215,8 @@ def weights_hash(path, *, ema_rate=0.0):
     path = Path(path)
     if path.is_dir():
         record = json.loads((path / "state.json").read_text())
-        return checkpoint.read_manifest(path)[f"{averaged_name(ema_rate, record)}.safetensors"]["sha256"][:16]
+        digest = checkpoint.read_manifest(path)[f"{averaged_name(ema_rate, record)}.safetensors"]["sha256"]
+        return hash_with_frozen(digest, path)[:16]
     return checkpoint.sha256(path)[:16]
 
 
@@ -241,7 +243,7 @@ def _chosen(tensors, averaged, ema_rate, folder, record):
         known = sorted(stem.removeprefix("nnet_ema_") for stem in tensors if stem.startswith("nnet_ema_"))
         raise ValueError(f"{folder} has no average of rate {ema_rate:g}; known: 0 for the first, {', '.join(known) or 'no others'} "
                          "(train.more_ema_rates)")
-    return tensors[name]
+    return frozen_of(folder) | tensors[name]
 
 
 def _kind(value):

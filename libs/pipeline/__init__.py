@@ -12,14 +12,14 @@ import torch
 from libs import backbones, codecs, cond as conditions, diffusion, encoders
 from libs.diffusion import guidance, samplers
 from libs.encoders import Bank, read_attributes
-from libs.pipeline.prompts import (Describer, PROMPTS, StoredDescriber, choose_labels, count_labels, described,
-                                   draw_conditions, draw_labels, read_prompts, requested)
+from libs.pipeline.prompts import (Describer, Masks, PROMPTS, StoredDescriber, choose_labels, count_labels, described,
+                                   draw_conditions, draw_labels, draw_rows, read_prompts, requested)
 from libs.pipeline.steering import (NoisyClassifier, by_gradient, check as check_gradient, measure_name, noisy_classifier,
                                     published_classifier)
 
-__all__ = ["Bank", "Describer", "NoisyClassifier", "Pipeline", "PROMPTS", "StoredDescriber", "build_net", "check_images",
-           "choose_labels", "classes_without_data", "count_labels", "described", "draw_conditions", "draw_labels", "grid",
-           "guidance_scale", "identity", "image_generator", "latent_shape", "load", "measure_name", "noisy_classifier",
+__all__ = ["Bank", "Describer", "Masks", "NoisyClassifier", "Pipeline", "PROMPTS", "StoredDescriber", "build_net",
+           "check_classes", "check_images", "choose_labels", "classes_without_data", "count_labels", "described", "draw_conditions",
+           "draw_labels", "draw_rows", "grid", "guidance_scale", "identity", "image_generator", "latent_shape", "load", "measure_name", "noisy_classifier",
            "null_conditions", "published_classifier", "read_attributes", "read_prompts", "requested", "start_from",
            "text_encoder", "to_uint8"]
 
@@ -33,23 +33,25 @@ class Pipeline:
 
     Attributes:
         shape: (C, H, W) of what the network denoises; image_shape: of an image.
-        null: the empty conditions without batch axis; their keys are the conditions that the network takes.
+        takes: the conditions that the network takes.
+        null: the empty ones among them, without batch axis; a mask has none, so that guidance keeps it.
+        masks_as: how masks are told in classes (a MaskCode of libs.data), or None.
         classifier: the NoisyClassifier that `config.sample.gradient` guides by, or None.
     """
 
-    def __init__(self, net, config, *, codec, schedule, null, classifier=None, algorithm="", steps=0):
+    def __init__(self, net, config, *, codec, schedule, null, classifier=None, algorithm="", steps=0, masks_as=None):
         """
         Args:
             net: the network, usually the averaged one.
             config: the sections nnet (for the shape), denoiser and sample are used.
             codec: codecs.get(...); images leave through its `decode`.
             schedule: diffusion.schedule(...).
-            null: `dataset.null`; {} for an unconditional network.
+            null: see `null_conditions`; {} for an unconditional network.
             classifier: for config.sample.gradient; without one images are not guided by a gradient (previews in training).
             algorithm, steps: in place of those of config.sample.
         """
         device = next(net.parameters()).device
-        self.net, self.codec, self.schedule = net, codec, schedule
+        self.net, self.codec, self.schedule, self.takes, self.masks_as = net, codec, schedule, tuple(net.takes), masks_as
         self.null = {key: value.to(device) for key, value in null.items()}
         self.denoiser = diffusion.Denoiser(net, schedule, **config.denoiser)
         self.shape = latent_shape(config.nnet)
@@ -58,6 +60,9 @@ class Pipeline:
         self.guidance = guidance_scale(config.sample)
         self.own = {key: config.sample[key] for key in ("eta", "spacing") if key in config.sample}
         self.gradient, self.classifier = config.sample.get("gradient"), classifier
+        self.controlnet_scale = config.sample.get("controlnet_scale", 1.0)
+        if hasattr(net, "conditioning_scale"):
+            net.conditioning_scale = self.controlnet_scale
         if self.guidance != 1.0 and not null:
             raise ValueError(f"sample guidance {self.guidance} needs conditions, and this network has none; set it to 1")
         if self.guidance != 1.0 and "train" in config and not config.train.get("p_uncond", 0.0):
@@ -72,7 +77,7 @@ class Pipeline:
         """Images `indices` of `seed` under the conditions `cond`.
 
         Args:
-            cond: dict of tensors with one row per image; only the keys of `null` are used.
+            cond: dict of tensors with one row per image; only the keys of `takes` are used.
             seed: int.
             indices: ints; which images of the endless sequence of that seed.
 
@@ -129,7 +134,7 @@ class Pipeline:
         return next(self.net.parameters()).device
 
     def _conditions(self, cond):
-        return {key: cond[key].to(self.device, non_blocking=True) for key in self.null}
+        return {key: cond[key].to(self.device, non_blocking=True) for key in self.takes}
 
     def _bridge_times(self):
         return self.schedule.times(self.steps, spacing=self.own.get("spacing") or None)
@@ -140,6 +145,7 @@ class Pipeline:
         words += [f"spacing {self.own['spacing']}"] if self.own.get("spacing") else []
         words += [f"eta {self.own['eta']:g}"] if self.own.get("eta") else []
         words += [f"guidance {self.guidance:g}"] if self.guidance != 1.0 else []
+        words += [f"controlnet scale {self.controlnet_scale:g}"] if self.controlnet_scale != 1.0 else []
         words += ["x0 clipped"] if self.denoiser.clip else []
         if self.guides:
             one = self.gradient
@@ -163,7 +169,8 @@ def latent_shape(nnet):
     return nnet.in_chans if "in_chans" in nnet else nnet.in_channels, side, side
 
 
-def load(config, weights, *, classes, device, encoder=None, empty_text=None, classifier=None, precision="no", **own):
+def load(config, weights, *, classes, device, encoder=None, empty_text=None, classifier=None, precision="no", masks_as=None,
+         **own):
     """The pipeline of a trained network.
 
     Args:
@@ -174,11 +181,13 @@ def load(config, weights, *, classes, device, encoder=None, empty_text=None, cla
         empty_text: (L, D) states of the empty text, in place of the encoder's.
         classifier: NoisyClassifier for config.sample.gradient; its classes are numbered as the network's.
         precision: 'bf16' or 'fp16' rounds the weights once, as autocast, under which the network then runs, does at each call.
+        masks_as: MaskCode of a network that takes masks.
         own: further arguments of Pipeline.
     """
     if empty_text is None and encoder is not None:
         empty_text = encoder.empty
-    net = build_net(config, classes, None if empty_text is None else tuple(empty_text.shape))
+    net = build_net(config, classes, None if empty_text is None else tuple(empty_text.shape),
+                    mask_channels=masks_as.channels if masks_as else 0)
     # What was never trained is in no checkpoint of ours.
     frozen = {name: weight for name, weight in net.named_parameters() if not weight.requires_grad}
     backbones.load(net, frozen | weights)
@@ -191,7 +200,7 @@ def load(config, weights, *, classes, device, encoder=None, empty_text=None, cla
         check_gradient(config.sample.gradient, classifier, classes=classes, shape=latent_shape(config.nnet))
     return Pipeline(net.to(device).eval(), config, codec=codecs.get(**config.codec).to(device),
                     schedule=diffusion.schedule(**config.schedule),
-                    null=null_conditions(net, classes, empty_text), classifier=classifier, **own)
+                    null=null_conditions(net, classes, empty_text), classifier=classifier, masks_as=masks_as, **own)
 
 
 def text_encoder(config, device="cpu"):
@@ -202,12 +211,12 @@ def text_encoder(config, device="cpu"):
 def null_conditions(net, classes, empty_text=None):
     """The empty conditions of a network, without batch axis, for the conditions that it takes.
 
-    `label` is the number after the last class, `text` the states (L, D) of the empty text.
+    `label` is the number after the last class, `text` the states (L, D) of the empty text. A mask is never left out.
     """
     if "text" in net.takes and empty_text is None:
         raise ValueError("the network takes text: give config.encoder")
     known = {"label": torch.tensor(len(classes)), "text": empty_text}
-    return {key: known[key] for key in net.takes}
+    return {key: known[key] for key in net.takes if key != "mask"}
 
 
 def identity(codec, encoder=None):
@@ -217,16 +226,16 @@ def identity(codec, encoder=None):
                         "shape": list(encoder.shape)} if encoder is not None else {}}
 
 
-def build_net(config, classes, text_shape=None):
+def build_net(config, classes, text_shape=None, *, mask_channels=0):
     """The network of `config.nnet`, whose sizes may be left to the data by a 0.
 
     `num_classes` = 0 there means: as many as the data have, and the null class where the network numbers it. `out_channels`
     = 0 means: what the denoiser needs. `num_clip_token` = 0 and `clip_dim` = 0 mean: those of the text encoder,
-    `text_shape` = (L, D).
+    `text_shape` = (L, D). `conditioning_channels` = 0 means: those of the masks, `mask_channels`.
 
     Raises:
         ValueError: the data are unlabelled but the network asks for a label, it knows fewer classes than the data, or
-            its text tokens are not the encoder's.
+            its text tokens are not the encoder's, or its masks not those of the data.
     """
     kwargs = dict(config.nnet)
     if config.train.mode not in ("cond", "uncond"):
@@ -234,7 +243,7 @@ def build_net(config, classes, text_shape=None):
     labelled = kwargs.get("num_classes", -1) >= 0
     if config.train.mode == "uncond" and labelled:
         raise ValueError(f"config.train.mode is 'uncond' but config.nnet.num_classes is {kwargs['num_classes']}; set it to -1")
-    takes_text = "num_clip_token" in kwargs
+    takes_text = backbones.takes_text(kwargs["name"])
     if labelled and not classes or config.train.mode == "cond" and not (labelled or takes_text):
         raise ValueError("config.train.mode is 'cond' but the data have no labels: give them class folders or a label "
                          "column, or set --config.train.mode=uncond and --config.nnet.num_classes=-1" if not classes else
@@ -256,7 +265,12 @@ def build_net(config, classes, text_shape=None):
         if kwargs["out_channels"] != needed:
             raise ValueError(f"config.nnet.out_channels is {kwargs['out_channels']}; {kwargs['in_channels']} channels with "
                              f"config.denoiser.learned_var={needed > kwargs['in_channels']} need {needed}; 0 takes what is needed")
-    if takes_text:
+    if "conditioning_channels" in kwargs and mask_channels:
+        kwargs["conditioning_channels"] = kwargs["conditioning_channels"] or mask_channels
+        if kwargs["conditioning_channels"] != mask_channels and not kwargs.get("legacy"):
+            raise ValueError(f"config.nnet.conditioning_channels is {kwargs['conditioning_channels']}, the masks of the data have "
+                             f"{mask_channels} (config.dataset.mask_values); 0 takes what they have")
+    if "num_clip_token" in kwargs:
         for key, size in zip(("num_clip_token", "clip_dim"), text_shape or (0, 0)):
             if not kwargs[key]:
                 kwargs[key] = size
@@ -265,12 +279,24 @@ def build_net(config, classes, text_shape=None):
     return backbones.get(**kwargs)
 
 
+def check_classes(config, classes):
+    """Raise ValueError where a network is to learn one class only, which asks nothing of it."""
+    if config.train.mode == "cond" and "num_classes" in config.nnet and len(classes) == 1:
+        raise ValueError(f"the data have one class only, {classes[0]!r}: give at least two class folders, or train without classes: "
+                         "--config.train.mode=uncond --config.nnet.num_classes=-1 --config.sample.guidance=1.")
+
+
 def check_images(config, codec, shape):
     """Raise ValueError unless images of `shape` (C, H, W) are what the network of `config.nnet` is built for."""
     wanted = tuple(codec.image_shape(latent_shape(config.nnet)))
     if tuple(shape) != wanted:
         raise ValueError(f"the data give images {tuple(shape)} (channels, height, width), config.nnet is built for {wanted}: make "
                          "config.dataset.channels and config.dataset.resolution agree with its channels and image size")
+    if "conditioning_embedding_out_channels" in config.nnet:
+        halvings, side = len(config.nnet.conditioning_embedding_out_channels) - 1, latent_shape(config.nnet)[1]
+        if shape[1] != side << halvings:
+            raise ValueError(f"masks of {shape[1]} pixels, halved {halvings} times, do not become the {side} of the latents: "
+                             "config.nnet.conditioning_embedding_out_channels needs one entry more than the codec halves images")
 
 
 def start_from(net, weights, *, without=()):

@@ -130,7 +130,7 @@ def draw_labels(labels, classes, n, *, seed, how="data"):
     return torch.tensor(rows) if labels is None else labels[rows]
 
 
-def draw_conditions(dataset, null, n, *, seed, labels="data", prompts=None):
+def draw_conditions(dataset, null, n, *, seed, labels="data", prompts=None, masks=None):
     """Conditions of images 0 .. n-1; those of image i depend on (seed, i) alone.
 
     Args:
@@ -138,16 +138,53 @@ def draw_conditions(dataset, null, n, *, seed, labels="data", prompts=None):
         null: the empty conditions of the network; {} gives {}.
         labels: see `draw_labels`.
         prompts: a `Describer` for networks that take text.
+        masks: for a network that takes masks, the data set whose masks are asked for, each with the label of its image.
 
     Returns:
-        dict with n rows for each key of `null`.
+        dict with n rows for each condition.
     """
     cond = {}
-    if "label" in null:
+    if masks is not None:
+        rows = draw_rows(masks, int(null["label"]) if "label" in null else 0, n, seed=seed, how=labels)
+        cond["mask"] = Masks(masks, rows)
+        if "label" in null and masks.labels is not None:
+            cond["label"] = masks.labels[rows]
+    if "label" in null and "label" not in cond:
         cond["label"] = draw_labels(None if dataset is None else dataset.labels, int(null["label"]), n, seed=seed, how=labels)
     if "text" in null:
         cond["text"] = described(prompts).draw(cond.get("label"), n, seed=seed)
-    return {key: cond[key] for key in null}
+    return cond
+
+
+def draw_rows(dataset, classes, n, *, seed, how="data"):
+    """LongTensor (n,): of which images the masks are asked for; row i depends on (seed, i) alone.
+
+    how: 'data' takes any image, 'balanced' one of class i modulo `classes`, if the data set has labels.
+    """
+    if how == "data" or dataset.labels is None or not classes:
+        return torch.tensor([int(np.random.default_rng([seed, i]).integers(len(dataset))) for i in range(n)])
+    rows = []
+    for i, label in enumerate(draw_labels(dataset.labels, classes, n, seed=seed, how=how).tolist()):
+        own = (dataset.labels == label).nonzero().flatten()
+        if not len(own):
+            raise ValueError(f"{dataset.name}: class {dataset.classes[label]!r} has no image whose mask could be asked for; set "
+                             "config.sample.labels='data'")
+        rows.append(int(own[np.random.default_rng([seed, i, 3]).integers(len(own))]))
+    return torch.tensor(rows)
+
+
+class Masks:
+    """The masks of the images `rows` of a data set as a condition, read as they are asked for."""
+
+    def __init__(self, dataset, rows):
+        self.dataset, self.rows = dataset, [int(row) for row in rows]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, indices):
+        """float32 (n, K, H, W)."""
+        return torch.stack([self.dataset.item(self.rows[i])["mask"] for i in indices])
 
 
 def described(prompts):

@@ -1,0 +1,60 @@
+"""Weights that a run needs and does not train, such as the UNet under a ControlNet: kept once, beside its checkpoints.
+
+Checkpoints hold only what is trained. Where the rest cannot be had again by name from a hub, the run keeps a copy, so that it
+can be resumed and sampled from whatever becomes of the folder that the weights came from.
+"""
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from libs.engine import checkpoint
+
+NAME = "frozen.safetensors"
+
+
+def keep_frozen(run, net):
+    """Keep the parameters of `net` that require no gradient in the run folder; a run that resumes takes them from there.
+
+    Called by every process, before the first step. Nothing is written where everything is trained.
+
+    Raises:
+        ValueError: the run was begun on a network of other names or shapes.
+    """
+    mine = {name: weight for name, weight in net.named_parameters() if not weight.requires_grad}
+    path = run.folder / NAME
+    if run.resumes and path.is_file():
+        kept = load_file(path)
+        wrong = sorted(name for name in mine.keys() | kept.keys()
+                       if name not in mine or name not in kept or mine[name].shape != kept[name].shape)
+        if wrong:
+            raise ValueError(f"{path} holds the frozen weights of another network: {', '.join(wrong[:5])}"
+                             f"{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''} differ. Use the nnet section of the run's "
+                             "config.json, or another --workdir")
+        with torch.no_grad():
+            for name, weight in mine.items():
+                weight.copy_(kept[name])
+    elif mine and run.is_main:
+        staged = path.with_name(f".staging-{NAME}")
+        save_file({name: weight.detach().cpu().contiguous() for name, weight in mine.items()}, staged)
+        with open(staged, "rb") as file:
+            os.fsync(file.fileno())
+        staged.replace(path)
+        logging.info("%d frozen weights are kept in %s", len(mine), path)
+    run.barrier()
+
+
+def frozen_of(checkpoint_folder):
+    """The frozen weights that belong to a checkpoint <run>/ckpts/<step>.ckpt; {} where the run keeps none."""
+    path = Path(checkpoint_folder).parent.parent / NAME
+    return load_file(path) if path.is_file() else {}
+
+
+def hash_with_frozen(digest, checkpoint_folder):
+    """`digest` of a checkpoint's weights, with that of the run's frozen ones where there are some."""
+    path = Path(checkpoint_folder).parent.parent / NAME
+    return hashlib.sha256((digest + checkpoint.sha256(path)).encode()).hexdigest() if path.is_file() else digest
