@@ -9,6 +9,7 @@
     intervals          bootstrap intervals, warnings about few images
     suite              all of them at once, under their reported names
     classifier         a small network trained on the data at hand
+    segmenter          a small segmentation network trained on them, and the Dice coefficient
     adm_suite          the evaluations of guided-diffusion, over .npz archives
 
 Nothing here knows where images come from; other rooms hand over tensors. Only `adm_suite` reads its archives.
@@ -22,6 +23,7 @@ from .intervals import bootstrap, sample_size_warning
 from .kernel import kid, kid_subsets
 from .manifold import density_coverage, precision_recall
 from .neighbours import nearest
+from .segmenter import dice, dice_scores, load_segmenter, train_segmenter
 from .suite import check_names, frechet_name, scores, scores_per_class, share, warnings
 
 __all__ = [
@@ -31,6 +33,8 @@ __all__ = [
     "bootstrap",
     "check_names",
     "density_coverage",
+    "dice",
+    "dice_scores",
     "extract",
     "extractor",
     "frechet_distance",
@@ -40,6 +44,7 @@ __all__ = [
     "kid",
     "kid_subsets",
     "load_classifier",
+    "load_segmenter",
     "load_stats",
     "nearest",
     "precision_recall",
@@ -50,5 +55,6 @@ __all__ = [
     "scores_per_class",
     "share",
     "train_classifier",
+    "train_segmenter",
     "warnings",
 ]

@@ -7,18 +7,23 @@ else, so read its numbers beside those of a general network. A folder holds conf
 weights.safetensors.
 """
 
-import hashlib
-import json
 import logging
-import os
 import time
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from .networks import Built
+from .own_networks import (
+    check_flips,
+    check_images,
+    divided,
+    draw_flips,
+    flipped,
+    load_network,
+    save_network,
+)
 
 log = logging.getLogger(__name__)
 
@@ -54,18 +59,8 @@ class FeatureNetwork(nn.Module):
         return features, self.head(features)
 
     def save(self, folder):
-        """Writes config.json (arguments and report) and weights.safetensors.
-
-        Weights are in place before the config that names their hash, so a write that was cut off is noticed.
-        """
-        from safetensors.torch import save
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = save({key: value.contiguous() for key, value in self.state_dict().items()})
-        config = {**self.report, "network": self.arguments, "sha256": hashlib.sha256(weights).hexdigest()}
-        _replace(folder / "weights.safetensors", weights)
-        _replace(folder / "config.json", (json.dumps(config, indent=1) + "\n").encode())
+        """Writes config.json (arguments and report) and weights.safetensors."""
+        save_network(self, folder)
 
 
 def train_classifier(
@@ -99,17 +94,13 @@ def train_classifier(
     started = time.monotonic()
     names = list(classes) if not isinstance(classes, int) else []
     images, labels, count = _checked(images, labels, len(names) or classes)
-    unknown = set(flips) - {"horizontal", "vertical"}
-    if unknown or epochs < 0 or batch_size < 2:
+    check_flips(flips)
+    if epochs < 0 or batch_size < 2:
         raise ValueError(
-            f'flips {tuple(flips)} may hold "horizontal" and "vertical"; epochs {epochs} must not be '
-            f"negative and batch_size {batch_size} at least 2"
+            f"epochs {epochs} must not be negative and batch_size {batch_size} must be at least 2"
         )
     draw = torch.Generator().manual_seed(seed)
-    test = _split(labels, count, draw) if held_out is None else torch.as_tensor(held_out, dtype=torch.long)
-    train = torch.ones(len(labels), dtype=torch.bool).index_fill(0, test, False).nonzero().flatten()
-    if len(train) < 2 or not len(test):
-        raise ValueError(f"{len(train)} images to train on and {len(test)} held out; give more images")
+    train, test = divided(len(labels), held_out, lambda: _split(labels, count, draw))
     resolution = resolution or min(64, *images.shape[2:])
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
@@ -126,7 +117,8 @@ def train_classifier(
         for chosen in train[torch.randperm(len(train), generator=draw)].split(batch_size):
             if len(chosen) < 2:
                 continue  # batch normalisation needs two images
-            x = _flipped(network_input(images[chosen].to(device), resolution), flips, draw)
+            x = network_input(images[chosen].to(device), resolution)
+            x = flipped(x, draw_flips(len(x), flips, draw))
             loss = F.cross_entropy(network(x)[1], labels[chosen].to(device), weight=weight)
             optimizer.zero_grad()
             loss.backward()
@@ -167,30 +159,8 @@ def load_classifier(folder, *, fingerprint=""):
     FileNotFoundError where there is none; ValueError where its files do not belong together or, if a
     `fingerprint` is given, where it was trained on other data.
     """
-    from safetensors.torch import load
-
-    folder = Path(folder)
-    if not (folder / "config.json").is_file() or not (folder / "weights.safetensors").is_file():
-        raise FileNotFoundError(
-            f"no feature network at {folder}: config.json and weights.safetensors are expected "
-            "there; scripts/train_feature_network.py writes them"
-        )
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        weights = (folder / "weights.safetensors").read_bytes()
-        if hashlib.sha256(weights).hexdigest() != config["sha256"]:
-            raise ValueError("weights.safetensors is not the file that config.json describes")
-        network = FeatureNetwork(**config["network"])
-        network.load_state_dict(load(weights), strict=True)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{folder} holds no usable feature network; train it again: {error}") from error
-    if fingerprint and config["fingerprint"] != fingerprint:
-        raise ValueError(
-            f"{folder} was trained on other data: its fingerprint is {config['fingerprint']!r}, the "
-            f"data's is {fingerprint!r}"
-        )
-    network.report = {key: value for key, value in config.items() if key not in ("network", "sha256")}
-    return network.eval()
+    hint = "scripts/train_feature_network.py writes them"
+    return load_network(FeatureNetwork, folder, what="feature network", hint=hint, fingerprint=fingerprint)
 
 
 def built(network):
@@ -227,10 +197,7 @@ def _layer(inside, outside, side):
 
 def _checked(images, labels, classes):
     labels = torch.as_tensor(labels).long()
-    if images.dtype != torch.uint8 or images.ndim != 4:
-        raise ValueError(
-            f"images are {images.dtype} of shape {tuple(images.shape)}; expected uint8 (N, C, H, W)"
-        )
+    check_images(images)
     if labels.shape != images.shape[:1] or not len(labels):
         raise ValueError(f"{tuple(labels.shape)} labels for {len(images)} images; expected one label each")
     low, high = int(labels.min()), int(labels.max())
@@ -254,23 +221,6 @@ def _split(labels, classes, generator):
     return torch.cat(chosen).sort().values
 
 
-def _flipped(x, flips, generator):
-    for axis, name in ((3, "horizontal"), (2, "vertical")):
-        if name in flips:
-            turn = torch.rand(len(x), generator=generator) < 0.5
-            x = torch.where(turn.view(-1, 1, 1, 1).to(x.device), x.flip(axis), x)
-    return x
-
-
 @torch.inference_mode()
 def _logits(network, images, device):
     return network(network_input(images.to(device), network.arguments["resolution"]))[1].cpu()
-
-
-def _replace(path, content):
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(staged, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
