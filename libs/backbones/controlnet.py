@@ -99,6 +99,10 @@ class MaskControlNet(LabelUNet):
                              "conditioning_embedding_out_channels must have one entry more than the codec halves images")
         return (2.0 * mask - 1.0).expand(-1, 3, -1, -1) if self.legacy else mask
 
+    def blank(self) -> dict[str, Tensor]:
+        """The conditions without which forward does not run, for one image of `shape`: an empty mask."""
+        return {"mask": torch.zeros(1, self.mask_channels, *(side * self.shrink for side in self.shape[1:]))}
+
     @staticmethod
     def settings(state: dict[str, Tensor]) -> dict[str, object]:
         """The constructor arguments that the shapes of a state_dict tell, {} if it is of another kind of network."""

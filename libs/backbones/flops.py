@@ -1,17 +1,21 @@
 """Floating-point operations of a network's matrix products: the numerator of model FLOPs utilization."""
 
+import torch
 from torch import nn
 
 from libs.backbones import adm
+from libs.backbones.unet_label import LabelUNet
 from libs.backbones.uvit import PrototypeUViT, UViT
 
 
 def flops_per_image(net: nn.Module, *, with_losses: bool = False) -> int:
     """Operations (2 per multiply-add) of the matrix products and convolutions in one image's forward pass.
 
-    A closed formula; elementwise operations, normalizations and softmax are not counted. ValueError for a
-    network without a formula.
+    A closed formula, or for the networks around diffusers' what torch counts; elementwise operations, normalizations and
+    softmax are not counted. ValueError for a network without either.
     """
+    if isinstance(net, LabelUNet):
+        return _counted(net, backward=False)
     return sum(_terms(net, with_losses))
 
 
@@ -20,10 +24,23 @@ def train_flops(net: nn.Module) -> int:
 
     Each product appears once forward and twice backward, for its input's and its weight's gradient; what
     reads the data (patches, text, time) needs no gradient of its input. What gradient checkpointing computes
-    again is not counted.
+    again is not counted, nor are gradients of what is frozen.
     """
+    if isinstance(net, LabelUNet):
+        return _counted(net, backward=True)
     forward, first = _terms(net, True)
     return 3 * forward + 2 * first
+
+
+def _counted(net: LabelUNet, *, backward: bool) -> int:
+    """What torch counts for one image, on tensors that have shapes alone, so that it costs neither memory nor arithmetic."""
+    from torch.utils.flop_counter import FlopCounterMode
+    with torch.device("meta"), torch.set_grad_enabled(backward), FlopCounterMode(display=False) as counter:
+        weights = {name: torch.empty_like(p, device="meta", requires_grad=p.requires_grad) for name, p in net.named_parameters()}
+        out = torch.func.functional_call(net, weights, (torch.empty(net.shape)[None], torch.empty(1)), net.blank())
+        if backward:
+            out.sum().backward()
+    return counter.get_total_flops()
 
 
 def _terms(net: nn.Module, with_losses: bool) -> tuple[int, int]:
@@ -31,7 +48,7 @@ def _terms(net: nn.Module, with_losses: bool) -> tuple[int, int]:
     if isinstance(net, adm.Encoder):
         return _adm_terms(net)
     if not isinstance(net, UViT):
-        raise ValueError(f"no formula for the operations of {type(net).__name__}; there are some for UViT and ADM's networks")
+        raise ValueError(f"no formula for the operations of {type(net).__name__}; there are some for UViT, ADM's networks and class-conditional UNets")
     tokens, dim = net.pos_embed.shape[1:]
     hidden, patches = net.mid_block.mlp.fc1.out_features, net.num_patches
     pixels = patches * net.decoder_pred.out_features

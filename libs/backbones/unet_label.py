@@ -36,7 +36,8 @@ class LabelUNet(nn.Module):
     dropout               in the residual blocks
     use_checkpoint        store the input of each block only and compute the rest again in the backward pass
 
-    Attributes: unet, diffusers' UNet2DConditionModel; class_embedder; takes, the conditions that forward needs.
+    Attributes: unet, diffusers' UNet2DConditionModel; class_embedder; takes, the conditions that forward needs; shape (C, H, W)
+    of its latents.
     Raises ValueError for sizes that do not fit.
     """
 
@@ -48,7 +49,7 @@ class LabelUNet(nn.Module):
         from diffusers import UNet2DConditionModel
         super().__init__()
         self.factor, self.num_classes = 2 ** (len(block_out_channels) - 1), max(num_classes, 0)
-        self.sample_size, self.in_channels = sample_size, in_channels
+        self.shape = (in_channels, sample_size, sample_size)
         _check(sample_size, tuple(block_out_channels), tuple(down_block_types), tuple(up_block_types), attention_head_dim,
                norm_num_groups)
         self.unet = UNet2DConditionModel(
@@ -86,12 +87,16 @@ class LabelUNet(nn.Module):
 
     def check(self, x: Tensor, t: Tensor) -> None:
         """Raise ValueError unless x and t are of shapes that the UNet takes."""
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"expected latents of shape (N, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        if x.ndim != 4 or x.shape[1] != self.shape[0]:
+            raise ValueError(f"expected latents of shape (N, {self.shape[0]}, H, W), got {tuple(x.shape)}")
         if x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise ValueError(f"expected latents whose height and width are multiples of {self.factor}, got {tuple(x.shape)}")
         if t.shape != x.shape[:1]:
             raise ValueError(f"expected one time per image, shape ({len(x)},), got {tuple(t.shape)}")
+
+    def blank(self) -> dict[str, Tensor]:
+        """The conditions without which forward does not run, for one image of `shape`: none."""
+        return {}
 
     @staticmethod
     def settings(state: dict[str, Tensor]) -> dict[str, object]:
