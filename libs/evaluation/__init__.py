@@ -17,17 +17,17 @@ from libs import engine, metrics
 from libs.evaluation import noisy
 from libs.engine.checkpoint import write_text
 from libs.evaluation.agreement import Agreement, agreement
-from libs.evaluation.describing import bank_of, describer
+from libs.evaluation.describing import asked, bank_of, describer, masks_asked, preview_masks, tell_parameters
 from libs.evaluation.generation import Sink, generate, generate_all, is_there, nhwc, save_npz, save_png
 from libs.evaluation.samples import finish_samples, first_of_each, listed_samples
-from libs.evaluation.trained import Trained, open_classifier, open_trained
+from libs.evaluation.trained import Trained, base_weights, open_classifier, open_trained
 from libs.evaluation.references import extractors, feature_network, prepare, reference
-from libs.pipeline import described, draw_conditions, grid, measure_name, to_uint8
+from libs.pipeline import described, grid, measure_name, to_uint8
 
-__all__ = ["Agreement", "FLAGS", "Trained", "agreement", "bank_of", "describer", "evaluate", "evaluate_run", "evaluator",
-           "extractors", "feature_network", "finish_samples", "first_of_each", "generate", "generate_all", "is_there",
-           "listed_samples", "noisy", "open_classifier", "open_trained", "prepare", "previewer", "reference", "save_png",
-           "table"]
+__all__ = ["Agreement", "FLAGS", "Trained", "agreement", "asked", "bank_of", "base_weights", "describer", "evaluate", "evaluate_run", "evaluator",
+           "export_best", "extractors", "feature_network", "finish_samples", "first_of_each", "generate", "generate_all", "is_there",
+           "listed_samples", "masks_asked", "noisy", "open_classifier", "open_trained", "prepare", "previewer", "reference", "save_png",
+           "table", "tell_parameters"]
 
 # The options of every evaluation script, beside --config, --workdir and --nnet_path; see `evaluate_run`.
 FLAGS = {"seed": (1, "seed of the images; another than that of the evaluations during training"),
@@ -53,7 +53,7 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
     """
     begun = time.perf_counter()
     found, references = zip(*(sides or prepare(run, config, dataset)))
-    cond = draw_conditions(dataset, pipeline.null, n, seed=seed, labels=config.sample.labels, prompts=prompts)
+    cond = asked(config, dataset, pipeline, n, seed=seed, prompts=prompts)
     labels, texts = cond.get("label"), getattr(cond.get("text"), "texts", None)
     agrees = run.main_first(lambda: agreement(config, dataset)) if texts and detailed else None
     sink = Sink(run, folder=config.sample.path, npz=config.sample.npz) if name else Sink(run)
@@ -140,20 +140,41 @@ def evaluator(run, pipeline, config, dataset, prompts=None):
     return evaluate_at
 
 
-def previewer(run, pipeline, config, prompts=None):
-    """preview(ema, step) -> grid of images with the same noise and conditions at every call: a row for each class."""
+def previewer(run, pipeline, config, prompts=None, masks=None):
+    """preview(ema, step) -> grid of images with the same noise and conditions at every call: a row for each class.
+
+    masks: of a network that takes masks, the data set whose masks are asked for; each row of images then stands below its masks.
+    """
     n, cond = SHOWN * SHOWN, {}
     if "label" in pipeline.null:
         cond["label"] = torch.arange(min(int(pipeline.null["label"]), SHOWN)).repeat_interleave(SHOWN)
         n = len(cond["label"])
     if "text" in pipeline.null:
         cond["text"] = described(prompts).draw(cond.get("label"), n, seed=config.seed)
+    if "mask" in pipeline.takes:
+        cond["mask"] = preview_masks(masks, cond.get("label"), SHOWN, seed=config.seed)
+        n = len(cond["mask"])
 
     def preview(ema, step):
         images = generate_all(run, pipeline, cond, n, seed=config.seed, batch_size=config.sample.mini_batch_size)
+        if "mask" in cond:
+            codes = pipeline.masks_as.index(cond["mask"][list(range(n))])
+            shown = torch.stack([torch.as_tensor(pipeline.masks_as.picture(code)) for code in codes])
+            images = images.expand(-1, 3, -1, -1)
+            images = torch.cat([torch.cat(rows) for rows in zip(shown.split(SHOWN), images.split(SHOWN))])
         return grid(images, SHOWN)
 
     return preview
+
+
+def export_best(run, config):
+    """Write <run>/pipeline, the best weights of a finished training in the folder layout of diffusers."""
+    from libs.pipeline import exporting
+    trained = open_trained(run, config, run.folder, "", with_data=False, with_prompts=False, exact=True)
+    if run.is_main:
+        exporting.export(run.folder / "pipeline", trained.sampler, trained.classes)
+        logging.info("%s: weights of step %s, for diffusers", run.folder / "pipeline", trained.step)
+    run.barrier()
 
 
 def table(result):

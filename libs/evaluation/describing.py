@@ -1,7 +1,59 @@
-"""Where the descriptions come from that a trained network is asked for."""
+"""What a trained network is asked for: where its conditions, the descriptions among them, come from."""
+
+import logging
+
+import torch
 
 from libs import data
-from libs.pipeline import PROMPTS, Bank, Describer, StoredDescriber
+from libs.pipeline import PROMPTS, Bank, Describer, Masks, StoredDescriber, draw_conditions, parameters, parameters_table
+
+
+def asked(config, dataset, pipeline, n, *, seed, prompts=None):
+    """Conditions of images 0 .. n-1 of an evaluation; those of image i depend on (seed, i) alone.
+
+    A network that takes masks is asked for those of the real images, each with its image's label: of `dataset`, or of the split
+    that config.sample.masks names.
+
+    Raises:
+        ValueError: masks are needed and there are no images, or none with masks.
+    """
+    masks = masks_asked(config, dataset) if "mask" in pipeline.takes else None
+    return draw_conditions(dataset, pipeline.null, n, seed=seed, labels=config.sample.labels, prompts=prompts, masks=masks)
+
+
+def masks_asked(config, dataset):
+    """The data set whose masks an evaluation asks for, see `asked`."""
+    split = config.sample.get("masks", "")
+    found = data.held_out(config.dataset, split) if split and split != config.dataset.get("split", "") else dataset
+    if found is None or found.masks_as is None:
+        raise ValueError("this network is asked for images of masks, and " + (
+            "the real images are not at hand: give config.dataset.path" if found is None else
+            f"{found.name} has none: give a column mask_file_name, or a folder of masks (config.dataset.name=image_mask)"))
+    return found
+
+
+def preview_masks(dataset, labels, each, *, seed):
+    """The masks of `each` images of every label of a preview, as `Masks`; the same at every call.
+
+    labels: LongTensor (n,), or None for any images. Fewer images than `each` are asked for again.
+    """
+    if labels is None or dataset.labels is None:
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+        return Masks(dataset, [int(order[i % len(order)]) for i in range(each if labels is None else len(labels))])
+    rows = []
+    for position, label in enumerate(labels.tolist()):
+        own = (dataset.labels == label).nonzero().flatten()
+        own = own if len(own) else torch.arange(len(dataset))
+        rows.append(int(own[position % each % len(own)]))
+    return Masks(dataset, rows)
+
+
+def tell_parameters(run, net, codec, encoder=None):
+    """Say how large each part of the model is and how much of it is trained; parameters.json keeps it."""
+    found = parameters(net, codec, encoder)
+    if run.is_main:
+        logging.info("\n%s", parameters_table(found))
+    run.record("parameters.json", found)
 
 
 def describer(config, folder, encoder, *, dataset=None, features=None):

@@ -1,5 +1,6 @@
 """A trained network with what is needed to ask it for images: the one place where eval and sample scripts load a run."""
 
+import json
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,11 @@ import ml_collections
 from libs import data, engine, pipeline
 from libs.data import Dataset
 from libs.evaluation.describing import describer
+
+
+# What may differ between the two stages of a ControlNet.
+UNSHARED = {("nnet", "name"), ("nnet", "use_checkpoint"), ("nnet", "dropout"), ("nnet", "out_channels"), ("nnet", "num_classes"),
+            ("codec", "path"), ("codec", "decode_batch"), ("denoiser", "clip")}
 
 
 class Trained(NamedTuple):
@@ -26,12 +32,13 @@ class Trained(NamedTuple):
     source: Path
 
 
-def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompts=True):
+def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompts=True, exact=False):
     """The network of --nnet_path, or the best checkpoint of --workdir, as `Trained`.
 
     Args:
         with_data: whether the real images are needed (evaluation) or not (sampling).
         with_prompts: whether descriptions have to be drawn; without, `prompts` is the run's own bank or None.
+        exact: keep the weights as they were saved also where images are made in lower precision.
 
     A classifier in config.sample.gradient is opened with it.
 
@@ -54,14 +61,43 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
                          "give the data of the run, or config.dataset.classes")
     asked = config.sample.gradient.classifier if "gradient" in config.sample else ""
     classifier = open_classifier(asked, config, device=run.device) if asked else None
+    masks = engine.read_json(home / "masks.json", None)  # of a network that takes masks
     sampler = pipeline.load(config, weights, classes=classes, device=run.device, encoder=encoder, classifier=classifier,
-                            precision=run.accelerator.mixed_precision)
+                            precision="no" if exact else run.accelerator.mixed_precision, masks_as=masks and data.MaskCode(**masks))
     bank, prompts = home / "bank.json", None
     if with_prompts:
         prompts = describer(config, home, encoder, dataset=dataset, features=features)
     elif bank.is_file():
         prompts = pipeline.Describer(pipeline.Bank.load(bank), encoder)
     return Trained(sampler, classes, encoder, prompts, dataset, step, source)
+
+
+def base_weights(config, classes):
+    """The weights that a ControlNet starts from, those of config.train.ldm: a run of train_class_ldm.py, or what --nnet_path takes.
+
+    Raises:
+        ValueError: it was trained on other classes, latents, noise or network than this config says; names the option.
+    """
+    path = config.train.ldm
+    if not path:
+        raise ValueError("config.train.ldm is '': a ControlNet starts from a trained UNet. Train one on the same images by "
+                         "train_class_ldm.py and give its folder, --config.train.ldm=workdir/ldm")
+    weights, step, source = engine.load_weights(path)
+    home = next((folder for folder in (Path(path), *source.parents[:3]) if (folder / "config.json").is_file()
+                 and (folder / "classes.json").is_file()), None)
+    known = engine.read_json(home / "classes.json", None) if home else engine.class_names(source)
+    if known and config.train.mode == "cond" and list(known) != list(classes):
+        raise ValueError(f"{source} was trained on the classes {list(known)}, the data have {list(classes)}: give the data those "
+                         "classes, in this order, by config.dataset.classes")
+    before = engine.read_json(home / "config.json", {}) if home else {}
+    now = json.loads(config.to_json_best_effort())
+    for section in ("schedule", "denoiser", "codec", "nnet"):
+        for key, value in before.get(section, {}).items():
+            if (section, key) not in UNSHARED and now[section].get(key, value) != value:
+                raise ValueError(f"{home} was trained with config.{section}.{key}={value!r}, here it is {now[section][key]!r}: set "
+                                 f"--config.{section}.{key}={value}")
+    logging.info("the ControlNet starts from %s, step %s", source, step)
+    return weights
 
 
 def open_classifier(path, config=None, *, device="cpu"):

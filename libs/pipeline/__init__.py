@@ -12,16 +12,17 @@ import torch
 from libs import backbones, codecs, cond as conditions, diffusion, encoders
 from libs.diffusion import guidance, samplers
 from libs.encoders import Bank, read_attributes
+from libs.pipeline.parameters import parameters, parameters_table
 from libs.pipeline.prompts import (Describer, Masks, PROMPTS, StoredDescriber, choose_labels, count_labels, described,
                                    draw_conditions, draw_labels, draw_rows, read_prompts, requested)
 from libs.pipeline.steering import (NoisyClassifier, by_gradient, check as check_gradient, measure_name, noisy_classifier,
                                     published_classifier)
 
 __all__ = ["Bank", "Describer", "Masks", "NoisyClassifier", "Pipeline", "PROMPTS", "StoredDescriber", "build_net",
-           "check_classes", "check_images", "choose_labels", "classes_without_data", "count_labels", "described", "draw_conditions",
+           "check_classes", "check_images", "check_masks", "choose_labels", "classes_without_data", "count_labels", "described", "draw_conditions",
            "draw_labels", "draw_rows", "grid", "guidance_scale", "identity", "image_generator", "latent_shape", "load", "measure_name", "noisy_classifier",
-           "null_conditions", "published_classifier", "read_attributes", "read_prompts", "requested", "start_from",
-           "text_encoder", "to_uint8"]
+           "null_conditions", "parameters", "parameters_table", "published_classifier", "read_attributes", "read_prompts", "requested", "start_from",
+           "start_controlnet", "text_encoder", "to_uint8"]
 
 
 STEERED = {"on": "x_t", "profile": "constant", "first": 1.0, "last": 0.0, "clip_norm": 0.0, "reclip": False, "legacy_steps": 0}
@@ -297,6 +298,32 @@ def check_images(config, codec, shape):
         if shape[1] != side << halvings:
             raise ValueError(f"masks of {shape[1]} pixels, halved {halvings} times, do not become the {side} of the latents: "
                              "config.nnet.conditioning_embedding_out_channels needs one entry more than the codec halves images")
+
+
+def check_masks(dataset):
+    """How the masks of a data set are told in classes, a MaskCode; ValueError where it has none."""
+    if dataset.masks_as is None:
+        raise ValueError(f"{dataset.name}: the images have no masks: give the table a column mask_file_name, or "
+                         "--config.dataset.name=image_mask with folders of images and of masks; of phantoms dataset.masks=True")
+    return dataset.masks_as
+
+
+def start_controlnet(net, weights):
+    """Copy the weights of a class-conditional UNet into a fresh ControlNet: its UNet, and the way down that the ControlNet copies.
+
+    Weights that hold a ControlNet already are taken as they are.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    own = net.state_dict()
+    whole = any(name.startswith("controlnet.") for name in weights)
+    # The class tokens of an unconditional first stage have no place in a legacy network, and the other way round.
+    fitting = {name: value for name, value in weights.items() if name in own or not name.startswith("class_embedder.")}
+    backbones.load(net, fitting if whole else {name: own[name] for name in own if name.split(".")[0] not in ("unet", "class_embedder")}
+                   | fitting)
+    if not whole:
+        net.copy_unet()
 
 
 def start_from(net, weights, *, without=()):

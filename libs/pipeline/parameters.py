@@ -1,0 +1,24 @@
+"""How many numbers each part of a model holds, and how many of them are trained."""
+
+PARTS = ("unet", "class_embedder", "dummy_encoder", "controlnet", "text_encoder")  # of the networks made of diffusers' models
+
+
+def parameters(net, codec=None, encoder=None):
+    """{component: {'total', 'trainable', 'frozen'}} of a network by its parts, its codec and its text encoder, and 'all' of them."""
+    parts = {name: module for name, module in net.named_children() if name in PARTS} or {"network": net}
+    parts |= {name: module for name, module in {"codec": codec, "encoder": encoder}.items() if module is not None}
+    found = {}
+    for name, module in parts.items():
+        counts = [(weight.numel(), weight.requires_grad) for weight in module.parameters()]
+        total, trainable = sum(n for n, _ in counts), sum(n for n, trained in counts if trained)
+        found[name] = {"total": total, "trainable": trainable, "frozen": total - trainable}
+    found["all"] = {key: sum(part[key] for part in found.values()) for key in ("total", "trainable", "frozen")}
+    return found
+
+
+def parameters_table(found):
+    """The same as text, a line for each component."""
+    lines = [f"{'parameters':16s}{'total':>15s}{'trainable':>15s}{'frozen':>15s}"]
+    lines += [f"{name:16s}" + "".join(f"{counts[key]:15,d}" for key in ("total", "trainable", "frozen"))
+              for name, counts in found.items()]
+    return "\n".join(lines)
