@@ -15,6 +15,7 @@ from .check import preflight
 from .coco import MSCOCO
 from .folder import Folder
 from .loader import Stream, in_order
+from .masks import MaskCode
 from .opening import at_hand, feature_folder, open_all, open_features, validation
 from .medical import ISIC2018, ISIC2019, ChestXray14
 from .published import CIFAR10, CelebA, ImageNet
@@ -22,7 +23,7 @@ from .reading import read_image
 from .store import Features
 
 __all__ = ["CIFAR10", "CelebA", "ChestXray14", "Dataset", "Features", "Folder", "ISIC2018", "ISIC2019", "ImageNet", "MSCOCO",
-           "Stream", "Subset", "get", "held_out", "in_order", "preflight", "read_image", "some", "store"]
+           "MaskCode", "Stream", "Subset", "get", "held_out", "in_order", "preflight", "read_image", "some", "store"]
 
 _DATASETS = {"folder": Folder, "phantoms": None, "cifar10": CIFAR10, "celeba": CelebA, "imagenet": ImageNet,
              "mscoco": MSCOCO, "isic2018": ISIC2018, "isic2019": ISIC2019, "chestxray14": ChestXray14}

@@ -22,6 +22,7 @@ class Dataset(torch.utils.data.Dataset):
         groups: sequence of N strings, equal where images belong together (a patient, a lesion; an image by itself has its
             file name), or None where nothing is known to.
         splits: sequence of N strings, as the data call their splits, or None where they have none.
+        masks_as: `masks.MaskCode` where items have a 'mask': what its K channels mean; None where they have none.
     """
 
     name = ""
@@ -31,6 +32,7 @@ class Dataset(torch.utils.data.Dataset):
     captions = None
     groups = None
     splits = None
+    masks_as = None
 
     def __len__(self):
         raise NotImplementedError
@@ -39,7 +41,7 @@ class Dataset(torch.utils.data.Dataset):
         """Image i as a dict of tensors; `generator` draws its augmentation, None gives it without.
 
         Keys: 'image' float32 (C, H, W) in [-1, 1], 'index' int64 (), where known 'label' int64 () and 'mask'
-        float32 (1, H, W) in [0, 1]. Equal generator states give equal items.
+        float32 (K, H, W) in [0, 1]. Equal generator states give equal items.
         """
         raise NotImplementedError
 
@@ -86,6 +88,7 @@ class Subset(Dataset):
         if outside:
             raise ValueError(f"subset: indices {outside[:5]} outside 0..{len(dataset) - 1}")
         self.name, self.shape, self.classes = dataset.name, dataset.shape, list(dataset.classes)
+        self.masks_as = dataset.masks_as
         if dataset.labels is not None:
             self.labels = dataset.labels[torch.tensor(self.indices, dtype=torch.long)]
         if dataset.captions is not None:

@@ -5,11 +5,13 @@ import os
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .base import Dataset, Names, fail, fingerprint, one_of
 from .cache import PixelCache
-from .reading import open_image, open_mask, pixels, to_float
-from .transforms import CROPS, apply_crop, apply_crop_to_mask, draw_flips, plan_crop
+from .masks import MaskCode
+from .reading import open_image, pixels, to_float
+from .transforms import CROPS, apply_crop, apply_crop_to_mask, draw_flips, plan_crop, too_small
 
 
 class ImageFiles(Dataset):
@@ -22,18 +24,20 @@ class ImageFiles(Dataset):
         channels: 3 (RGB) or 1 (grey).
         classes: names in label order; [] = unlabelled.
         texts, masks: whether the rows have them.
-        crop, random_flip, random_vflip, mask_max, window, upscale, cache, cache_gb: see `folder.Folder`.
+        crop, random_flip, random_vflip, mask_max, mask_values, mask_names, window, upscale, cache, cache_gb: see `folder.Folder`.
     """
 
     def __init__(self, root, rows, resolution, channels=3, *, name, classes=(), texts=False, masks=False,
-                 crop="center", random_flip=False, random_vflip=False, mask_max=255, window=(), upscale=False,
-                 cache="auto", cache_gb=1.0):
-        check_options(resolution, channels, crop, window, cache, mask_max)
+                 crop="center", random_flip=False, random_vflip=False, mask_max=255, mask_values=(), mask_names=(),
+                 window=(), upscale=False, cache="auto", cache_gb=1.0):
+        check_options(resolution, channels, crop, window, cache)
         self.root, self.name, self.shape = str(root), name, (channels, resolution, resolution)
-        self.crop, self.window, self.upscale, self.mask_max = crop, tuple(window), upscale, mask_max
+        self.crop, self.window, self.upscale = crop, tuple(window), upscale
         self.flips = {"horizontal": random_flip, "vertical": random_vflip}
         self.names, self.wheres = Names(row.name for row in rows), Names(row.where for row in rows)
         self.masks = Names(row.mask for row in rows) if masks else None
+        self.masks_as = MaskCode(mask_values, mask_max, mask_names) if masks else None
+        self.mask_max = mask_max
         self.captions = [row.text for row in rows] if texts else None
         if any(row.group for row in rows):
             self.groups = Names(row.group or row.name for row in rows)
@@ -60,7 +64,7 @@ class ImageFiles(Dataset):
         if self.labels is not None:
             item["label"] = self.labels[i]
         if mask is not None:
-            item["mask"] = torch.from_numpy(np.flip(mask, flips)[None].astype(np.float32) / self.mask_max)
+            item["mask"] = self.masks_as.tensor(np.flip(mask, flips).copy())
         return item
 
     def problems(self, i):
@@ -72,16 +76,18 @@ class ImageFiles(Dataset):
             return [str(error) if where == self.names[i] else f"{where}: {error}"]
 
     def common_faults(self):
-        if self.masks is not None and 0 < self.mask_peak <= self.mask_max / 20:
+        if self.masks is not None and not self.masks_as.values and 0 < self.mask_peak <= self.mask_max / 20:
             return [f"masks: the largest grey level is {self.mask_peak} where mask_max={self.mask_max} is 1: "
-                    f"set mask_max={self.mask_peak}"]
+                    f"set mask_max={self.mask_peak}, or where they are classes mask_values=(0, ..., {self.mask_peak})"]
         return []
 
     @functools.cached_property
     def fingerprint(self):
         files = sorted((row, *self._state(name)) for row, name in self._files())
+        added = [self.masks_as.values] if self.masks is not None and self.masks_as.values else []
+        added += ["pad"] if self.crop == "pad" else []
         return fingerprint("folder", files, self.classes, self.labels.tolist() if self.classes else [],
-                           self.captions or [], self.shape, self.window, self.upscale, self.mask_max)
+                           self.captions or [], self.shape, self.window, self.upscale, self.mask_max, *added)
 
     def _files(self):
         for k in range(len(self)):
@@ -89,8 +95,12 @@ class ImageFiles(Dataset):
             if self.masks is not None:
                 yield k, self.masks[k]
 
+    def _path(self, name):
+        """Where the file that a row calls `name` lies."""
+        return os.path.join(self.root, name)
+
     def _state(self, name):
-        status = os.stat(os.path.join(self.root, name))
+        status = os.stat(self._path(name))
         return name, status.st_size, status.st_mtime_ns
 
     def _make_cache(self, cache, gb):
@@ -119,31 +129,29 @@ class ImageFiles(Dataset):
 
     def _open(self, i):
         """The decoded PIL image; published sets cut it here."""
-        return open_image(os.path.join(self.root, self.names[i]), channels=self.shape[0], window=self.window)
+        return open_image(self._path(self.names[i]), channels=self.shape[0], window=self.window)
 
     def _decode(self, i, generator):
         image, side, name = self._open(i), self.shape[1], self.names[i]
-        if min(image.size) < side and not self.upscale:
+        if too_small(image.size, side, crop=self.crop) and not self.upscale:
             raise ValueError(f"{name}: {image.width}x{image.height} pixels are smaller than resolution={side}"
                              ": remove it, lower the resolution, or set upscale=True")
-        crop = plan_crop(image.size, side, crop=self.crop if generator else "center", generator=generator)
+        how = "center" if self.crop == "random" and generator is None else self.crop
+        crop = plan_crop(image.size, side, crop=how, generator=generator)
         return pixels(apply_crop(image, crop)), self._decode_mask(i, image.size, crop)
 
     def _decode_mask(self, i, size, crop):
         if self.masks is None:
             return None
-        mask = open_mask(os.path.join(self.root, self.masks[i]))
-        if mask.size != size:
-            raise ValueError(f"{self.masks[i]}: the mask has {mask.width}x{mask.height} pixels, its image "
+        index = self.masks_as.read(self._path(self.masks[i]))
+        if index.shape[::-1] != size:
+            raise ValueError(f"{self.masks[i]}: the mask has {index.shape[1]}x{index.shape[0]} pixels, its image "
                              f"{self.names[i]} {size[0]}x{size[1]}: they must be equal")
-        peak = mask.getextrema()[1]
-        self.mask_peak = max(self.mask_peak, peak)
-        if peak > self.mask_max:
-            raise ValueError(f"{self.masks[i]}: grey level {peak} is above mask_max={self.mask_max}")
-        return np.asarray(apply_crop_to_mask(mask, crop))
+        self.mask_peak = max(self.mask_peak, int(index.max()))
+        return np.asarray(apply_crop_to_mask(Image.fromarray(index), crop))
 
 
-def check_options(resolution, channels, crop, window, cache, mask_max):
+def check_options(resolution, channels, crop, window, cache):
     """ValueError that lists every option out of range."""
     problems = []
     if not (isinstance(resolution, int) and resolution > 0):
@@ -152,8 +160,6 @@ def check_options(resolution, channels, crop, window, cache, mask_max):
         problems.append(f"channels={channels!r}: expected 1 (grey) or 3 (RGB)")
     if len(window) not in (0, 2) or (window and not window[0] < window[1]):
         problems.append(f"window={window!r}: expected (low, high) with low < high, or ()")
-    if not 1 <= mask_max <= 255:
-        problems.append(f"mask_max={mask_max!r}: expected a grey level in 1 .. 255")
     if cache == "memory" and crop == "random":
         problems.append("cache='memory' with crop='random': a random crop differs at every visit; "
                         "use cache=''")

@@ -5,6 +5,7 @@ from collections import Counter
 from . import official
 from .base import did_you_mean, fail, one_of
 from .files import ImageFiles, check_options
+from .masks import MaskCode
 from .paths import natural
 from .scan import find
 from .split import choose, hold_out, leaks
@@ -25,7 +26,8 @@ class Folder(ImageFiles):
         split: 'train', 'val', 'test', as the data call them; '' is everything.
         holdout: share of the training images (of each class) that become split 'val' where they have none.
         holdout_seed: which ones.
-        crop: 'center', or 'random' (scale and place) when a generator is given.
+        crop: 'center'; 'random' (scale and place) when a generator is given; 'pad' keeps the whole image and its
+            proportions: the long side becomes `resolution`, the rest is black (the first class, in a mask).
         random_flip, random_vflip: mirror left-right, up-down, with probability 1/2 when a generator is given.
         label_column, text_column, mask_column, split_column: names in the table, '' = do not use;
             label_column='' also says that folders are no classes. Labels are text: any values, sorted
@@ -37,9 +39,13 @@ class Folder(ImageFiles):
         require: what the data must have, of 'label', 'text', 'mask'.
         missing_captions: 'error' lets no text be empty where `require` asks for 'text', and any be empty otherwise;
             'skip' leaves out the images of this split whose text is empty, and logs how many and the first of them.
-        mask_max: the largest grey level of the masks, which becomes 1.
+        mask_max: the largest grey level of the masks, which becomes 1, where mask_values=().
+        mask_values: what the classes are in the mask files, the background first: grey levels, numbers of a palette, or
+            colours ((0, 0, 0), (255, 0, 0), ...). Two become one channel, more a channel for each; see `masks.MaskCode`.
+        mask_names: names of these classes, () for 'class 0', ...
         window: (low, high) in raw grey levels, shown as black and white; () = the full range of 8 or 16 bits.
-        upscale: whether images smaller than `resolution` are enlarged instead of being a fault.
+        upscale: whether images smaller than `resolution` (by the short side, by the long one with crop='pad') are
+            enlarged instead of being a fault.
         follow_links: whether symbolic links may leave the folder.
         cache: 'auto' keeps decoded images in memory where all fit in `cache_gb`, 'memory' as many as fit, ''
             none. Not with crop='random'.
@@ -51,8 +57,9 @@ class Folder(ImageFiles):
                  random_flip=False, random_vflip=False, label_column="label", text_column="text",
                  mask_column="mask_file_name", split_column="split", group_column="", classes=(),
                  drop_classes=(), min_per_class=1, require=(), missing_captions="error", mask_max=255,
-                 window=(), upscale=False, follow_links=False, cache="auto", cache_gb=1.0):
-        check_options(resolution, channels, crop, window, cache, mask_max)
+                 mask_values=(), mask_names=(), window=(), upscale=False, follow_links=False, cache="auto", cache_gb=1.0):
+        check_options(resolution, channels, crop, window, cache)
+        MaskCode(mask_values, mask_max, mask_names)  # its faults are told before a file is looked for
         _check_choice(holdout, split, require, missing_captions)
         columns = Columns(label_column, text_column, mask_column, split_column, group_column)
         found = find(path, columns, follow_links=follow_links)
@@ -62,12 +69,16 @@ class Folder(ImageFiles):
         if missing_captions == "skip" and "text" in found.fields:
             rows = official.described(rows, path, "skip")
         _check_contents(rows, found, names, min_per_class, require, split, path)
+        if mask_values and "mask" not in found.fields:
+            raise ValueError(f"{path}: mask_values={tuple(mask_values)}, but the data have no masks (a table names them in the "
+                             f"column {mask_column!r}; data set 'image_mask' finds them beside the images)")
         self.rows = [{"file_name": r.name, "label": r.label, "text": r.text, "split": r.split,
                       "group": r.group, **r.extra} for r in rows] if found.table else []
         super().__init__(found.root, rows, resolution, channels, name=found.root.resolve().name,
                          classes=names, texts="text" in found.fields, masks="mask" in found.fields, crop=crop,
-                         random_flip=random_flip, random_vflip=random_vflip, mask_max=mask_max, window=window,
-                         upscale=upscale, cache=cache, cache_gb=cache_gb)
+                         random_flip=random_flip, random_vflip=random_vflip, mask_max=mask_max,
+                         mask_values=mask_values, mask_names=mask_names, window=window, upscale=upscale,
+                         cache=cache, cache_gb=cache_gb)
 
 
 def _check_choice(holdout, split, require, missing_captions):

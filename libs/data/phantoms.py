@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from . import base, transforms
+from .masks import MaskCode
 from .phantom_drawing import ATTRIBUTES, CLASSES, VERSION, Phantom, caption, describe, draw
 from .phantom_measure import measure
 
@@ -37,6 +38,7 @@ class Phantoms(base.Dataset):
         first = SPLITS[base.one_of("phantoms split", split, SPLITS)]
         if not 1 <= size <= 1 << 22:
             raise ValueError(f"phantoms: size={size}: expected 1 .. {1 << 22}")
+        self.masks_as = MaskCode((0, 255), names=("skin", "lesion")) if masks else None
         self.resolution, self.seed, self.random_flip, self.masks = resolution, seed, random_flip, masks
         if wordings < 1:
             raise ValueError(f"phantoms: wordings={wordings}: expected 1 or more")

@@ -33,7 +33,7 @@ def open_image(path, *, channels=3, window=()):
     Raises:
         ValueError: naming the file, for whatever keeps it from being shown truthfully.
     """
-    image = _decode(path)
+    image = decode(path)
     if image.mode in ("I", "F") or image.mode.startswith("I;16") or window:
         return _grey_levels(image, path, window)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
@@ -44,14 +44,15 @@ def open_image(path, *, channels=3, window=()):
 
 def open_mask(path):
     """The decoded, upright mask in PIL mode 'L'; colour is refused, as the grey levels are the classes."""
-    image = _decode(path)
+    image = decode(path)
     if image.mode in ("1", "L"):
         return image.convert("L")
     if image.mode in ("P", "RGB", "RGBA", "LA", "PA"):
         planes = np.asarray(image.convert("RGB"))
         if (planes == planes[..., :1]).all():
             return Image.fromarray(planes[..., 0])
-        raise ValueError(f"{path}: a mask in colour; save it as greyscale, one grey level per class")
+        raise ValueError(f"{path}: a mask in colour; declare its colours, mask_values=((0, 0, 0), ...), or save it "
+                         "as greyscale, one grey level per class")
     raise ValueError(f"{path}: a mask of type {image.mode!r}; save it as 8-bit greyscale")
 
 
@@ -72,7 +73,8 @@ def to_float(array):
     return out
 
 
-def _decode(path):
+def decode(path):
+    """The upright PIL image of a file, in whatever mode it has; ValueError that names a file it cannot read."""
     try:
         status = os.stat(path)
     except FileNotFoundError:

@@ -6,11 +6,14 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-CROPS = ("center", "random")
+CROPS = ("center", "random", "pad")
 
 
 class Crop(NamedTuple):
-    """How a square is cut from an image: resize to each of `sizes` (width, height), cut at (left, top)."""
+    """How a square is cut from an image: resize to each of `sizes` (width, height), cut at (left, top).
+
+    A negative `left` or `top` lies outside: there the square is black, and a mask 0.
+    """
 
     sizes: list
     left: int
@@ -23,22 +26,29 @@ def plan_crop(size, side, *, crop="center", generator=None):
 
     The image is halved while its short side is at least twice the target, then brought to it; this is guided-
     diffusion's recipe (Dhariwal & Nichol 2021). 'center' aims the short side at `side`; 'random' draws the
-    aim from side .. side / 0.8 and the place uniformly.
+    aim from side .. side / 0.8 and the place uniformly; 'pad' brings the long side to `side` in the same way, and
+    centres what there is.
     """
-    aim = side
+    aim, decisive = side, max if crop == "pad" else min
     if crop == "random":
         aim = _randint(side, math.ceil(side / 0.8), generator)
     sizes = []
-    while min(size) >= 2 * aim:
-        size = (size[0] // 2, size[1] // 2)
+    while decisive(size) >= 2 * aim:
+        size = (max(1, size[0] // 2), max(1, size[1] // 2))
         sizes.append(size)
-    scale = aim / min(size)
-    size = (round(size[0] * scale), round(size[1] * scale))
+    scale = aim / decisive(size)
+    size = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
     sizes.append(size)
     left, top = size[0] - side, size[1] - side
     if crop == "random":
         return Crop(sizes, _randint(0, left, generator), _randint(0, top, generator), side)
     return Crop(sizes, left // 2, top // 2, side)
+
+
+def too_small(size, side, *, crop="center"):
+    """Whether a `side` x `side` square can only be had by enlarging an image of `size`: its short side decides, or the
+    long one where the rest is padded."""
+    return (max if crop == "pad" else min)(size) < side
 
 
 def apply_crop(image, crop):
