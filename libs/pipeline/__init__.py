@@ -11,14 +11,14 @@ import torch
 
 from libs import backbones, codecs, cond as conditions, diffusion, encoders
 from libs.diffusion import guidance, samplers
-from libs.encoders import Bank, read_attributes
+from libs.encoders import Bank, Prompts, read_attributes
 from libs.pipeline.parameters import parameters, parameters_table
 from libs.pipeline.prompts import (Describer, Masks, PROMPTS, StoredDescriber, choose_labels, count_labels, described,
                                    draw_conditions, draw_labels, draw_rows, read_prompts, requested)
 from libs.pipeline.steering import (NoisyClassifier, by_gradient, check as check_gradient, measure_name, noisy_classifier,
                                     published_classifier)
 
-__all__ = ["Bank", "Describer", "Masks", "NoisyClassifier", "Pipeline", "PROMPTS", "StoredDescriber", "build_net",
+__all__ = ["Bank", "Describer", "Masks", "NoisyClassifier", "Pipeline", "PROMPTS", "Prompts", "StoredDescriber", "build_net",
            "check_classes", "check_images", "check_masks", "choose_labels", "classes_without_data", "count_labels", "described", "draw_conditions",
            "draw_labels", "draw_rows", "grid", "guidance_scale", "identity", "image_generator", "latent_shape", "load", "measure_name", "noisy_classifier",
            "null_conditions", "parameters", "parameters_table", "published_classifier", "read_attributes", "read_prompts", "requested", "start_from",
