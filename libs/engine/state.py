@@ -12,9 +12,8 @@ import logging
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
-from libs.engine import checkpoint, optim
+from libs.engine import checkpoint, foreign, optim
 from libs.engine.frozen import frozen_of, hash_with_frozen
 
 
@@ -170,7 +169,8 @@ def load_weights(path, *, averaged=True, ema_rate=0.0):
 
     Args:
         path: `.safetensors`, or `.pth`/`.pt`/`.ckpt` with a plain state_dict (the published U-ViT files), or
-            `<step>.ckpt/`, or a run folder with `ckpts/` (its best checkpoint, else the newest whole one).
+            `<step>.ckpt/`, or a run folder with `ckpts/` (its best checkpoint, else the newest whole one), or what
+            others wrote (see foreign.read).
         averaged: of our checkpoints take the moving average, which is the better network, not the raw weights.
         ema_rate: which average, one of train.more_ema_rates; 0 takes that of train.ema_rate.
 
@@ -193,26 +193,22 @@ def load_weights(path, *, averaged=True, ema_rate=0.0):
     if (path / checkpoint.MANIFEST).is_file():
         tensors, record = checkpoint.read(path)
         return _chosen(tensors, averaged, ema_rate, path, record), record["step"], path
+    if len(foreign.split(path)) > 1 or foreign.is_folder(path):
+        return foreign.read(path), None, path
     if path.is_dir():
-        raise ValueError(f"{path} holds no checkpoint: expected <step>.ckpt folders, a ckpts/ folder, or give a weights file")
+        raise ValueError(f"{path} holds no checkpoint: expected <step>.ckpt folders, a ckpts/ folder, a folder of diffusers "
+                         "(model_index.json, or config.json beside weights), or give a weights file")
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: --nnet_path takes a .pth or .safetensors file, a <step>.ckpt "
                                 "folder or a run folder")
-    if path.suffix == ".safetensors":
-        return load_file(path), None, path
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} is not a plain state_dict that can be loaded safely ({type(error).__name__}: {error})"
-                         ) from error
-    if not (isinstance(weights, dict) and weights and all(torch.is_tensor(value) for value in weights.values())):
-        raise ValueError(f"{path} does not hold a state_dict (name -> tensor), but {_kind(weights)}")
-    return weights, None, path
+    return foreign.read(path), None, path
 
 
 def weights_hash(path, *, ema_rate=0.0):
     """SHA-256 (first 16 hex digits) of the weights at a path that `load_weights` returned, with the same `ema_rate`."""
     path = Path(path)
+    if len(foreign.split(path)) > 1 or foreign.is_folder(path):
+        return foreign.digest(path)[:16]
     if path.is_dir():
         record = json.loads((path / "state.json").read_text())
         digest = checkpoint.read_manifest(path)[f"{averaged_name(ema_rate, record)}.safetensors"]["sha256"]
@@ -244,7 +240,3 @@ def _chosen(tensors, averaged, ema_rate, folder, record):
         raise ValueError(f"{folder} has no average of rate {ema_rate:g}; known: 0 for the first, {', '.join(known) or 'no others'} "
                          "(train.more_ema_rates)")
     return frozen_of(folder) | tensors[name]
-
-
-def _kind(value):
-    return f"a dict with keys {json.dumps(list(map(str, value))[:5])}" if isinstance(value, dict) else type(value).__name__
