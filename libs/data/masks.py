@@ -47,6 +47,12 @@ class MaskCode:
         object.__setattr__(self, "names", names or tuple(f"class {k}" for k in range(classes)))
 
     @property
+    def settings(self):
+        """The arguments, as JSON holds them."""
+        values = [list(value) if isinstance(value, tuple) else value for value in self.values]
+        return {"values": values, "max": self.max, "names": list(self.names)}
+
+    @property
     def classes(self):
         return len(self.values) or 2
 
