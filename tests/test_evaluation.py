@@ -91,10 +91,10 @@ def test_training_goes_on_where_no_network_can_be_had(here, run, caplog, monkeyp
 
 def test_a_feature_network_is_tested_on_other_patients(here):
     dataset = load(group_column="patient")
-    held_out = room._held_out_groups(dataset, range(len(dataset)), 0)
+    held_out = room.held_out_groups(dataset, range(len(dataset)), 0)
     groups = [row["group"] for row in dataset.rows]
     assert {groups[i] for i in held_out}.isdisjoint({groups[i] for i in set(range(36)) - set(held_out.tolist())})
-    assert room._held_out_groups(load(), range(36), 0) is None
+    assert room.held_out_groups(load(), range(36), 0) is None
     folder = evaluation.feature_network(dataset, seed=0)
     assert metrics.load_classifier(folder).report["held_out"] == len(held_out)
     assert evaluation.feature_network(dataset, seed=0) == folder and not list(room.NETWORKS.glob(".staging*"))

@@ -18,16 +18,17 @@ from libs.evaluation import noisy
 from libs.engine.checkpoint import write_text
 from libs.evaluation.agreement import Agreement, agreement
 from libs.evaluation.describing import asked, bank_of, describer, masks_asked, preview_masks, tell_parameters
-from libs.evaluation.generation import Sink, generate, generate_all, is_there, nhwc, save_npz, save_png
+from libs.evaluation.generation import Sink, Timing, generate, generate_all, is_there, nhwc, save_npz, save_png
+from libs.evaluation.requests import RequestOptions, compose, weights_used
 from libs.evaluation.samples import finish_samples, first_of_each, listed_samples
 from libs.evaluation.trained import Trained, base_weights, open_classifier, open_trained
 from libs.evaluation.references import extractors, feature_network, prepare, reference
 from libs.pipeline import described, grid, measure_name, to_uint8
 
-__all__ = ["Agreement", "FLAGS", "Trained", "agreement", "asked", "bank_of", "base_weights", "describer", "evaluate", "evaluate_run", "evaluator",
+__all__ = ["Agreement", "FLAGS", "RequestOptions", "Timing", "Trained", "agreement", "asked", "bank_of", "base_weights", "compose", "describer", "evaluate", "evaluate_run", "evaluator",
            "export_best", "extractors", "feature_network", "finish_samples", "first_of_each", "generate", "generate_all", "is_there",
            "listed_samples", "masks_asked", "noisy", "open_classifier", "open_trained", "prepare", "previewer", "reference", "save_png",
-           "table", "tell_parameters"]
+           "table", "tell_parameters", "weights_used"]
 
 # The options of every evaluation script, beside --config, --workdir and --nnet_path; see `evaluate_run`.
 FLAGS = {"seed": (1, "seed of the images; another than that of the evaluations during training"),

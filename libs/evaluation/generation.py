@@ -1,6 +1,8 @@
 """Generated images: exactly N over all processes, image i depending on (seed, i) alone, and where they go."""
 
 import os
+import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from libs.pipeline import to_uint8
 AT_LEAST = 8  # batches, where there are as many images
 
 
-def generate(run, pipeline, cond, n, *, seed, batch_size, without=()):
+def generate(run, pipeline, cond, n, *, seed, batch_size, without=(), timing=None):
     """This process's share of images 0 .. n-1, in batches.
 
     Processes take whole batches in turn, so that an image is in the same batch, and rounded the same, for any number of them.
@@ -22,6 +24,7 @@ def generate(run, pipeline, cond, n, *, seed, batch_size, without=()):
         cond: conditions with n rows, see pipeline.draw_conditions.
         batch_size: images per network call on each process; fewer where so few are asked that most processes would idle.
         without: indices that are not wanted (they are there already); a batch of others is made whole, for the same reason.
+        timing: a `Timing` that measures this.
 
     Yields:
         (indices, images): list of int and uint8 Tensor (b, C, H, W) on the CPU.
@@ -30,9 +33,66 @@ def generate(run, pipeline, cond, n, *, seed, batch_size, without=()):
     for indices in [list(range(begin, min(begin + size, n))) for begin in range(0, n, size)][run.rank::run.world]:
         if all(index in without for index in indices):
             continue
-        with run.accelerator.autocast():
-            images = pipeline({key: value[indices] for key, value in cond.items()}, seed=seed, indices=indices)
-        yield indices, to_uint8(images)
+        with timing.batch(pipeline.net, len(indices)) if timing else nullcontext(), run.accelerator.autocast():
+            images = to_uint8(pipeline({key: value[indices] for key, value in cond.items()}, seed=seed, indices=indices))
+        yield indices, images
+
+
+class Timing:
+    """How long images take, by one definition wherever it is said.
+
+    A batch counts from its conditions and noise until its images lie on the CPU, decoding included; writing files is not in it.
+    Its sampling counts from the first call of the network to the end of the last one, with the sampler's and the guidance's
+    arithmetic between them, but without encoding conditions before and decoding after; on a GPU by the GPU's own clock.
+
+    Attributes: images, batches, seconds, sampling (seconds): sums over the batches of this process; largest: images in a batch.
+    """
+
+    def __init__(self):
+        self.images, self.batches, self.seconds, self.sampling, self.largest = 0, 0, 0.0, 0.0, 0
+
+    @contextmanager
+    def batch(self, net, size):
+        """Measure what is done within as one batch of `size` images, whose last step waits for the device."""
+        marks, clock = [], _event if next(net.parameters()).is_cuda else time.perf_counter
+        hooks = [net.register_forward_pre_hook(lambda *_: None if marks else marks.append(clock())),
+                 net.register_forward_hook(lambda *_: marks.__setitem__(slice(1, None), [clock()]))]
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.seconds += time.perf_counter() - begun
+        self.sampling += _between(*marks) if marks else 0.0
+        self.images, self.batches, self.largest = self.images + size, self.batches + 1, max(self.largest, size)
+
+    def told(self, run, steps):
+        """The times of all processes in words, '' where no image was made; called by every process.
+
+        s/image: seconds of the process that took longest over the images that all of them made. ms/step: all seconds of
+        sampling over all batches and `steps`.
+        """
+        own = torch.tensor([[self.images, self.batches, self.seconds, self.sampling, self.largest]], dtype=torch.float64)
+        images, batches, seconds, sampling, largest = run.gather_rows(own).T
+        if not images.sum():
+            return ""
+        count, longest = int(images.sum()), float(seconds.max())
+        each = 1000 * float(sampling.sum() / batches.sum()) / steps
+        several = f" on {run.world} processes" if run.world > 1 else ""
+        return (f"{count} images, {steps} steps{several}: {longest:.1f} s, {longest / count:.3g} s/image, {each:.3g} ms/step "
+                f"(one batch of {int(largest.max())}; decoding not included)")
+
+
+def _event():
+    """This moment in the queue of the GPU."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(begin, end):
+    return begin.elapsed_time(end) / 1000 if isinstance(begin, torch.cuda.Event) else end - begin
 
 
 def generate_all(run, pipeline, cond, n, *, seed, batch_size):

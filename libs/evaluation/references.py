@@ -91,27 +91,36 @@ def trained_once(dataset, labels, classes, *, seed, flip=False, rows=None, of=""
         of: what is told apart, for the folder's name; '' are the data set's own classes.
     """
     rows = list(range(len(dataset))) if rows is None else list(rows)
-    held_out = _held_out_groups(dataset, rows, seed)
+    held_out = held_out_groups(dataset, rows, seed)
     options = "-flip" * flip + "-groups" * (held_out is not None)
     if of:
         options += f"-{of}-" + hashlib.sha256(json.dumps([list(classes), labels.tolist(), rows]).encode()).hexdigest()[:12]
     name = f"{dataset.name}{dataset.shape[-1]}"
-    folder = NETWORKS / f"{name}-{dataset.fingerprint[:12]}-{seed}{options}"
-    if not (folder / "config.json").is_file():
+
+    def train():
         what = f"classifier of {of}" if of else "feature network"
         logging.info("training a %s on %d images of %s", what, len(rows), dataset.name)
         images = torch.cat([_small(to_uint8(batch["image"])) for batch in data.in_order(dataset, rows, 256)])
         network = metrics.train_classifier(images, labels, classes=classes, seed=seed,
                                            flips=("horizontal",) if flip else (), name=name,
                                            fingerprint=dataset.fingerprint, held_out=held_out)
-        staging = folder.with_name(f".staging-{folder.name}-{os.getpid()}")
-        network.save(staging)
+        logging.info("%.1f %% of %d held-out images recognised", 100 * network.report["accuracy"], network.report["held_out"])
+        return network
+
+    return kept_once(f"{name}-{dataset.fingerprint[:12]}-{seed}{options}", train)
+
+
+def kept_once(name, train):
+    """The folder of the network `name` below assets/feature_networks; where it is not there yet, train() gives the network."""
+    folder = NETWORKS / name
+    if not (folder / "config.json").is_file():
+        staging = folder.with_name(f".staging-{name}-{os.getpid()}")
+        train().save(staging)
         try:
             os.replace(staging, folder)
         except OSError:  # another run was as quick with the same network
             shutil.rmtree(staging)
-        logging.info("%.1f %% of %d held-out images recognised (%s)", 100 * network.report["accuracy"],
-                     network.report["held_out"], folder)
+        logging.info("kept in %s", folder)
     return folder
 
 
@@ -123,8 +132,8 @@ def _small(images):
     return small.round().clamp(0, 255).to(torch.uint8)
 
 
-def _held_out_groups(dataset, rows, seed, share=0.15):
-    """Positions in `rows` to test a classifier on, so that no group (patient) is on both sides; None where no groups are
+def held_out_groups(dataset, rows, seed, share=0.15):
+    """Positions in `rows` to test a network on, so that no group (patient) is on both sides; None where no groups are
     known."""
     known = getattr(dataset, "groups", None)
     groups = [known[i] or dataset.file_name(i) for i in rows] if known else []

@@ -28,12 +28,12 @@ SMALL_N = 50  # below it a score is marked, whatever the evaluation itself warne
 WITH_PICTURES = 2  # evaluations, newest first: a sweep of many would make a page too large to open
 MOST_FIGURES, FIGURE_BYTES = 12, 3_000_000  # of one evaluation, and of each: they enter the page as they are
 TEXT_CHARACTERS = 200_000
-HEADLINE = ("fid", "fd", "accuracy", "balanced_accuracy", "nll", "ece", "precision", "recall", "kid", "coverage", "density", "is")
+HEADLINE = ("fid", "fd", "accuracy", "dice", "balanced_accuracy", "nll", "ece", "precision", "recall", "kid", "coverage", "density", "is")
 NOT_CURVES = ("step", "n", "seconds")
 MEAN = ""  # of the lines of a chart, the mean of all
 MEMBER = re.compile(r"(?P<name>.+?)_(?:of_(?P<class>.+)|t(?P<level>\d+(?:\.\d+)?(?:e-?\d+)?))")  # accuracy_of_X, accuracy_t0.25
 FACTS = ("n", "step", "nnet", "seed", "sampler", "features", "reference", "seconds", "interval", "prompts",
-         "agreement_of_real")
+         "agreement_of_real", "following_source")
 
 
 def write(workdir, *, title=""):
@@ -134,13 +134,14 @@ def evaluation(folder, classes, warnings, with_pictures=True):
     per_class = {name: {key: score(entry) for key, entry in row.items()}
                  for name, row in (found.get("per_class") or {}).items()}
     order = sorted(per_class, key=lambda name: classes.index(name) if name in classes else len(classes))
-    shown = {"side_by_side": None, "nearest": None, "described": []}
+    shown = {"side_by_side": None, "nearest": None, "described": [], "followed": None}
     try:
         if with_pictures:
             with np.load(folder / "shown.npz", allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files if file[name].size}
             shown = {"side_by_side": side_by_side(arrays, classes), "nearest": nearest(arrays, classes),
-                     "described": described(arrays, classes, found.get("shown_texts") or [])}
+                     "described": described(arrays, classes, found.get("shown_texts") or []),
+                     "followed": followed(arrays, classes)}
     except FileNotFoundError:
         pass
     except Exception as error:  # a damaged archive fails in many ways, and none of them may cost the page
@@ -149,6 +150,7 @@ def evaluation(folder, classes, warnings, with_pictures=True):
             "headline": (headline or list(scores.items()))[:4],
             "levels": levels, "level_columns": list(dict.fromkeys(key for row in levels for key in row["scores"])),
             "figures": own_figures(folder, warnings) if with_pictures else [], "pictured": with_pictures,
+            "following_of_real": {name: score(entry) for name, entry in (found.get("following_of_real") or {}).items()},
             "per_class": {name: per_class[name] for name in order},
             "columns": list(dict.fromkeys(key for row in per_class.values() for key in row)),
             "warnings": found.get("warnings") or [], **shown}
@@ -259,6 +261,18 @@ def described(arrays, classes, texts, *, limit=24):
     names = class_names(labels, classes)
     chosen = np.linspace(0, len(generated) - 1, min(limit, len(generated), len(texts))).round().astype(int)
     return [{"image": png(generated[i]), "size": generated.shape[2], "name": names[labels[i]], "text": texts[i]} for i in chosen]
+
+
+def followed(arrays, classes, *, limit=24):
+    """Samples between the mask that was asked for and the one that they show, spread over all classes; None without masks."""
+    generated, asked, obtained, dice = (arrays.get(f"arr_{k}", ()) for k in (0, 8, 9, 10))
+    if not len(generated) == len(asked) == len(obtained) == len(dice):
+        return None
+    labels = arrays.get("arr_1", np.zeros(len(generated))).ravel().astype(int)
+    names, chosen = class_names(labels, classes), np.linspace(0, len(generated) - 1, min(limit, len(generated))).round().astype(int)
+    return {"size": generated.shape[2], "rows": [
+        {"asked": png(asked[i]), "image": png(generated[i]), "obtained": png(obtained[i]), "name": names[labels[i]],
+         "dice": float(dice[i])} for i in chosen]}
 
 
 def nearest(arrays, classes, *, pairs=24):
