@@ -18,6 +18,7 @@ from libs.evaluation import noisy
 from libs.engine.checkpoint import write_text
 from libs.evaluation.agreement import Agreement, agreement
 from libs.evaluation.describing import asked, bank_of, describer, masks_asked, preview_masks, tell_parameters
+from libs.evaluation.following import Following, following, pictures
 from libs.evaluation.generation import Sink, Timing, generate, generate_all, is_there, nhwc, save_npz, save_png
 from libs.evaluation.requests import RequestOptions, compose, weights_used
 from libs.evaluation.samples import finish_samples, first_of_each, listed_samples
@@ -25,10 +26,11 @@ from libs.evaluation.trained import Trained, base_weights, open_classifier, open
 from libs.evaluation.references import extractors, feature_network, prepare, reference
 from libs.pipeline import described, grid, measure_name, to_uint8
 
-__all__ = ["Agreement", "FLAGS", "RequestOptions", "Timing", "Trained", "agreement", "asked", "bank_of", "base_weights", "compose", "describer", "evaluate", "evaluate_run", "evaluator",
-           "export_best", "extractors", "feature_network", "finish_samples", "first_of_each", "generate", "generate_all", "is_there",
-           "listed_samples", "masks_asked", "noisy", "open_classifier", "open_trained", "prepare", "previewer", "reference", "save_png",
-           "table", "tell_parameters", "weights_used"]
+__all__ = ["Agreement", "FLAGS", "Following", "RequestOptions", "Timing", "Trained", "agreement", "asked", "bank_of",
+           "base_weights", "compose", "describer", "evaluate", "evaluate_run", "evaluator", "export_best", "extractors",
+           "feature_network", "finish_samples", "first_of_each", "following", "generate", "generate_all", "is_there",
+           "listed_samples", "masks_asked", "noisy", "open_classifier", "open_trained", "prepare", "previewer", "reference",
+           "save_png", "table", "tell_parameters", "weights_used"]
 
 # The options of every evaluation script, beside --config, --workdir and --nnet_path; see `evaluate_run`.
 FLAGS = {"seed": (1, "seed of the images; another than that of the evaluations during training"),
@@ -57,8 +59,10 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
     cond = asked(config, dataset, pipeline, n, seed=seed, prompts=prompts)
     labels, texts = cond.get("label"), getattr(cond.get("text"), "texts", None)
     agrees = run.main_first(lambda: agreement(config, dataset)) if texts and detailed else None
+    follows = run.main_first(lambda: following(config, dataset, run.device)) if "mask" in cond and detailed else None
     sink = Sink(run, folder=config.sample.path, npz=config.sample.npz) if name else Sink(run)
-    seen = _look(run, pipeline, config, found, cond, n, seed=seed, show=_shown(labels, n), sink=sink, agrees=agrees)
+    seen = _look(run, pipeline, config, found, cond, n, seed=seed, show=_shown(labels, n), sink=sink, agrees=agrees,
+                 follows=follows)
     result = None
     if run.is_main:
         result = {"n": n, "step": step, "nnet": str(nnet), "seed": seed, "sampler": pipeline.describe(),
@@ -75,13 +79,19 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
         if agrees:
             result["scores"] |= agrees.scores(texts, seen.attributes, seed=config.seed, resamples=resamples)
             result["agreement_of_real"] = agrees.of_real
+        if follows:
+            _follow(result, follows, seen.dice, labels, dataset, seed=config.seed, resamples=resamples)
         if texts:
             result["prompts"] = config.sample.get("prompts", "bank")
             result["shown_texts"] = [texts[i] for i in seen.shown]
         result["seconds"] = round(time.perf_counter() - begun, 1)
         if name:
             folder = run.folder / "eval" / name
-            _keep_shown(folder / "shown.npz", seen, labels, references[0], dataset)
+            masks = {} if follows is None else {
+                "arr_8": nhwc(pictures(follows.masks_as, follows.masks_as.index(cond["mask"][seen.shown.tolist()]))),
+                "arr_9": nhwc(pictures(follows.masks_as, follows.obtained(seen.images))),
+                "arr_10": follows.foreground(seen.dice[seen.shown]).numpy()}
+            _keep_shown(folder / "shown.npz", seen, labels, references[0], dataset, **masks)
             write_text(folder / "scores.json", json.dumps(result, indent=1))
     return run.from_main(result)
 
@@ -189,6 +199,10 @@ def table(result):
     if "agreement_of_real" in result:
         own = ", ".join(f"{name} {value:.1%}" for name, value in result["agreement_of_real"].items())
         lines.append(f"real images agree with their own texts: {own}")
+    if "following_of_real" in result:
+        own = ", ".join(f"{name} {score['value']:.4g}" + ("" if score["low"] is None else
+                        f" [{score['low']:.4g}, {score['high']:.4g}]") for name, score in result["following_of_real"].items())
+        lines.append(f"real images that were held out follow their own masks ({result['following_source']}): {own}")
     return "\n".join(lines + [f"warning: {text}" for text in result["warnings"]])
 
 
@@ -198,14 +212,16 @@ class Seen(NamedTuple):
     features: list
     probabilities: list
     attributes: torch.Tensor  # LongTensor (n, A) as `Agreement.read` gives it; (n, 0) without
+    dice: torch.Tensor  # float64 (n, K) as `Following.read` gives it; (n, 0) without
     shown: torch.Tensor   # indices
     images: torch.Tensor  # uint8 (len(shown), C, H, W)
 
 
-def _look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=None):
+def _look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=None, follows=None):
     """Generate images 0 .. n-1 over all processes and pass each through every feature network, as a `Seen`."""
     parts, indices, kept, images_kept = [[] for _ in found], [], [], []
     attributes = [torch.empty(0, len(agrees.words) if agrees else 0, dtype=torch.int64)]
+    dice = [torch.empty(0, follows.masks_as.classes if follows else 0, dtype=torch.float64)]
     for batch, images in generate(run, pipeline, cond, n, seed=seed, batch_size=config.sample.mini_batch_size):
         for part, each in zip(parts, found):
             part.append([None if tensor is None else tensor.cpu() for tensor in each.both(images)])
@@ -214,6 +230,7 @@ def _look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=Non
         images_kept.append(images[rows])
         indices += batch
         attributes += [agrees.read(images)] if agrees else []
+        dice += [follows.read(images, cond["mask"][batch])] if follows else []
         sink.add(batch, images)
     sink.close()
     order = run.gather_rows(torch.tensor(indices, dtype=torch.int64)).argsort()
@@ -229,7 +246,8 @@ def _look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=Non
     shown = run.gather_rows(torch.tensor(kept, dtype=torch.int64))
     images = run.gather_rows(torch.cat([torch.empty(0, *pipeline.image_shape, dtype=torch.uint8), *images_kept]))
     attributes = run.gather_rows(torch.cat(attributes))[order] if agrees else attributes[0]
-    return Seen(features, probabilities, attributes, shown.sort().values, images[shown.argsort()])
+    dice = run.gather_rows(torch.cat(dice))[order] if follows else dice[0]
+    return Seen(features, probabilities, attributes, dice, shown.sort().values, images[shown.argsort()])
 
 
 def _score(result, names, extractor, real, features, probabilities, labels, dataset, *, seed, resamples, per_class):
@@ -257,6 +275,16 @@ def _score(result, names, extractor, real, features, probabilities, labels, data
     result["warnings"] += [f"{', '.join(names)}: {text}" for text, names in said.items()]
 
 
+def _follow(result, follows, dice, labels, dataset, **options):
+    """Add to `result` how well images follow their masks, beside real ones."""
+    result["scores"] |= follows.scores(dice, **options)
+    result["following_of_real"], result["following_source"] = follows.of_real, follows.source
+    result["warnings"] += follows.warnings()
+    if labels is not None:
+        for name, scores in follows.of_classes(dice, labels, dataset.classes, **options).items():
+            result["per_class"].setdefault(name, {}).update(scores)
+
+
 def _shown(labels, n):
     """Indices of the images that the page shows: the first of every class (of 16 classes at most), or of all."""
     if labels is None:
@@ -264,9 +292,12 @@ def _shown(labels, n):
     return {int(i) for label in labels.unique()[:16] for i in (labels == label).nonzero().flatten()[:SHOWN]}
 
 
-def _keep_shown(path, seen, labels, real, dataset):
-    """shown.npz: generated pictures, the real image nearest to each in feature space, and as many real ones."""
-    arrays = {"arr_0": nhwc(seen.images), "arr_1": _labels(labels, seen.shown)}
+def _keep_shown(path, seen, labels, real, dataset, **more):
+    """shown.npz: generated pictures, the real image nearest to each in feature space, and as many real ones.
+
+    more: where masks were asked for, these and those obtained, as colours, and the Dice of each picture.
+    """
+    arrays = {**more, "arr_0": nhwc(seen.images), "arr_1": _labels(labels, seen.shown)}
     if dataset is not None:
         distance, row = metrics.nearest(seen.features[0][seen.shown], real.features)
         nearest = real.indices[row[:, 0]].tolist()

@@ -28,7 +28,8 @@ SMALL_N = 50  # below it a score is marked, whatever the evaluation itself warne
 WITH_PICTURES = 2  # evaluations, newest first: a sweep of many would make a page too large to open
 MOST_FIGURES, FIGURE_BYTES = 12, 3_000_000  # of one evaluation, and of each: they enter the page as they are
 TEXT_CHARACTERS = 200_000
-HEADLINE = ("fid", "fd", "accuracy", "dice", "balanced_accuracy", "nll", "ece", "precision", "recall", "kid", "coverage", "density", "is")
+HEADLINE = ("fid", "fd", "accuracy", "dice", "balanced_accuracy", "nll", "ece", "precision", "recall", "kid", "coverage", "density",
+            "is")
 NOT_CURVES = ("step", "n", "seconds")
 MEAN = ""  # of the lines of a chart, the mean of all
 MEMBER = re.compile(r"(?P<name>.+?)_(?:of_(?P<class>.+)|t(?P<level>\d+(?:\.\d+)?(?:e-?\d+)?))")  # accuracy_of_X, accuracy_t0.25
