@@ -93,7 +93,7 @@ def test_mgdm_s_numbers():
         "mgdm", "ddim250", "stride", 1e-5)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if "path" not in CONFIGS[name].nnet])  # others begin with weights
 def test_one_step_at_tiny_width(name):
     config = CONFIGS[name].copy_and_resolve_references()
     for key, value in dict(embed_dim=32, depth=2, num_heads=2, model_channels=32, num_res_blocks=1, num_head_channels=-1).items():

@@ -16,7 +16,7 @@ MAY_IMPORT = {room: set() for room in FLOOR_0} | {
     "backbones": {"nn"},
     "codecs": {"nn"},
     "encoders": {"nn"},
-    "pipeline": {"diffusion", "cond", "codecs", "backbones", "encoders"},
+    "pipeline": {"nn", "diffusion", "cond", "codecs", "backbones", "encoders"},
     "ratings": {"encoders", "metrics"},
     "evaluation": {"pipeline", "ratings", "metrics", "engine", "data"},
     "report": {"pipeline", "ratings", "metrics", "engine", "data"},

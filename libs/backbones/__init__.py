@@ -7,7 +7,7 @@ import difflib
 
 from torch import nn
 
-from libs.backbones import adm, controlnet, unet_label, uvit
+from libs.backbones import adm, controlnet, unet_label, unet_sd, uvit
 from libs.backbones.checkpoint import load
 from libs.backbones.flops import flops_per_image, train_flops
 from libs.backbones.precision import lower
@@ -23,6 +23,7 @@ _CONSTRUCTORS = {
     "adm_classifier": adm.Classifier,
     "unet_label": unet_label.LabelUNet,
     "controlnet": controlnet.MaskControlNet,
+    "unet_sd": unet_sd.build,
 }
 NAMES = tuple(_CONSTRUCTORS)
 _TAKE_TEXT = ("uvit_t2i", "uvit_t2i_label", "uvit_t2i_prototype", "unet_sd")

@@ -33,14 +33,25 @@ def weight(denoise, t, weighting="eps", *, gamma=5.0):
     return WEIGHTINGS[weighting](snr, gamma) / _UNITS[denoise.predicts](snr)
 
 
-def simple(denoise, x0, t, noise=None, *, weighting="eps", gamma=5.0, **cond):
+def draw_noise(x0, offset=0.0):
+    """Standard normals like x0 (N, C, H, W), plus `offset` times one more for each image and channel.
+
+    The latter lets a network learn to change the mean of an image, which Stable Diffusion hardly does (offset noise,
+    Guttenberg 2023; 0.1 there).
+    """
+    noise = torch.randn_like(x0)
+    return torch.add(noise, torch.randn_like(x0[..., :1, :1]), alpha=offset) if offset else noise
+
+
+def simple(denoise, x0, t, noise=None, *, weighting="eps", gamma=5.0, input_perturbation=0.0, **cond):
     """Weighted mean squared error (N,) of a Denoiser's prediction; a learned variance is left alone.
 
     x0 (N, C, H, W) clean, t (N,) of `schedule.sample_times`, noise like x0 (drawn here if None), gamma of
-    min_snr. The conditions go to the network; with_losses=True among them makes the result (loss, {name:
-    auxiliary loss}).
+    min_snr. input_perturbation: x_t is made with noise + this times more noise, while the target stays that of the
+    noise itself (Ning et al. 2023; 0.1 there). The conditions go to the network; with_losses=True among them makes the
+    result (loss, {name: auxiliary loss}).
     """
-    _, output, mse = _errors(denoise, x0, t, noise, weighting, gamma, cond)
+    _, output, mse = _errors(denoise, x0, t, noise, weighting, gamma, cond, input_perturbation)
     return (mse, output.losses) if cond.get("with_losses") else mse
 
 
@@ -109,10 +120,11 @@ def discretised_log_likelihood(x, mean, log_std):
     return inside.clamp(min=1e-12).log()
 
 
-def _errors(denoise, x0, t, noise, weighting, gamma, cond):
+def _errors(denoise, x0, t, noise, weighting, gamma, cond, perturbation=0.0):
     """x_t, the network's Output there, and its weighted mean squared error (N,)."""
     noise = torch.randn_like(x0) if noise is None else noise
-    x_t = denoise.schedule.add_noise(x0, noise, t)
+    seen = torch.add(noise, torch.randn_like(noise), alpha=perturbation) if perturbation else noise
+    x_t = denoise.schedule.add_noise(x0, seen, t)
     output = denoise.output(x_t, t, **cond)
     mse = _per_image((output.prediction - denoise.target(x0, noise, t)).square())
     return x_t, output, mse * weight(denoise, t, weighting, gamma=gamma).to(mse.dtype)

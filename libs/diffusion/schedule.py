@@ -209,16 +209,19 @@ def _cosine(steps=1000):
     return Discrete((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999), shift=-1)
 
 
-def _sd(steps=1000, beta_start=0.00085, beta_end=0.012):
-    """Stable Diffusion's "scaled linear": sqrt(beta) is a line."""
-    return Discrete(torch.linspace(beta_start ** 0.5, beta_end ** 0.5, steps, dtype=torch.float64) ** 2)
+def _sd(steps=1000, beta_start=0.00085, beta_end=0.012, shift=0.0):
+    """Stable Diffusion's "scaled linear": sqrt(beta) is a line.
+
+    shift: of the network's time: 0 for U-ViT, which receives 1 ... N; -1 for networks of diffusers, which receive 0 ... N - 1.
+    """
+    return Discrete(torch.linspace(beta_start ** 0.5, beta_end ** 0.5, steps, dtype=torch.float64) ** 2, shift=shift)
 
 
 SCHEDULES = {"vpsde": VPSDE, "vpsde_cosine": VPSDECosine, "sd": _sd, "linear": _linear, "cosine": _cosine}
 
 
 def schedule(name, **kwargs):
-    """The schedule of that name: vpsde(beta_min, beta_max), vpsde_cosine(s), sd, linear, cosine (steps)."""
+    """The schedule of that name: vpsde(beta_min, beta_max), vpsde_cosine(s), sd(steps, shift), linear, cosine (steps)."""
     if name not in SCHEDULES:
         close = difflib.get_close_matches(str(name), SCHEDULES, 1)
         raise ValueError(f"schedule {name!r}; known: {', '.join(SCHEDULES)}"

@@ -14,11 +14,13 @@ from libs.encoders.bank import Bank
 from libs.encoders.base import Encoder
 from libs.encoders.huggingface import CLIP, T5, HuggingFace, Sentence
 from libs.encoders.prompts import Prompts
+from libs.encoders.tokens import Tokens
 from libs.encoders.words import Words
 
 __all__ = ["NAMES", "Bank", "Encoder", "Prompts", "get", "read_attributes"]
 
-_CONSTRUCTORS = {"words": Words, "clip": CLIP, "hf": HuggingFace, "t5": T5, "sentence": Sentence}
+_CONSTRUCTORS = {"words": Words, "clip": CLIP, "hf": HuggingFace, "t5": T5, "sentence": Sentence,
+                 "tokens": Tokens}
 NAMES = tuple(_CONSTRUCTORS)
 
 

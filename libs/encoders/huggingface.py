@@ -16,63 +16,20 @@ _SHAPING = ("model_type", "num_attention_heads", "num_heads", "hidden_act", "den
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")  # their positions begin after the padding token's id
 
 
-class HuggingFace(Encoder):
-    """Any text encoder that AutoModel and AutoTokenizer load: the family of BERT, BioLinkBERT, BiomedCLIP's text tower.
+class Tokenized(Encoder):
+    """What a tokenizer of transformers decides: subclasses set `tokenizer` and `shape`, of which the first entry is the window."""
 
-    Each text is padded to `max_length`. Tokens do not attend to padding, whose states are what the network gives there.
-
-    Args:
-        path: a local folder, which is read without a network, or a name on the hub.
-        max_length: L, tokens of the window, special tokens included.
-        subfolder: where in the folder or repository the network lies; see `pretrained.load`.
-        dtype: '' (float32), 'bfloat16' or 'float16', in which the network computes; states are float32 in any case.
-
-    Raises:
-        OSError: nothing at `path`. ValueError: what is there is no text encoder of this kind, or its window is shorter.
-    """
-
-    architecture = "AutoModel"
-    attends_to_padding = False
     lower_case = False
 
-    def __init__(self, path: str, *, max_length: int = 256, subfolder: str = "", dtype: str = ""):
-        super().__init__()
-        net, self.tokenizer = pretrained.load(path, architecture=self.architecture, subfolder=subfolder, dtype=dtype)
-        self._check(net.config, path, max_length)
-        if getattr(net, "pooler", None) is not None:
-            net.pooler = None  # often untrained, and of no use here
-        self.net, self.dtype = net.requires_grad_(False), dtype or "float32"
-        self.shape = max_length, net.config.hidden_size
-        self.eval()
-
     @property
-    def fingerprint(self) -> str:
-        """sha256 (hex) of options, tokenizer and weights; not of the path."""
-        config = {key: getattr(self.net.config, key, None) for key in _SHAPING}
-        options = [type(self.net).__name__, self.attends_to_padding, self.lower_case, *self.shape, self.dtype]
-        digest = hashlib.sha256(json.dumps([options, config, self._tokenizer_state()], sort_keys=True, default=str).encode())
-        for name, value in sorted(self.net.state_dict().items()):
-            digest.update(json.dumps([name, list(value.shape), str(value.dtype)]).encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
-
-    @torch.no_grad()
-    def encode(self, texts: list[str]) -> Tensor:
-        """N texts -> states (N, L, D) of the last layer, float32, on the encoder's device; what exceeds L is cut off."""
-        device = self.net.device
-        if not checked(texts):
-            return torch.empty(0, *self.shape, device=device)
-        tokens = self._tokens(texts).to(device)
-        with torch.autocast(device.type, enabled=False):
-            if self.attends_to_padding:
-                return self.net(input_ids=tokens["input_ids"]).last_hidden_state.float()
-            return self.net(**tokens).last_hidden_state.float()
+    def device(self) -> torch.device:
+        return torch.device("cpu")
 
     def mask(self, texts: list[str]) -> Tensor:
         """N texts -> bool (N, L), True at tokens and False at padding, on the encoder's device."""
         if not checked(texts):
-            return torch.empty(0, self.shape[0], dtype=torch.bool, device=self.net.device)
-        return self._tokens(texts)["attention_mask"].bool().to(self.net.device)
+            return torch.empty(0, self.shape[0], dtype=torch.bool, device=self.device)
+        return self._tokens(texts)["attention_mask"].bool().to(self.device)
 
     def lengths(self, texts: list[str]) -> list[int]:
         """Tokens that each text needs, uncut, special tokens included."""
@@ -98,6 +55,62 @@ class HuggingFace(Encoder):
             return [type(self.tokenizer).__name__, self.tokenizer.get_vocab(), self.tokenizer.special_tokens_map]
         state = json.loads(self.tokenizer.backend_tokenizer.to_str())
         return {key: value for key, value in state.items() if key not in ("truncation", "padding")}
+
+
+class HuggingFace(Tokenized):
+    """Any text encoder that AutoModel and AutoTokenizer load: the family of BERT, BioLinkBERT, BiomedCLIP's text tower.
+
+    Each text is padded to `max_length`. Tokens do not attend to padding, whose states are what the network gives there.
+
+    Args:
+        path: a local folder, which is read without a network, or a name on the hub.
+        max_length: L, tokens of the window, special tokens included.
+        subfolder: where in the folder or repository the network lies; see `pretrained.load`.
+        dtype: '' (float32), 'bfloat16' or 'float16', in which the network computes; states are float32 in any case.
+
+    Raises:
+        OSError: nothing at `path`. ValueError: what is there is no text encoder of this kind, or its window is shorter.
+    """
+
+    architecture = "AutoModel"
+    attends_to_padding = False
+
+    def __init__(self, path: str, *, max_length: int = 256, subfolder: str = "", dtype: str = ""):
+        super().__init__()
+        net, self.tokenizer = pretrained.load(path, architecture=self.architecture, subfolder=subfolder, dtype=dtype)
+        self._check(net.config, path, max_length)
+        if getattr(net, "pooler", None) is not None:
+            net.pooler = None  # often untrained, and of no use here
+        self.net, self.dtype = net.requires_grad_(False), dtype or "float32"
+        self.shape = max_length, net.config.hidden_size
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.net.device
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of options, tokenizer and weights; not of the path."""
+        config = {key: getattr(self.net.config, key, None) for key in _SHAPING}
+        options = [type(self.net).__name__, self.attends_to_padding, self.lower_case, *self.shape, self.dtype]
+        digest = hashlib.sha256(json.dumps([options, config, self._tokenizer_state()], sort_keys=True, default=str).encode())
+        for name, value in sorted(self.net.state_dict().items()):
+            digest.update(json.dumps([name, list(value.shape), str(value.dtype)]).encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def encode(self, texts: list[str]) -> Tensor:
+        """N texts -> states (N, L, D) of the last layer, float32, on the encoder's device; what exceeds L is cut off."""
+        device = self.net.device
+        if not checked(texts):
+            return torch.empty(0, *self.shape, device=device)
+        tokens = self._tokens(texts).to(device)
+        with torch.autocast(device.type, enabled=False):
+            if self.attends_to_padding:
+                return self.net(input_ids=tokens["input_ids"]).last_hidden_state.float()
+            return self.net(**tokens).last_hidden_state.float()
 
     def _check(self, config, path, max_length):
         if getattr(config, "is_encoder_decoder", False) and self.architecture == "AutoModel":

@@ -43,22 +43,32 @@ def load(path: str, *, architecture: str = "AutoModel", subfolder: str = "", dty
             net, found = getattr(transformers, architecture).from_pretrained(
                 where, subfolder=subfolder, dtype=DTYPES[dtype], output_loading_info=True, **options)
             lacking = found["missing_keys"]
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            where, subfolder=subfolder.replace("text_encoder", "tokenizer"), **options)
     lacking = sorted(name for name in lacking if not name.startswith("pooler."))
     if lacking:
         raise ValueError(f"{path} lacks weights of its {type(net).__name__}: {', '.join(lacking[:5])}"
                          f"{f' and {len(lacking) - 5} more' if len(lacking) > 5 else ''}")
-    # Without its files transformers makes a tokenizer that knows only special tokens, and says nothing.
-    if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 2:
-        raise ValueError(f"{path} holds no tokenizer: put its files there (tokenizer.json, or vocab.txt and the like)")
+    tokenizer = load_tokenizer(path, subfolder.replace("text_encoder", "tokenizer"))
     known = getattr(net.config, "vocab_size", len(tokenizer))
     if len(tokenizer) > known:
         raise ValueError(f"{path}: its tokenizer knows {len(tokenizer)} tokens, but its network {known}: they do not belong "
                          "together")
+    return net, tokenizer
+
+
+def load_tokenizer(path: str, subfolder: str = ""):
+    """The tokenizer of a text encoder; arguments and errors as for `load`."""
+    import transformers
+    where, local = place(path)
+    with _reading(path), _quiet():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, subfolder=subfolder, local_files_only=local,
+                                                               trust_remote_code=False)
+    # Without its files transformers makes a tokenizer that knows only special tokens, and says nothing.
+    if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 2:
+        raise ValueError(f"{path} holds no tokenizer{f' in {subfolder}/' if subfolder else ''}: put its files there (tokenizer.json, "
+                         "or vocab.txt and the like)")
     if tokenizer.pad_token is None:
         raise ValueError(f"{path}: its tokenizer has no padding token; use a text encoder such as those of BERT's family")
-    return net, tokenizer
+    return tokenizer
 
 
 def read_json(path: str, name: str, subfolder: str = "", default=None):

@@ -9,28 +9,45 @@ import math
 import torch
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+EIGHT_BIT = "adamw_8bit"
 
 
 def make(parameters, *, name="adamw", lr, **kwargs):
-    """An optimizer by name ('adamw', 'adam'), in its fused form; kwargs as in torch.optim (betas, weight_decay, eps)."""
-    if name not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}")
+    """An optimizer by name; kwargs as in torch.optim (betas, weight_decay, eps).
+
+    'adamw' and 'adam' in their fused form; 'adamw_8bit' of bitsandbytes, whose moments take a quarter of the memory.
+    """
+    if name not in (*OPTIMIZERS, EIGHT_BIT):
+        raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}, {EIGHT_BIT}")
     if not (math.isfinite(lr) and lr > 0):
         raise ValueError(f"optimizer.lr must be a positive number, not {lr}")
+    if name == EIGHT_BIT:
+        return _eight_bit()(parameters, lr=lr, **kwargs)
     return OPTIMIZERS[name](parameters, lr=lr, fused=True, **kwargs)
+
+
+def _eight_bit():
+    """The class AdamW8bit of bitsandbytes."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except Exception as error:  # it also fails where its compiled part does not fit the machine
+        raise ValueError("optimizer.name='adamw_8bit' needs the package bitsandbytes, which could not be imported "
+                         f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}): pip install "
+                         "bitsandbytes, or set --config.optimizer.name=adamw, whose moments take four times the memory") from error
+    return AdamW8bit
 
 
 def lr_factor(step, *, name="customized", warmup_steps=0, n_steps):
     """Factor on the learning rate for the update after `step` finished ones.
 
-    'customized' (U-ViT's name) rises linearly from 0 and stays at 1: min(step / warmup_steps, 1), so that the very
-    first update has rate 0 as published. 'cosine' rises the same way, then falls as half a cosine to 0 at n_steps; 'linear'
-    falls as a line (guided-diffusion's lr_anneal_steps, with warmup_steps=0).
+    'customized' (U-ViT's name) and 'constant' rise linearly from 0 and stay at 1: min(step / warmup_steps, 1), so that the
+    very first update of a warm-up has rate 0 as published. 'cosine' rises the same way, then falls as half a cosine to 0
+    at n_steps; 'linear' falls as a line (guided-diffusion's lr_anneal_steps, with warmup_steps=0).
     """
-    if name not in ("customized", "cosine", "linear"):
-        raise ValueError(f"unknown lr_scheduler {name!r}; known: customized, cosine, linear")
+    if name not in ("customized", "constant", "cosine", "linear"):
+        raise ValueError(f"unknown lr_scheduler {name!r}; known: customized, constant, cosine, linear")
     rise = min(step / warmup_steps, 1.0) if warmup_steps > 0 else 1.0
-    if name == "customized":
+    if name in ("customized", "constant"):
         return rise
     if n_steps <= warmup_steps:
         raise ValueError(f"a {name} schedule over {n_steps} steps cannot begin with {warmup_steps} steps of warm-up")
@@ -43,12 +60,13 @@ class Update:
 
     The verdict is a scalar on the device that turns NaN for good; the fused optimizers skip their work on the device
     when told `found_inf` = 1 (the mechanism of torch.amp.GradScaler). So a bad number can never reach a weight, and
-    the host need not look before the next log line.
+    the host need not look before the next log line. Of other optimizers it does look, before each step.
     """
 
     def __init__(self, optimizer, *, grad_clip=0.0, world=1, scaler=None):
         self.optimizer, self.grad_clip, self.world, self.scaler = optimizer, grad_clip, world, scaler
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.fused = getattr(optimizer, "_step_supports_amp_scaling", False)
         self.health = torch.zeros((), device=self.parameters[0].device)
 
     def __call__(self, loss):
@@ -71,13 +89,16 @@ class Update:
             torch.distributed.all_reduce(verdict)
         self.health.add_(verdict, alpha=0.0)  # 0 * inf and 0 * nan are nan, and stay
         scale = (norm / self.grad_clip).clamp_(min=1.0) if self.grad_clip else None
-        if self.scaler is None:
+        if self.scaler is None and self.fused:
             self.optimizer.grad_scale, self.optimizer.found_inf = scale, self.health.nan_to_num(nan=1.0)
             self.optimizer.step()
         else:
             if scale is not None:
                 torch._foreach_div_(gradients, scale)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            if self.scaler is not None:
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+            elif self.health.isfinite():  # waits for the device
+                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm, verdict

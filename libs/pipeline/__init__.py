@@ -20,7 +20,7 @@ from libs.pipeline.steering import (NoisyClassifier, by_gradient, check as check
 
 __all__ = ["Bank", "Describer", "Masks", "NoisyClassifier", "Pipeline", "PROMPTS", "Prompts", "StoredDescriber", "build_net",
            "check_classes", "check_images", "check_masks", "choose_labels", "classes_without_data", "count_labels", "described", "draw_conditions",
-           "draw_labels", "draw_rows", "grid", "guidance_scale", "identity", "image_generator", "latent_shape", "load", "measure_name", "noisy_classifier",
+           "draw_labels", "draw_rows", "grid", "guidance_scale", "identity", "image_codec", "image_generator", "latent_shape", "load", "measure_name", "noisy_classifier",
            "null_conditions", "parameters", "parameters_table", "published_classifier", "read_attributes", "read_prompts", "requested", "start_from",
            "start_controlnet", "text_encoder", "to_uint8"]
 
@@ -199,14 +199,19 @@ def load(config, weights, *, classes, device, encoder=None, empty_text=None, cla
             backbones.lower(each, LOWER[precision])
     if "gradient" in config.sample:
         check_gradient(config.sample.gradient, classifier, classes=classes, shape=latent_shape(config.nnet))
-    return Pipeline(net.to(device).eval(), config, codec=codecs.get(**config.codec).to(device),
+    return Pipeline(net.to(device).eval(), config, codec=image_codec(config, device),
                     schedule=diffusion.schedule(**config.schedule),
                     null=null_conditions(net, classes, empty_text), classifier=classifier, masks_as=masks_as, **own)
 
 
 def text_encoder(config, device="cpu"):
     """The frozen text encoder of config.encoder on `device`; None where the config has none."""
-    return encoders.get(**config.encoder).to(device) if "encoder" in config else None
+    return encoders.get(**stable_diffusion.part(config, "encoder")).to(device) if "encoder" in config else None
+
+
+def image_codec(config, device="cpu"):
+    """The codec of config.codec on `device`."""
+    return codecs.get(**stable_diffusion.part(config, "codec")).to(device)
 
 
 def null_conditions(net, classes, empty_text=None):

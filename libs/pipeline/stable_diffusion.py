@@ -1,0 +1,113 @@
+"""A Stable Diffusion pipeline of others as the start of a training: which of its parts are used, and whether a config agrees with
+what its scheduler says.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from libs import diffusion
+from libs.nn import pretrained
+
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+_PARTS = {"codec": ("vae",), "encoder": ("text_encoder", "tokenizer")}
+_SCHEDULES = {"scaled_linear": "sd", "linear": "linear", "squaredcos_cap_v2": "cosine"}
+_TOLERANCE = 1e-4  # of alpha_bar: schedulers compute it in float32
+
+
+def part(config, section):
+    """The keyword arguments of `config.codec` or `config.encoder`.
+
+    Beside the network `unet_sd` a path '' there means the pipeline of config.nnet.path, and where its text encoder is trained as a
+    part of the network, texts come as token numbers.
+    """
+    options = dict(config[section])
+    if config.nnet.get("name") != "unet_sd":
+        return options
+    if section == "encoder" and config.nnet.get("train_text_encoder", False):
+        options = {"name": "tokens", "path": options.get("path", ""), "max_length": options.get("max_length", 77),
+                   "subfolder": options.get("subfolder", "").replace("text_encoder", "tokenizer")}
+    if not options.get("path", ""):
+        options["path"] = config.nnet.path
+    return options
+
+
+def check(config):
+    """Compare a config with the pipeline of `config.nnet.path`, before anything of it is loaded.
+
+    Raises:
+        OSError: the pipeline, or a part of it that is used, is not there.
+        ValueError: its scheduler says another prediction or other noise levels than config.denoiser and config.schedule.
+    """
+    path = config.nnet.path
+    if not path:
+        raise ValueError("config.nnet.path is missing: give the folder of a Stable Diffusion pipeline, or a hub name such as "
+                         "CompVis/stable-diffusion-v1-4")
+    _check_parts(config, path)
+    found = scheduler_config(path)
+    if found is None:
+        logging.warning("%s says nothing of its noise schedule (scheduler/scheduler_config.json): config.schedule and "
+                        "config.denoiser are taken as they are", path)
+        return
+    predicts = PREDICTIONS.get(found.get("prediction_type", "epsilon"), "")
+    if predicts != config.denoiser.predicts:
+        raise ValueError(f"{path} was trained to predict {found.get('prediction_type')}, config.denoiser.predicts is "
+                         f"{config.denoiser.predicts!r}" + (f": set --config.denoiser.predicts={predicts}" if predicts else ""))
+    _check_schedule(config, path, found)
+
+
+def scheduler_config(path):
+    """What the scheduler of a pipeline says, as a dict; None where the pipeline has none, as a bare UNet."""
+    return pretrained.read_json(path, "scheduler_config.json", "scheduler",
+                                advice="give the folder of a Stable Diffusion pipeline as config.nnet.path")
+
+
+def check_fit(net, codec, encoder):
+    """Raise ValueError unless codec and text encoder are those that the UNet was trained with, as far as shapes tell."""
+    width = net.unet.config.cross_attention_dim
+    given = net.text_encoder.config.hidden_size if net.text_encoder is not None else encoder.shape[-1]
+    if given != width:
+        raise ValueError(f"the UNet of config.nnet.path attends to states of width {width}, the text encoder gives {given}: they do "
+                         "not belong together; config.encoder.path='' takes that of the same pipeline")
+    if codec.channels != net.unet.config.in_channels:
+        raise ValueError(f"the UNet of config.nnet.path takes latents of {net.unet.config.in_channels} channels, the codec gives "
+                         f"{codec.channels}: config.codec.path='' takes the autoencoder of the same pipeline")
+
+
+def _check_parts(config, path):
+    """Name all parts that a local pipeline folder lacks, at once."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return
+    needed = {"unet": "config.nnet.path"} if not (folder / "config.json").is_file() else {}
+    needed |= {name: f"config.{section}.path" for section, names in _PARTS.items() for name in names
+               if section in config and not config[section].get("path", "")}
+    if config.nnet.get("train_text_encoder", False):
+        needed["text_encoder"] = "config.nnet.path"
+    missing = {name: option for name, option in needed.items() if not (folder / name).is_dir()}
+    if missing:
+        elsewhere = sorted(set(missing.values()) - {"config.nnet.path"})
+        raise FileNotFoundError(f"{path} lacks {', '.join(f'{name}/' for name in missing)}: a Stable Diffusion pipeline has unet/, vae/, "
+                                "text_encoder/, tokenizer/ and scheduler/, as save_pretrained writes them"
+                                + (f"; or give {' and '.join(elsewhere)}" if elsewhere else ""))
+
+
+def _check_schedule(config, path, found):
+    """Raise ValueError unless config.schedule has the noise levels and network times of a diffusers scheduler."""
+    from diffusers import DDPMScheduler
+    options = {key: value for key, value in found.items() if not key.startswith("_")}
+    theirs = DDPMScheduler.from_config({**options, "variance_type": "fixed_small"}).alphas_cumprod.double()
+    ours = diffusion.schedule(**config.schedule)
+    kind, name = found.get("beta_schedule", "linear"), _SCHEDULES.get(found.get("beta_schedule", "linear"))
+    said = (f"{path} was trained with beta_schedule={kind}, beta_start={found.get('beta_start')}, beta_end={found.get('beta_end')}, "
+            f"{len(theirs)} steps{', rescaled to zero SNR' if found.get('rescale_betas_zero_snr') else ''}")
+    if ours.steps != len(theirs) or ours.network_time(1 / len(theirs)) != 0:
+        raise ValueError(f"{said}, and receives steps 0 to {len(theirs) - 1}; config.schedule={dict(config.schedule)} does not give "
+                         f"those: set config.schedule = d(name={name!r}, shift=-1)" if name == "sd" else
+                         f"{said}; config.schedule={dict(config.schedule)} does not give those steps: set --config.schedule.name={name}")
+    times = torch.arange(1, len(theirs) + 1, dtype=torch.float64) / len(theirs)
+    if (ours.alpha(times).square() - theirs).abs().max() > _TOLERANCE:
+        hint = "" if name is None or found.get("rescale_betas_zero_snr") else f": set config.schedule = d(name={name!r}" + (
+            f", shift=-1, beta_start={found.get('beta_start')}, beta_end={found.get('beta_end')})" if name == "sd" else ")")
+        raise ValueError(f"{said}; config.schedule={dict(config.schedule)} has other noise levels{hint}")
