@@ -53,6 +53,7 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
     home = next((folder for folder in (source.parent.parent, source.parent, Path(workdir)) if (folder / "classes.json").is_file()),
                 Path(workdir))  # the run that the weights are of, or else the workdir
     trained = engine.read_json(home / "classes.json", None)
+    trained = engine.class_names(nnet_path) if trained is None and nnet_path else trained
     of_data = next((list(each.classes) for each in (dataset, features) if each is not None), None)
     classes = of_data if trained is None else trained
     classes = pipeline.classes_without_data(config) if classes is None else classes
