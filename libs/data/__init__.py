@@ -14,19 +14,23 @@ from .base import Dataset, Subset, one_of
 from .check import preflight
 from .coco import MSCOCO
 from .folder import Folder
+from .image_mask import ImageMask
 from .loader import Stream, in_order
 from .masks import MaskCode
 from .opening import at_hand, feature_folder, open_all, open_features, validation
 from .medical import ISIC2018, ISIC2019, ChestXray14
+from .path_text import PathText
 from .published import CIFAR10, CelebA, ImageNet
 from .reading import read_image
 from .store import Features
 
-__all__ = ["CIFAR10", "CelebA", "ChestXray14", "Dataset", "Features", "Folder", "ISIC2018", "ISIC2019", "ImageNet", "MSCOCO",
-           "MaskCode", "Stream", "Subset", "get", "held_out", "in_order", "preflight", "read_image", "some", "store"]
+__all__ = ["CIFAR10", "CelebA", "ChestXray14", "Dataset", "Features", "Folder", "ISIC2018", "ISIC2019", "ImageMask",
+           "ImageNet", "MSCOCO", "MaskCode", "PathText", "Stream", "Subset", "at_hand", "feature_folder", "get", "held_out",
+           "in_order", "open_all", "open_features", "preflight", "read_image", "some", "store", "validation"]
 
-_DATASETS = {"folder": Folder, "phantoms": None, "cifar10": CIFAR10, "celeba": CelebA, "imagenet": ImageNet,
-             "mscoco": MSCOCO, "isic2018": ISIC2018, "isic2019": ISIC2019, "chestxray14": ChestXray14}
+_DATASETS = {"folder": Folder, "image_mask": ImageMask, "path_text": PathText, "phantoms": None, "cifar10": CIFAR10,
+             "celeba": CelebA, "imagenet": ImageNet, "mscoco": MSCOCO, "isic2018": ISIC2018, "isic2019": ISIC2019,
+             "chestxray14": ChestXray14}
 
 
 def get(name, **kwargs):
@@ -43,8 +47,8 @@ def get(name, **kwargs):
 
 def held_out(options, split):
     """Another split of the data set that `options` (name included) describe; there classes may have no image."""
-    options = {**options, "split": split}
-    return get(**options, **({"min_per_class": 0} if options["name"] == "folder" else {}))
+    empty_classes = {"min_per_class": 0} if options["name"] in ("folder", "image_mask", "path_text") else {}
+    return get(**{**options, "split": split, **empty_classes})
 
 
 def some(dataset, size):

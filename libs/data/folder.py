@@ -62,7 +62,7 @@ class Folder(ImageFiles):
         MaskCode(mask_values, mask_max, mask_names)  # its faults are told before a file is looked for
         _check_choice(holdout, split, require, missing_captions)
         columns = Columns(label_column, text_column, mask_column, split_column, group_column)
-        found = find(path, columns, follow_links=follow_links)
+        found = self._find(path, columns, follow_links)
         path = str(path)
         names, rows = _classes(found, list(classes), set(drop_classes), path)
         rows = _rows_of_split(found, rows, split, holdout, holdout_seed, group_column, path)
@@ -79,6 +79,10 @@ class Folder(ImageFiles):
                          random_flip=random_flip, random_vflip=random_vflip, mask_max=mask_max,
                          mask_values=mask_values, mask_names=mask_names, window=window, upscale=upscale,
                          cache=cache, cache_gb=cache_gb)
+
+    def _find(self, path, columns, follow_links):
+        """What the data hold, as `scan.Found`; data sets of another structure override this."""
+        return find(path, columns, follow_links=follow_links)
 
 
 def _check_choice(holdout, split, require, missing_captions):

@@ -1,4 +1,4 @@
-"""Which files may belong to a data set: paths stay inside its folder, links included."""
+"""Which files may belong to a data set: paths stay inside its folder, links included, unless a table may name any."""
 
 import os
 import re
@@ -9,10 +9,10 @@ LINK = "is a link out of the data folder: copy what it points to, or set follow_
 
 
 class Inside:
-    """Tells what is wrong with a path that should name a file below `root`."""
+    """Tells what is wrong with a path that should name a file below `root`, or, where `anywhere`, any file."""
 
-    def __init__(self, root, follow_links=False):
-        self.root, self.follow_links = os.path.realpath(root), follow_links
+    def __init__(self, root, follow_links=False, anywhere=False):
+        self.root, self.follow_links, self.anywhere = os.path.realpath(root), follow_links or anywhere, anywhere
         self.real_folders = {}
 
     def fault(self, folder, written):
@@ -24,9 +24,11 @@ class Inside:
             return f"{shown} holds a NUL character"
         if "::" in written or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", written):
             return f"{shown} is a URL: expected a path relative to the data folder"
-        if re.match(r"/|~|\\|[A-Za-z]:", written):
+        if self.anywhere:
+            written = os.path.expanduser(written)
+        elif re.match(r"/|~|\\|[A-Za-z]:", written):
             return f"{shown} is absolute: expected a path relative to the data folder"
-        if ".." in re.split(r"[/\\]", written):
+        elif ".." in re.split(r"[/\\]", written):
             return f"{shown} leaves its folder by '..': expected a path relative to the data folder"
         path = os.path.join(folder, written)
         try:

@@ -26,7 +26,7 @@ class Found:
     table: bool
 
 
-def find(path, columns, *, follow_links=False):
+def find(path, columns, *, follow_links=False, read=None):
     """Read the structure of a data set.
 
     Args:
@@ -34,6 +34,7 @@ def find(path, columns, *, follow_links=False):
             below train/, val/, test/; or a metadata table.
         columns: `table.Columns`; for class folders label='' says that folders are no classes.
         follow_links: whether links may lead out of the folder.
+        read: in place of `folder_rows`, with its arguments; then there are folders alone, and no tables.
     Returns:
         Found.
     Raises:
@@ -42,15 +43,15 @@ def find(path, columns, *, follow_links=False):
     if not str(path):
         raise ValueError("path is empty: give the folder of the images, --config.dataset.path=/path/to/images")
     path = Path(path).expanduser()
-    if path.is_file():
+    if path.is_file() and not read:
         if path.suffix.lower() not in (".csv", ".jsonl"):
             raise ValueError(f"{path}: expected a folder of images, a .csv or a .jsonl file")
         root, parts = path.parent, [("", path)]
     elif path.is_dir():
-        root, parts = path, _parts(path)
+        root, parts = path, _parts(path, _table_in if read is None else lambda folder: None)
     else:
         raise ValueError(f"{path}: no such folder or file (looked from {Path.cwd()}){_nearest(path)}")
-    inside, problems = Inside(root, follow_links), []
+    inside, problems = Inside(root, follow_links, anywhere=columns.loose), []
     found, have = Found(root, [], set(), set(), any(part.is_file() for _, part in parts)), {}
     for split, part in parts:
         prefix = f"{split}/" if split else ""
@@ -59,7 +60,7 @@ def find(path, columns, *, follow_links=False):
         if part.is_file():
             rows, fields = table_rows(part, prefix, columns, inside, problems)
         else:
-            rows, fields = _folder_rows(part, prefix, columns, inside, problems, found.folders)
+            rows, fields = (read or folder_rows)(part, prefix, columns, inside, problems, found.folders)
         for row in rows:
             row.split = split or row.split
         found.rows += rows
@@ -74,18 +75,18 @@ def find(path, columns, *, follow_links=False):
     return found
 
 
-def _parts(path):
+def _parts(path, table_in):
     """[(split, table or folder)] of a data folder."""
-    table = _table_in(path)
+    table = table_in(path)
     if table:
         return [("", table)]
-    folders = [f for f in _visible(path) if f.is_dir()]
+    folders = [f for f in visible(path) if f.is_dir()]
     splits = [f for f in folders if f.name.lower() in SPLITS]
-    others = [f.name for f in folders if f not in splits and _holds_images(f)]
+    others = [f.name for f in folders if f not in splits and holds_images(f)]
     if splits and others:
         raise ValueError(f"{path}: {[f.name for f in splits]} look like splits and {others} like classes: "
                          "put the classes below the splits")
-    return [(f.name, _table_in(f) or f) for f in splits] or [("", path)]
+    return [(f.name, table_in(f) or f) for f in splits] or [("", path)]
 
 
 def _table_in(folder):
@@ -95,12 +96,14 @@ def _table_in(folder):
     return tables[0] if tables else None
 
 
-def _visible(folder):
+def visible(folder):
+    """What lies in a folder, hidden files aside, in natural order."""
     return sorted((f for f in folder.iterdir() if not f.name.startswith((".", "__MACOSX"))),
                   key=lambda f: natural(f.name))
 
 
-def _holds_images(folder):
+def holds_images(folder):
+    """Whether an image lies in a folder or below it."""
     return any(name.lower().endswith(EXTENSIONS) for _, _, names in os.walk(folder) for name in names)
 
 
@@ -111,13 +114,13 @@ def _nearest(path):
         return ""
 
 
-def _folder_rows(folder, prefix, columns, inside, problems, classes):
+def folder_rows(folder, prefix, columns, inside, problems, classes):
     """(rows, fields) of the images below `folder`; the class is the first folder on the way to an image."""
-    rows = [Row(name, name) for name in _images(folder, prefix, inside, problems, deep=False)]
+    rows = [Row(name, name) for name in images_in(folder, prefix, inside, problems, deep=False)]
     loose = len(rows)
-    for entry in _visible(folder):
+    for entry in visible(folder):
         if entry.is_dir() and not (entry.is_symlink() and not inside.follow_links):
-            names = _images(entry, f"{prefix}{entry.name}/", inside, problems)
+            names = images_in(entry, f"{prefix}{entry.name}/", inside, problems)
             rows += [Row(name, name, label=entry.name if columns.label else "") for name in names]
             classes |= {entry.name} if columns.label else set()
     if not columns.label or len(rows) == loose and not classes:
@@ -128,7 +131,7 @@ def _folder_rows(folder, prefix, columns, inside, problems, classes):
     return rows, {"label"}
 
 
-def _images(folder, prefix, inside, problems, deep=True):
+def images_in(folder, prefix, inside, problems, deep=True):
     """Names of the images in a folder (deep: and below it), sorted."""
     names, queue, seen = [], [(os.fspath(folder), prefix)], set()
     while queue:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from .base import did_you_mean
 
 MASK_COLUMNS = ("mask_file_name", "mask_name")
+MODALITY_COLUMNS = ("modality", "modal")
+BLANKS = re.compile(r'"[ \t]+(?=,|\r?\n?$)')  # after a quote that ends a field
 
 
 @dataclass(slots=True)
@@ -30,13 +32,20 @@ class Row:
 
 @dataclass(slots=True)
 class Columns:
-    """Which columns hold what, '' = none. One with another name than the default has to be there."""
+    """Which columns hold what, '' = none. One with another name than the default has to be there.
+
+    A row's `modality` stands before its text: 'OCT: retina with drusen'. loose: a CSV as people write it, with blanks
+    around its commas, any case in its header, and paths that may lead anywhere.
+    """
 
     label: str = "label"
     text: str = "text"
     mask: str = MASK_COLUMNS[0]
     split: str = "split"
     group: str = ""
+    file: str = "file_name"
+    modality: str = ""
+    loose: bool = False
 
 
 def table_rows(table, prefix, columns, inside, problems):
@@ -46,8 +55,7 @@ def table_rows(table, prefix, columns, inside, problems):
         prefix: the table's folder below the data folder, '' or 'train/'.
         inside: `paths.Inside` of the data folder.
     """
-    read = _read_jsonl if table.suffix.lower() == ".jsonl" else _read_csv
-    header, records = read(table, problems)
+    header, records = _read_jsonl(table, problems) if table.suffix.lower() == ".jsonl" else _read_csv(table, problems, columns)
     used = header and _match_columns(table, header, columns, problems)
     if not used:
         return [], set()
@@ -63,22 +71,25 @@ def table_rows(table, prefix, columns, inside, problems):
             fault = inside.fault(table.parent, value[key])
             if fault:
                 problems.append(f"{where}: {used[key]} {fault}")
-        rows.append(Row(prefix + value["file"], where, value["label"], value["text"],
+        rows.append(Row(prefix + value["file"], where, value["label"], _described(value),
                         value["mask"] and prefix + value["mask"], value["split"], value["group"],
-                        {key: v for key, v in record.items() if key not in used.values()}))
+                        {key: v for key, v in record.items() if key not in used.values() or key == used["modality"]}))
     return rows, {key for key in ("label", "text", "mask", "split", "group") if used[key]}
 
 
 def _match_columns(table, header, columns, problems):
     """{'file' | 'label' | ...: the column that holds it, or ''}; None without a column of file names."""
-    used = {"file": "file_name", "label": columns.label, "text": columns.text, "mask": columns.mask,
-            "split": columns.split, "group": columns.group}
-    if used["mask"] in MASK_COLUMNS:
-        used["mask"] = next((c for c in MASK_COLUMNS if c in header), MASK_COLUMNS[0])
-    optional = {"label", "text", "split", *MASK_COLUMNS}
+    used = {key: getattr(columns, key) for key in ("file", "label", "text", "mask", "split", "group", "modality")}
+    for key, names in (("mask", MASK_COLUMNS), ("modality", MODALITY_COLUMNS)):
+        if used[key] in names:
+            used[key] = next((c for c in names if c in (map(str.lower, header) if columns.loose else header)), names[0])
+    optional = {"label", "text", "split", *MASK_COLUMNS, *MODALITY_COLUMNS}
     for key, column in used.items():
         if column and column not in header:
             same = [h for h in header if h.strip().lower() == column.lower()]
+            if columns.loose and len(same) == 1:
+                used[key] = same[0]
+                continue
             if same or column not in optional:
                 problems.append(f"{table}: no column {column!r}; it has "
                                 f"{header}{did_you_mean(column, same or header)}")
@@ -90,22 +101,36 @@ def _text(value):
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-def _read_csv(table, problems):
+def _described(value):
+    """A row's text, behind its modality where it has one and does not begin with it already."""
+    kind, text = value["modality"].strip(), value["text"]
+    if not kind or not text.strip() or text.strip().lower().startswith(f"{kind.lower()}:"):
+        return text
+    return f"{kind}: {text}"
+
+
+def _read_csv(table, problems, columns=None):
     """(header, [(line, {column: value})]), as far as it can be read."""
+    columns = columns or Columns()
     header, records, line = [], [], 1
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
+            lines = (BLANKS.sub('"', line) for line in file) if columns.loose else file
+            reader = csv.reader(lines, strict=True, skipinitialspace=columns.loose)
             header = next(reader, [])
-            fault = _header_fault(header)
+            fault = _header_fault(header, columns.file)
             if fault:
                 problems.append(f"{table}:1: {fault}")
                 return [], []
+            header = [name.strip() for name in header] if columns.loose else header
             line = reader.line_num + 1
             for fields in reader:
+                if columns.loose:
+                    fields = [value.strip() for value in fields] if "".join(fields).strip() else []
                 if fields and len(fields) != len(header):
-                    problems.append(f"{table}:{line}: {len(fields)} fields where the header has "
-                                    f"{len(header)}; put a text that holds a comma in double quotes")
+                    advice = "put a text that holds a comma in double quotes" if len(fields) > len(header) else \
+                        "add what is missing"
+                    problems.append(f"{table}:{line}: {len(fields)} fields where the header has {len(header)}; {advice}")
                 elif fields:
                     records.append((line, dict(zip(header, fields, strict=True))))
                 line = reader.line_num + 1
@@ -116,9 +141,9 @@ def _read_csv(table, problems):
     return header, records
 
 
-def _header_fault(header):
+def _header_fault(header, first):
     if not "".join(header).strip():
-        return "no header; expected file_name, ..."
+        return f"no header; expected {first}, ..."
     other = re.search(r"[;\t]", header[0])
     if len(header) == 1 and other:
         return f"columns are separated by {other[0]!r}: save it separated by commas"
