@@ -12,6 +12,7 @@ import torch
 from libs import backbones, codecs, cond as conditions, diffusion, encoders
 from libs.diffusion import guidance, samplers
 from libs.encoders import Bank, Prompts, read_attributes
+from libs.pipeline import stable_diffusion
 from libs.pipeline.parameters import parameters, parameters_table
 from libs.pipeline.prompts import (Describer, Masks, PROMPTS, StoredDescriber, choose_labels, count_labels, described,
                                    draw_conditions, draw_labels, draw_rows, read_prompts, requested)
