@@ -199,3 +199,48 @@ def test_wbc_cells(wbc):
                        mask_names=("background", "cytoplasm", "nucleus"))
     mask = dataset[0]["mask"]
     assert mask.shape == (3, 32, 32) and (mask.sum(0) == 1).all() and (mask.sum((1, 2)) > 0).all()
+
+
+# the feature store
+
+def encoded(images):
+    return images[:, :1], None
+
+
+IDENTITY = {"codec": {"name": "red", "fingerprint": "a"}, "encoder": {}}
+
+
+@pytest.mark.parametrize("values", [(), (0, 128), (0, 128, 255)])
+def test_stores_carry_masks(tmp_path, values):
+    index = np.repeat(np.arange(4, dtype=np.uint8)[None] // 2 if len(values) == 2 else np.array([[0, 1, 2, 2]], np.uint8), 4, 0)
+    levels = np.array([0, 128, 255], np.uint8)[index]
+    saved(tmp_path / "1.png", np.dstack([levels] * 3))
+    saved(tmp_path / "m.png", levels)
+    (tmp_path / "metadata.csv").write_text("file_name,mask_name\n1.png,m.png\n")
+    images = folder(tmp_path, resolution=4, mask_values=values, mask_names=tuple("abc"[:len(values)]))
+    data.store.write(tmp_path / "store", images, encode_images=encoded, identity=IDENTITY, flips=True, progress=False)
+    plain, mirrored = data.Features(tmp_path / "store"), data.Features(tmp_path / "store", random_flip=True)
+    assert plain.masks_as == images.masks_as and plain.manifest["files"]["mask.npy"]["bytes"] == 128 + 16
+    assert torch.equal(plain.batch([0])["mask"], images.batch([0])["mask"])
+    assert torch.equal(data.Subset(plain, [0])[0]["mask"], images[0]["mask"])
+    seen = [mirrored.batch([0, 0], [seed, seed + 9]) for seed in range(8)]
+    for batch in seen:
+        for mean, mask in zip(batch["mean"], batch["mask"]):
+            turned = not torch.equal(mean, plain.batch([0])["mean"][0])
+            assert torch.equal(mask, images[0]["mask"].flip(-1) if turned else images[0]["mask"])
+    assert len({batch["mean"][0].sum(1).tolist()[0][0] for batch in seen}) == 2, "both copies are shown"
+    data.store.check(tmp_path / "store", IDENTITY, images.fingerprint)
+    with pytest.raises(ValueError, match="of something else"):
+        data.store.check(tmp_path / "store", IDENTITY, folder(tmp_path, resolution=4, mask_values=(255, 128, 0)).fingerprint)
+
+
+def test_an_older_store_without_masks_stays_good(place, monkeypatch):
+    images = folder(place)
+    assert images.fingerprint, "noted, as it was then"
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "masks_as", None)
+        options = dict(encode_images=encoded, identity=IDENTITY, progress=False)
+        data.store.write(place / "old", images, **options)
+    data.store.write(place / "old", images, **options)
+    old = data.Features(place / "old")
+    assert old.masks_as is None and "mask" not in old[0] and "masks" not in old.manifest

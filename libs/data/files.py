@@ -84,7 +84,7 @@ class ImageFiles(Dataset):
     @functools.cached_property
     def fingerprint(self):
         files = sorted((row, *self._state(name)) for row, name in self._files())
-        added = [self.masks_as.values] if self.masks is not None and self.masks_as.values else []
+        added = [self.masks_as.values] if self.masks_as is not None and self.masks_as.values else []
         added += ["pad"] if self.crop == "pad" else []
         return fingerprint("folder", files, self.classes, self.labels.tolist() if self.classes else [],
                            self.captions or [], self.shape, self.window, self.upscale, self.mask_max, *added)

@@ -7,6 +7,7 @@ A store is a folder with `manifest.json` and what it lists, N images of which ea
 the mirrored image) and any number of captions, T of them distinct:
 
     mean.npy, std.npy     (N, copies, C, h, w)  of the codec, before scaling; no std where the codec has no spread
+    mask.npy              (N, H, W) uint8       where the data have masks: classes or grey levels, see `masks.MaskCode`
     labels.npy            (N,) int64            where the data are labelled
     text.npy              (T, L, D)             states of each distinct caption
     caption_starts.npy    (N + 1,) int64        caption k of image i is row caption_rows[caption_starts[i] + k] of text.npy

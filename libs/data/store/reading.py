@@ -7,13 +7,14 @@ import numpy as np
 import torch
 
 from ..base import Dataset, Names, fingerprint
+from ..masks import MaskCode
 from .manifest import read
 
 _FLIP, _CAPTION = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)  # make the choices of a visit independent
 
 
 class Features(Dataset):
-    """Latents, text states and labels of one split, from the folder that `store.write` made.
+    """Latents, text states, masks and labels of one split, from the folder that `store.write` made.
 
     What a visit shows (the mirrored copy, which caption) follows from its seed alone.
 
@@ -27,6 +28,7 @@ class Features(Dataset):
         text_shape: (L, D) of the states of a text, or None.
         labels: LongTensor (N,), or None.
         classes: class names; [] where the data are unlabelled.
+        masks_as: `masks.MaskCode` of the masks, None where the store has none.
         manifest: what the store says of itself.
     Raises:
         ValueError: no finished, whole store at `path`, or one without mirrored copies for random_flip.
@@ -45,6 +47,8 @@ class Features(Dataset):
         self.classes = self.manifest["classes"]
         small = {name: torch.from_numpy(self._arrays[name].copy()) for name in ("labels", "empty") if name in self._arrays}
         self.labels, self._empty = small.get("labels"), small.get("empty")
+        if "mask" in self._arrays:
+            self.masks_as = MaskCode(**self.manifest["masks"])
         self.text_shape = self._arrays["text"].shape[1:] if "text" in self._arrays else None
         self._latents = {name: self._arrays[name].reshape(-1, *shape) for name in ("mean", "std") if name in self._arrays}
         self._warm = False
@@ -56,9 +60,10 @@ class Features(Dataset):
         return Features, (self.path, self.random_flip, self.memory_gb)
 
     def batch(self, indices, seeds=None):
-        """Items as {'mean' and 'std' (n, C, h, w), 'text' (n, L, D), 'label' (n,), 'index' (n,)}, float32 and int64.
+        """Items as {'mean' and 'std' (n, C, h, w), 'text' (n, L, D), 'mask' (n, K, H, W), 'label' (n,), 'index' (n,)}.
 
-        'std' is absent for a codec without spread, 'text' and 'label' where there are none. seeds: one per item, of which
+        float32 and int64. 'std' is absent for a codec without spread, 'text', 'mask' and 'label' where there are none; a
+        mirrored image has its mask mirrored. seeds: one per item, of which
         its copy and its caption are drawn; None shows each as it is, with its first caption.
         """
         rows = self._rows(indices)
@@ -69,6 +74,9 @@ class Features(Dataset):
         if self.text_shape:
             counts = self._caption_starts[rows + 1] - self._caption_starts[rows]
             found["text"] = self._states(rows, 0 if seeds is None else _choose(seeds, _CAPTION, counts))
+        if self.masks_as is not None:
+            masks = self._arrays["mask"].take(rows, axis=0)
+            found["mask"] = self.masks_as.tensor(np.where(np.reshape(flips, (-1, 1, 1)), masks[..., ::-1], masks))
         if self.labels is not None:
             found["label"] = self.labels[torch.from_numpy(rows)]
         return found | {"index": torch.from_numpy(rows)}

@@ -1,5 +1,6 @@
 """Making the store of a data set from its images and captions."""
 
+import dataclasses
 import logging
 from itertools import chain
 
@@ -23,7 +24,7 @@ def write(path, dataset, *, encode_images, encode_texts=None, empty=None, identi
 
     Args:
         dataset: `base.Dataset`; shown without augmentation. Its captions (a string or a list of strings per image) are
-            stored where `encode_texts` is given, each distinct one once.
+            stored where `encode_texts` is given, each distinct one once; its masks, where it has them, as classes or grey levels.
         encode_images: images (n, C, H, W) in [-1, 1] -> (mean, std or None) of the latents, (n, c, h, w).
         encode_texts: list of n strings -> states (n, L, D).
         empty: (L, D), the states of the empty text.
@@ -51,13 +52,16 @@ def write(path, dataset, *, encode_images, encode_texts=None, empty=None, identi
         return
     distinct = list(dict.fromkeys(chain.from_iterable(captions)))
     size = min(CHUNK, 1 << (max(1, batch_size).bit_length() - 1))  # chunks are whole batches, for the same bytes always
-    copies = 2 if flips else 1
+    copies, masks_as = 2 if flips else 1, dataset.masks_as
 
     def layout():
-        mean, std = encode_images(next(in_order(dataset, [0], 1))["image"])
+        first = next(in_order(dataset, [0], 1))
+        mean, std = encode_images(first["image"])
         latents = ((copies, *mean.shape[1:]), dtype)
         images = {"mean": latents} | ({} if std is None else {"std": latents})
+        images |= {} if masks_as is None else {"mask": (tuple(first["mask"].shape[2:]), "uint8")}
         plan = {"name": dataset.name, "classes": list(dataset.classes), "about": about or {},
+                **({} if masks_as is None else {"masks": dataclasses.asdict(masks_as)}),
                 "groups": {"images": images | ({} if dataset.labels is None else {"labels": ((), "int64")})},
                 "counts": {"images": len(dataset), "texts": len(distinct)}}
         tables = {"file_names": [dataset.file_name(i) for i in range(len(dataset))]}
@@ -69,17 +73,19 @@ def write(path, dataset, *, encode_images, encode_texts=None, empty=None, identi
             tables["empty"] = empty.float().numpy(force=True).astype(dtype)
         return plan, tables
 
-    def encode(images):
+    def encode(batch):
+        images = batch["image"]
         latents = [encode_images(x) for x in (images, images.flip(-1))[:copies]]
-        return {name: torch.stack(parts, 1) for name, parts in zip(("mean", "std"), zip(*latents, strict=True), strict=True)
-                if parts[0] is not None}
+        found = {name: torch.stack(parts, 1) for name, parts in zip(("mean", "std"), zip(*latents, strict=True), strict=True)
+                 if parts[0] is not None}
+        return found | ({"mask": masks_as.levels(batch["mask"])} if "mask" in writer.plan["groups"]["images"] else {})
 
     with writer, torch.no_grad():
         writer.prepare(layout)
         chunks = writer.missing("images")
         batches = in_order(dataset, chain.from_iterable(range(*chunk) for chunk in chunks), size, workers)
         for start, stop in tqdm(chunks, f"{path}: images", disable=not progress or rank > 0):
-            parts = [encode(next(batches)["image"]) for _ in range(start, stop, size)]
+            parts = [encode(next(batches)) for _ in range(start, stop, size)]
             labels = {} if dataset.labels is None else {"labels": dataset.labels[start:stop]}
             writer.put("images", start, {name: torch.cat([part[name] for part in parts]) for name in parts[0]} | labels)
         for start, stop in tqdm(writer.missing("texts"), f"{path}: texts", disable=not progress or rank > 0):
