@@ -1,6 +1,7 @@
 """Every config: its sections and their order, the published numbers, and one training step of its network at tiny width."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -104,23 +105,30 @@ def test_one_step_at_tiny_width(name):
         classes = [str(k) for k in range(config.nnet.num_classes)] or classes
         config.nnet.channel_mult = tuple(1 for _ in config.nnet.channel_mult)
         config.nnet.image_size = min(config.nnet.image_size, 64)
+    if "block_out_channels" in config.nnet:
+        config.nnet.update(dict(block_out_channels=tuple(32 for _ in config.nnet.block_out_channels), cross_attention_dim=16))
     if config.train.mode == "uncond" or "num_classes" not in config.nnet:
         classes = []
     if "num_clip_token" in config.nnet:
         text_shape = (config.nnet.num_clip_token or 5, config.nnet.clip_dim or 8)
     torch.manual_seed(0)
-    net = pipeline.build_net(config, classes, text_shape)
+    net = pipeline.build_net(config, classes, text_shape, mask_channels=2)
     null = pipeline.null_conditions(net, classes, None if text_shape is None else torch.zeros(text_shape))
     schedule = diffusion.schedule(**config.schedule)
     denoise = diffusion.Denoiser(net, schedule, **config.denoiser)
     batch = {"label": torch.tensor([0, 1]), "text": torch.randn(2, *(text_shape or (1, 1)))}
-    cond = conditions.drop({key: batch[key] for key in null}, null, config.train.p_uncond)
     x0 = torch.randn(2, *pipeline.latent_shape(config.nnet))
+    if "mask" in net.takes:
+        batch["mask"] = torch.rand(2, 2, *(side * net.shrink for side in x0.shape[2:]))
+    cond = conditions.drop({key: batch[key] for key in net.takes}, null, config.train.p_uncond)
     t, own = schedule.sample_times(2), {}
     if denoise.learned_var:
         loss = diffusion.loss.hybrid(denoise, x0.clamp(-1, 1), t, weighting=config.train.weighting, **cond).loss
     else:
-        loss, own = diffusion.loss.simple(denoise, x0, t, weighting=config.train.weighting, with_losses=True, **cond)
+        with_losses = config.nnet.name.startswith("uvit")
+        loss = diffusion.loss.simple(denoise, x0, t, weighting=config.train.weighting, **cond,
+                                     **({"with_losses": True} if with_losses else {}))
+        loss, own = loss if with_losses else (loss, {})
     (loss.mean() + sum(own.values())).backward()
     assert loss.isfinite().all()
     assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
