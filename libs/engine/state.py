@@ -98,7 +98,7 @@ class State:
                 for key, value in self.optimizer.state.get(weight, {}).items():
                     (moments if torch.is_tensor(value) else scalars)[f"{key}.{name}"] = value
             scaler = self.run.accelerator.scaler
-            buffers = dict(self.module.named_buffers())
+            buffers = _saved_buffers(self.module)
             checkpoint.write(root, self.step, {
                 "nnet": dict(zip(self.names, self._weights)) | buffers,
                 "nnet_ema": dict(zip(self.names, self._averages)) | buffers,
@@ -216,10 +216,16 @@ def weights_hash(path, *, ema_rate=0.0):
     return checkpoint.sha256(path)[:16]
 
 
+def _saved_buffers(module):
+    """The buffers that belong to a network's state_dict; others (such as position numbers) are made anew with the network."""
+    saved = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name in saved}
+
+
 def _load_into(module, tensors, names, folder):
     """Copy saved weights into a network in place, after checking that both have the same names and shapes."""
-    mine = {name: tensor for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    wanted = {*names, *(name for name, _ in module.named_buffers())}
+    buffers = _saved_buffers(module)
+    mine, wanted = dict(module.named_parameters()) | buffers, {*names, *buffers}
     problems = [f"{name}: missing in the checkpoint" for name in sorted(wanted - tensors.keys())]
     problems += [f"{name}: not in this network" for name in sorted(tensors.keys() - wanted)]
     problems += [f"{name}: {tuple(tensors[name].shape)} in the checkpoint, {tuple(mine[name].shape)} in this network"

@@ -17,7 +17,7 @@ from libs import engine, metrics
 from libs.evaluation import noisy
 from libs.engine.checkpoint import write_text
 from libs.evaluation.agreement import Agreement, agreement
-from libs.evaluation.describing import asked, bank_of, describer, masks_asked, preview_masks, tell_parameters
+from libs.evaluation.describing import asked, bank_of, describer, masks_asked, preview_masks, preview_prompts, tell_parameters
 from libs.evaluation.following import Following, following, pictures
 from libs.evaluation.generation import Sink, Timing, generate, generate_all, is_there, nhwc, save_npz, save_png
 from libs.evaluation.requests import RequestOptions, compose, weights_used
@@ -152,7 +152,8 @@ def evaluator(run, pipeline, config, dataset, prompts=None):
 
 
 def previewer(run, pipeline, config, prompts=None, masks=None):
-    """preview(ema, step) -> grid of images with the same noise and conditions at every call: a row for each class.
+    """preview(ema, step) -> grid of images with the same noise and conditions at every call: a row for each class, or for each of
+    config.sample.validation_prompts.
 
     masks: of a network that takes masks, the data set whose masks are asked for; each row of images then stands below its masks.
     """
@@ -161,7 +162,9 @@ def previewer(run, pipeline, config, prompts=None, masks=None):
         cond["label"] = torch.arange(min(int(pipeline.null["label"]), SHOWN)).repeat_interleave(SHOWN)
         n = len(cond["label"])
     if "text" in pipeline.null:
-        cond["text"] = described(prompts).draw(cond.get("label"), n, seed=config.seed)
+        own = None if "label" in cond else preview_prompts(config, described(prompts), SHOWN)
+        n = n if own is None else len(own)
+        cond["text"] = own or described(prompts).draw(cond.get("label"), n, seed=config.seed)
     if "mask" in pipeline.takes:
         cond["mask"] = preview_masks(masks, cond.get("label"), SHOWN, seed=config.seed)
         n = len(cond["mask"])

@@ -5,7 +5,7 @@ import logging
 import torch
 
 from libs import data
-from libs.pipeline import PROMPTS, Bank, Describer, Masks, StoredDescriber, draw_conditions, parameters, parameters_table
+from libs.pipeline import PROMPTS, Bank, Describer, Masks, Prompts, StoredDescriber, draw_conditions, parameters, parameters_table
 
 
 def asked(config, dataset, pipeline, n, *, seed, prompts=None):
@@ -46,6 +46,12 @@ def preview_masks(dataset, labels, each, *, seed):
         own = own if len(own) else torch.arange(len(dataset))
         rows.append(int(own[position % each % len(own)]))
     return Masks(dataset, rows)
+
+
+def preview_prompts(config, prompts, each):
+    """The texts of config.sample.validation_prompts, `each` times, as encoders.Prompts; None where there are none."""
+    texts = config.sample.get("validation_prompts", ())
+    return Prompts(prompts.encoder, [text for text in texts for _ in range(each)]) if texts else None
 
 
 def tell_parameters(run, net, codec, encoder=None):

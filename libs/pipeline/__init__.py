@@ -45,7 +45,7 @@ class Pipeline:
         """
         Args:
             net: the network, usually the averaged one.
-            config: the sections nnet (for the shape), denoiser and sample are used.
+            config: the sections nnet (for the shape), denoiser and sample are used; kept as `config`.
             codec: codecs.get(...); images leave through its `decode`.
             schedule: diffusion.schedule(...).
             null: see `null_conditions`; {} for an unconditional network.
@@ -54,6 +54,7 @@ class Pipeline:
         """
         device = next(net.parameters()).device
         self.net, self.codec, self.schedule, self.takes, self.masks_as = net, codec, schedule, tuple(net.takes), masks_as
+        self.config = config
         self.null = {key: value.to(device) for key, value in null.items()}
         self.denoiser = diffusion.Denoiser(net, schedule, **config.denoiser)
         self.shape = latent_shape(config.nnet)
