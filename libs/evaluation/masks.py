@@ -122,7 +122,7 @@ def of_files(path, files, of_image, code, *, side, crop=""):
     def read(number):
         from PIL import Image
         mask = Image.fromarray(code.read(files[number].path))
-        return np.asarray(apply_crop_to_mask(mask, plan_crop(mask.size, side, crop="pad" if crop == "pad" else "center")))
+        return np.array(apply_crop_to_mask(mask, plan_crop(mask.size, side, crop="pad" if crop == "pad" else "center")))
 
     names = distinct([_stem(each.name) for each in files], [each.name.replace("/", "_").replace(".", "_") for each in files])
     try:

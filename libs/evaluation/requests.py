@@ -147,10 +147,12 @@ def each_mask(files, label, classes, n, *, labelled):
 
 def weights_used(trained, ema_rate=0.0):
     """Which weights made the images, in words."""
-    step = "" if trained.step is None else f", step {trained.step}"
-    average = (trained.source / MANIFEST).is_file()
-    how = f"moving average{f' of rate {ema_rate:g}' if ema_rate else ''}" if average else "weights as they are"
-    return f"{trained.source}{step}, {how}"
+    source, how = Path(trained.source), "weights as they are"
+    if (source / MANIFEST).is_file():
+        how = f"moving average{f' of rate {ema_rate:g}' if ema_rate else ''}"
+    elif any((folder / "unet_ema" / "config.json").is_file() for folder in (source, source.parent)):  # see engine.foreign
+        how = "moving average (unet_ema)"
+    return f"{source}{'' if trained.step is None else f', step {trained.step}'}, {how}"
 
 
 def _check(options, sampler, labelled):
