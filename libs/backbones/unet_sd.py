@@ -76,7 +76,7 @@ def build(path: str, *, subfolder: str = "unet", sample_size: int = 64, any_size
     if use_checkpoint:
         unet.enable_gradient_checkpointing()
         if text_encoder is not None:
-            text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            text_encoder.activation_checkpointing_enable({"use_reentrant": False})
     return net
 
 
