@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from libs import backbones, codecs, diffusion, engine
+from configs import phantom32_unet_label
+from libs import backbones, codecs, diffusion, engine, evaluation
 from libs.data.masks import MaskCode
-from libs.pipeline import Pipeline, exporting, image_generator
+from libs.pipeline import Pipeline, build_net, exporting, image_generator
 
 SMALL = dict(block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=12, attention_head_dim=2, norm_num_groups=4,
              down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
@@ -34,6 +35,7 @@ for number, call in enumerate(torch.load(sys.argv[1], weights_only=True)):
     generators = [torch.Generator().manual_seed(seed) for seed in call["seeds"]]
     images = pipe(**call["asked"], generator=generators, output_type="pt").images
     error = (images * 2 - 1 - call["images"]).abs().max().item()
+    assert (call["images"].abs() < 1).float().mean() > 0.9  # not clipped
     assert images.shape == call["images"].shape and error < 1e-4, (number, images.shape, error)
     picture = pipe(class_label=call["asked"].get("class_label"), mask=call["asked"].get("mask"), num_inference_steps=2).images[0]
     assert picture.size == (images.shape[3], images.shape[2]), picture
@@ -92,7 +94,7 @@ def test_diffusers_alone_makes_the_same_images(tmp_path, kl):
                   schedule=dict(name="cosine")), {}, dict(num_images=2)),
         (_sampler(control(conditioning_channels=1), kl, masks_as=MaskCode((0, 255), names=("skin", "lesion"))),
          {"label": label, "mask": mask}, dict(class_label=["melanoma", None], mask=mask)),
-        (_sampler(control((8,), channels=3, conditioning_channels=3), codecs.get("pixels"), masks_as=three, guidance=1.0),
+        (_sampler(control((8,), channels=3, conditioning_channels=3), codecs.get("pixels"), masks_as=three, guidance=1.0, predicts="x0"),
          {"label": torch.tensor([0, 0]), "mask": three.tensor(classes)[None].expand(2, -1, -1, -1)},
          dict(class_label="naevus", mask=str(tmp_path / "mask.png"), num_images=2)),
         (_sampler(control(conditioning_channels=3, legacy=True, num_classes=-1), kl, guidance=1.0), {"mask": mask},
@@ -195,3 +197,32 @@ def test_the_exported_pipeline_reads_pictures_as_we_do(opened, tmp_path):
     assert torch.equal(pipe._masks(tmp_path / "wide.png")[0], wanted)
     assert torch.equal(pipe._masks(classes)[0], wanted)
     assert torch.equal(pipe._masks([Image.open(tmp_path / "wide.png"), wanted]), torch.stack([wanted, wanted]))
+
+
+def test_a_run_is_exported_and_sampled_from(tmp_path, script):
+    """By the command line; then sample.py's way to open a network makes the run's images from the folder."""
+    config = phantom32_unet_label.get_config()
+    with config.unlocked():
+        config.nnet.update(dict(block_out_channels=(8, 16, 16), cross_attention_dim=8, norm_num_groups=4))
+        config.sample.update(dict(sample_steps=3, guidance=2.0))
+        config.train.mixed_precision = "no"
+    run = engine.start(config, tmp_path / "run")
+    names = ["nevus", "melanoma", "seborrheic keratosis", "angioma"]
+    run.record("classes.json", names, fixed=True)
+    torch.manual_seed(3)
+    net = build_net(config, names)
+    state = engine.State(run, net, optimizer=config.optimizer, lr_scheduler=config.lr_scheduler, n_steps=1_000)
+    run.describe()
+    state.save(run.folder / "ckpts", keep=1)
+    run.finish()
+
+    done = script("scripts/export_pipeline.py", f"--workdir={tmp_path}/run", f"--output_path={tmp_path}/out")
+    assert f"pipeline in {tmp_path}/out" in done.stdout and "ckpts/0.ckpt, step 0" in done.stdout
+    run = engine.start(config, tmp_path / "elsewhere", claim=False)
+    opened = [evaluation.open_trained(run, config, workdir, path, with_data=False)
+              for workdir, path in ((tmp_path / "run", ""), (tmp_path / "elsewhere", tmp_path / "out"))]
+    assert opened[1].classes == names
+    label = {"label": torch.tensor([0, 3])}
+    first, second = (each.sampler(label, seed=1, indices=range(2)) for each in opened)
+    assert torch.equal(first, second) and first.std() > 0.1
+    run.finish()
