@@ -21,6 +21,7 @@ MAY_IMPORT = {room: set() for room in FLOOR_0} | {
     "evaluation": {"pipeline", "ratings", "metrics", "engine", "data"},
     "report": {"pipeline", "ratings", "metrics", "engine", "data"},
     "downstream": {"metrics", "engine", "data"},
+    "extraction": {"pipeline", "engine", "data"},
 }
 IMPORTERS = {"import_module", "importlib.import_module", "__import__"}
 OURS = {"libs", "scripts", "configs", "tests", "benchmarks"}

@@ -105,7 +105,8 @@ def test_faults_of_options_and_files(tmp_path):
         data.preflight(opened(tmp_path))
     with pytest.raises(ValueError, match="the mask has 9x9 pixels, its image images/1.png 9x8"):
         data.preflight(opened(tmp_path, mask_values=(0, 3)))
-    for options, message in (({"masks_folder": "images"}, "expected the names of two folders"), ({"image_prefx": "a"}, "did you mean"),
+    for options, message in (({"masks_folder": "images"}, "expected the names of two folders"),
+                             ({"image_prefx": "a"}, "did you mean"),
                              ({"group_column": "p"}, "needs a metadata table"), ({"require": ("text",)}, "no text in the data")):
         with pytest.raises(ValueError, match=message):
             opened(tmp_path, **options)

@@ -83,6 +83,8 @@ def test_other_options():
         MaskCode(names=("a", "a"))
     assert MaskCode((0, 1, 2)).names == ("class 0", "class 1", "class 2") and MaskCode().names == ("class 0", "class 1")
     assert MaskCode((0, 1)) == MaskCode([0, 1]) != MaskCode((1, 0))
+    assert MaskCode(COLOURS).settings["values"] == [list(colour) for colour in COLOURS]
+    assert MaskCode(**MaskCode(COLOURS, names="abc").settings) == MaskCode(COLOURS, names="abc")
 
 
 # tensors
@@ -234,13 +236,19 @@ def test_stores_carry_masks(tmp_path, values):
         data.store.check(tmp_path / "store", IDENTITY, folder(tmp_path, resolution=4, mask_values=(255, 128, 0)).fingerprint)
 
 
-def test_an_older_store_without_masks_stays_good(place, monkeypatch):
-    images = folder(place)
-    assert images.fingerprint, "noted, as it was then"
-    with monkeypatch.context() as patch:
-        patch.setattr(images, "masks_as", None)
-        options = dict(encode_images=encoded, identity=IDENTITY, progress=False)
-        data.store.write(place / "old", images, **options)
+class Unmasked(data.Subset):
+    """As a data set was before stores kept masks: the same fingerprint, and nothing known of its masks."""
+
+    masks_as = fingerprint = None
+
+    def __init__(self, dataset):
+        super().__init__(dataset, range(len(dataset)))
+        self.masks_as, self.fingerprint = None, dataset.fingerprint
+
+
+def test_an_older_store_without_masks_stays_good(place):
+    images, options = folder(place), dict(encode_images=encoded, identity=IDENTITY, progress=False)
+    data.store.write(place / "old", Unmasked(images), **options)
     data.store.write(place / "old", images, **options)
     old = data.Features(place / "old")
     assert old.masks_as is None and "mask" not in old[0] and "masks" not in old.manifest

@@ -1,7 +1,8 @@
 """What the values of a mask file mean: grey levels on a scale, or classes by grey level, palette index or colour."""
 
 import colorsys
-from dataclasses import dataclass
+import dataclasses
+import json
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from .reading import decode, open_mask
 SHOWN = 5  # values named in one message
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class MaskCode:
     """Mask files <-> classes (H, W) <-> the tensors that networks are given.
 
@@ -59,6 +60,11 @@ class MaskCode:
     @property
     def channels(self):
         return self.classes if self.classes > 2 else 1
+
+    @property
+    def settings(self):
+        """The arguments as JSON has them: MaskCode(**settings) is equal."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def read(self, path):
         """A mask file as uint8 (H, W): the class of each pixel, or its grey level where values=().

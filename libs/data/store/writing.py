@@ -1,6 +1,5 @@
 """Making the store of a data set from its images and captions."""
 
-import dataclasses
 import logging
 from itertools import chain
 
@@ -61,7 +60,7 @@ def write(path, dataset, *, encode_images, encode_texts=None, empty=None, identi
         images = {"mean": latents} | ({} if std is None else {"std": latents})
         images |= {} if masks_as is None else {"mask": (tuple(first["mask"].shape[2:]), "uint8")}
         plan = {"name": dataset.name, "classes": list(dataset.classes), "about": about or {},
-                **({} if masks_as is None else {"masks": dataclasses.asdict(masks_as)}),
+                **({} if masks_as is None else {"masks": masks_as.settings}),
                 "groups": {"images": images | ({} if dataset.labels is None else {"labels": ((), "int64")})},
                 "counts": {"images": len(dataset), "texts": len(distinct)}}
         tables = {"file_names": [dataset.file_name(i) for i in range(len(dataset))]}
