@@ -1,4 +1,4 @@
-"""Classifiers to train: a small one of our own, or any of timm's and torchvision's, under one interface."""
+"""Networks to train: a small classifier of our own, or any of timm's and torchvision's, under one interface; or a small U-Net."""
 
 import hashlib
 import re
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from libs.data.base import did_you_mean
 from libs.metrics import weights as weights_of
+from libs.metrics.segmenter import Segmenter
 
 LIBRARIES = ("timm:", "torchvision:")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -102,6 +103,17 @@ def build(name="small", *, classes, channels, resolution, weights="", size=0, wi
     make = _timm if library == "timm" else _torchvision
     net, mean, std = make(model, classes, size or resolution, weights)
     return Classifier(net, mean, std, size=size, rgb=channels == 1)
+
+
+def build_segmenter(name="small", *, classes, channels, resolution, weights="", size=0, width=16):
+    """A U-Net for uint8 images (N, C, H, W) -> logits (N, classes, H, W), its weights drawn from torch's global generator.
+
+    Args as for `build`, of which 'small' alone segments. Raises ValueError for another network, or given weights.
+    """
+    if name != "small" or weights:
+        raise ValueError(f"config.nnet.name={name!r}, weights={weights!r}: the network that segments is 'small', without weights "
+                         "but those of its training")
+    return Segmenter(classes, channels, size or resolution, width)
 
 
 def identity(name, weights, **options):

@@ -112,6 +112,8 @@ def trainings(real, synthetic, test, *, fractions, ratios, seeds, with_all, sett
         parts = {"version": VERSION, "settings": settings, "seed": seed, "classes": real.classes,
                  "real": _contents(real, chosen), "synthetic": _contents(synthetic, added),
                  "test": _contents(test, range(len(test)))}
+        if real.masks is not None:
+            parts |= {"task": "segmentation", "masks": list(real.mask_names)}
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
         found.append(Training(arm, fraction, seed, list(chosen), added, asked, key))
 
@@ -145,8 +147,9 @@ def _asked(ratio, real, synthetic):
 
 
 def _contents(images, indices):
-    """One hash of what these images show and which classes they have, wherever they lie."""
+    """One hash of what these images show and which classes or masks they have, wherever they lie."""
     digest = hashlib.sha256()
     for i in indices:
-        digest.update(f"{images.hashes[i]} {int(images.labels[i])}\n".encode())
+        mask = "" if images.masks is None else f" {images.mask_hashes[i]}"
+        digest.update(f"{images.hashes[i]} {int(images.labels[i])}{mask}\n".encode())
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """The trainings of a study: shared among processes, each kept as soon as it is finished, none done twice.
 
-A training is <folder>/trainings/<key>.npz, the logits of the test images, and <key>.json, which is written last.
+A training is <folder>/trainings/<key>.npz, what it says of the test images, and <key>.json, which is written last. Kept are the
+logits of a classifier, and of a segmentation network the Dice of every class.
 """
 
 import hashlib
@@ -14,31 +15,31 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from libs.downstream import networks, summary, training
+from libs.downstream import networks, segmentation, summary, training
 from libs.engine.checkpoint import write_text
 
 log = logging.getLogger(__name__)
 
 
 def carry_out(run, found, real, synthetic, test, config):
-    """Do the trainings that are not there yet, shared among the processes; logits of the test images of all of them.
+    """Do the trainings that are not there yet, shared among the processes; what all of them say of the test images.
 
     Training k of those to do goes to process k mod W. What it gives is the same on any of them.
 
     Returns:
-        {key: float32 (N, K)} on the main process, {} on the others.
+        {key: float32 (N, K)}, logits or Dice, on the main process; {} on the others.
     Raises:
         ValueError, FileNotFoundError: a network that cannot be built.
     """
     folder = Path(run.folder) / "trainings"
     unique = list({each.key: each for each in found}.values())
-    shape = (len(test), len(real.classes))
+    shape, build = (len(test), len(real.targets)), networks.build if test.masks is None else networks.build_segmenter
     missing = [each.key for each in unique if _read(folder, each.key, shape) is None] if run.is_main else None
     missing = set(run.from_main(missing))
     todo = [each for each in unique if each.key in missing]
     if todo:
-        run.main_first(lambda: networks.build(**config.nnet, classes=len(real.classes), channels=real.pixels.shape[1],
-                                              resolution=real.pixels.shape[2]))
+        run.main_first(lambda: build(**config.nnet, classes=len(real.targets), channels=real.pixels.shape[1],
+                                     resolution=real.pixels.shape[2]))
         folder.mkdir(parents=True, exist_ok=True)
     run.describe()
     if run.is_main:
@@ -55,29 +56,34 @@ def carry_out(run, found, real, synthetic, test, config):
     run.barrier()
     if not run.is_main:
         return {}
-    logits = {each.key: _read(folder, each.key, shape) for each in unique}
-    lost = [key for key, values in logits.items() if values is None]
+    kept = {each.key: _read(folder, each.key, shape) for each in unique}
+    lost = [key for key, values in kept.items() if values is None]
     if lost:
         raise ValueError(f"{len(lost)} trainings are not in {folder}, such as {lost[0]}.npz: all processes must see one "
                          "folder")
-    return logits
+    return kept
 
 
 def _train(run, each, real, synthetic, test, config, folder):
     """Do one training and keep it."""
     pixels = torch.cat([real.pixels[each.real], synthetic.pixels[each.synthetic]])
     labels = torch.cat([real.labels[each.real], synthetic.labels[each.synthetic]])
+    masks = None if test.masks is None else torch.cat([real.masks[each.real], synthetic.masks[each.synthetic]])
     begun = time.perf_counter()
-    net = training.train(pixels, labels, len(real.classes), seed=each.seed, train=config.train, optimizer=config.optimizer,
-                         lr_scheduler=config.lr_scheduler, nnet=config.nnet, device=run.device,
+    net = training.train(pixels, labels, len(real.targets), masks=masks, seed=each.seed, train=config.train,
+                         optimizer=config.optimizer, lr_scheduler=config.lr_scheduler, nnet=config.nnet, device=run.device,
                          autocast=run.accelerator.autocast)
-    logits = training.logits(net, test.pixels, device=run.device, threads=config.train.threads).numpy()
+    where = {"device": run.device, "threads": config.train.threads}
+    if masks is None:
+        kept = {"logits": training.logits(net, test.pixels, **where).numpy(), "labels": test.labels.numpy()}
+    else:
+        kept = {"dice": segmentation.dice(net, test.pixels, test.masks, **where).numpy()}
     staged = folder / f".staging-{each.key}-{os.getpid()}.npz"
-    np.savez(staged, logits=logits, labels=test.labels.numpy())
+    np.savez(staged, **kept)
     os.replace(staged, folder / f"{each.key}.npz")
     facts = {"arm": each.arm.name, "fraction": each.fraction, "seed": each.seed, "real": real.counts(each.real),
              "synthetic": synthetic.counts(each.synthetic), "real_images": [real.names[i] for i in each.real],
-             "synthetic_images": [synthetic.names[i] for i in each.synthetic], "sha256": _sha256(logits),
+             "synthetic_images": [synthetic.names[i] for i in each.synthetic], "sha256": _sha256(next(iter(kept.values()))),
              "last_loss": net.last_loss, "parameters": sum(p.numel() for p in net.parameters()),
              "seconds": round(time.perf_counter() - begun, 2), "device": str(run.device)}
     write_text(folder / f"{each.key}.json", json.dumps(facts, indent=1))
@@ -85,20 +91,20 @@ def _train(run, each, real, synthetic, test, config, folder):
 
 
 def _read(folder, key, shape):
-    """The logits of a finished training; None where there is none, or its files do not belong together."""
+    """What is kept of a finished training; None where there is none, or its files do not belong together."""
     try:
         facts = json.loads((folder / f"{key}.json").read_text())
         with np.load(folder / f"{key}.npz", allow_pickle=False) as file:
-            logits = file["logits"]
+            kept = file["logits" if "logits" in file else "dice"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         log.warning("the training %s cannot be read (%s) and is done again", folder / key, error)
         return None
-    if logits.shape != shape or _sha256(logits) != facts.get("sha256"):
+    if kept.shape != shape or _sha256(kept) != facts.get("sha256"):
         log.warning("the training %s is damaged and is done again", folder / key)
         return None
-    return logits
+    return kept
 
 
 def _sha256(array):

@@ -7,25 +7,28 @@ from collections import defaultdict
 
 import numpy as np
 
-from libs.downstream import scores as scoring
+from libs.downstream import scores as scoring, segmentation
 
-SHOWN = {"auc": "AUC", "f1": "F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "recall": "recall"}
-HEADLINE = ("auc", "f1", "balanced_accuracy")  # in tables, sentences and the figure
+SHOWN = {"auc": "AUC", "f1": "F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "recall": "recall",
+         "dice": "Dice"}
+HEADLINE = ("dice", "auc", "f1", "balanced_accuracy")  # in tables, sentences and the figure, as far as they are measured
 COLUMNS = ("arm", "fraction", "ratio", "metric", "class", "value", "low", "high", "difference", "difference_low",
            "difference_high", "finding", "n_real", "n_synthetic", "n_test", "seeds")
 FEW_CLASSES = 12  # of so many the page shows each
+TRAINED = {"classification": "classifier", "segmentation": "segmentation network"}
 GENERATOR = ("A generator that was trained on more real images than a fraction holds brings those in by way of its images: a "
              "gain there is not one of the fraction alone. It must never have seen the test images; only copies of them can be "
              "found here.")
 
 
-def summarise(found, logits, test, fractions, *, resamples, seed=0):
+def summarise(found, kept, test, fractions, *, resamples, seed=0):
     """The rows of a study: one dict with COLUMNS for each arm, fraction and metric.
 
     The arm without real images stands at every fraction, for its difference to real images alone there.
 
     Args:
-        found: `plan.Training`s. logits: {key: float32 (N, K)} of the test images. test: `images.Images`.
+        found: `plan.Training`s. kept: {key: float32 (N, K)} of the test images, logits, or Dice where these have masks.
+        test: `images.Images`.
         resamples: draws behind an interval. seed: of these draws.
     """
     labels, groups = test.labels.numpy(), test.groups
@@ -33,19 +36,23 @@ def summarise(found, logits, test, fractions, *, resamples, seed=0):
     draws = scoring.Resamples(labels, groups, len(seeds), count=resamples, seed=seed)
     keys = sorted({training.key for training in found})
     whole = np.ones((1, len(labels)))
-    points = {key: scoring.scores(logits[key], labels, whole)[0] for key in keys}
+    if test.masks is None:
+        columns, counts, truth, scores = scoring.names(test.classes), test.counts(), labels, scoring.scores
+    else:
+        counts = test.pairs()
+        columns, truth, scores = segmentation.names(test.mask_names), np.array(list(counts.values())) > 0, segmentation.scores
+    points = {key: scores(kept[key], truth, whole)[0] for key in keys}
     parts = defaultdict(list)
     for weights in draws.weights():
         for key in keys:
-            parts[key].append(scoring.scores(logits[key], labels, weights))
+            parts[key].append(scores(kept[key], truth, weights))
     resampled = {key: np.concatenate(blocks) for key, blocks in parts.items()}
     cells = defaultdict(list)  # (arm, fraction) -> trainings in order of seed
     for training in sorted(found, key=lambda each: each.seed):
         for fraction in fractions if math.isnan(training.arm.ratio) else (training.fraction,):
             cells[training.arm.name, fraction].append(training)
     arms = list(dict.fromkeys(training.arm.name for training in found))
-    columns, rows = scoring.names(test.classes), []
-    counts = test.counts()
+    rows = []
     for fraction in sorted(fractions):
         base = cells["real", fraction]
         for arm in arms:
@@ -57,6 +64,12 @@ def summarise(found, logits, test, fractions, *, resamples, seed=0):
                        "n_test": counts[name] if name else len(test), "seeds": len(seeds)}
                 rows.append(row)
     return rows
+
+
+def headline(rows):
+    """The metrics of HEADLINE that rows have."""
+    there = {row["metric"] for row in rows}
+    return [metric for metric in HEADLINE if metric in there]
 
 
 def sentences(rows):
@@ -108,28 +121,30 @@ def as_csv(rows):
 
 def as_markdown(rows, result):
     """The page of a study: how it was done, tables for each fraction, sentences, warnings; `result` is downstream.json."""
-    lines = ["# What synthetic images are worth to a classifier", "", *[f"- {text}" for text in result["notes"]], ""]
+    shown, of_class = headline(rows), list(dict.fromkeys(row["metric"] for row in rows if row["class"]))
+    lines = [f"# What synthetic images are worth to a {TRAINED[result['task']]}", "",
+             *[f"- {text}" for text in result["notes"]], ""]
     classes = [""] + (result["classes"] if len(result["classes"]) <= FEW_CLASSES else [])
     for fraction in dict.fromkeys(row["fraction"] for row in rows):
         here = [row for row in rows if row["fraction"] == fraction]
         lines += [f"## {share(fraction)} of the real images", "",
-                  "| trained on | real | synthetic | " + " | ".join(f"{SHOWN[m]} | difference" for m in HEADLINE) + " |",
-                  "|---|---:|---:|" + "---|---|" * len(HEADLINE)]
+                  "| trained on | real | synthetic | " + " | ".join(f"{SHOWN[m]} | difference" for m in shown) + " |",
+                  "|---|---:|---:|" + "---|---|" * len(shown)]
         for arm in dict.fromkeys(row["arm"] for row in here):
             mean = {row["metric"]: row for row in here if row["arm"] == arm and not row["class"]}
-            first = mean[HEADLINE[0]]
-            cells = [f"{_number(mean[m]['value'])}{_ends(mean[m])} | {_difference(mean[m])}" for m in HEADLINE]
+            first = mean[shown[0]]
+            cells = [f"{_number(mean[m]['value'])}{_ends(mean[m])} | {_difference(mean[m])}" for m in shown]
             lines.append(f"| {arm} | {_cell(first['n_real'])} | {_cell(first['n_synthetic'])} | {' | '.join(cells)} |")
         lines.append("")
         if len(classes) > 1:
             lines += [f"By class, at {share(fraction)}:", "",
-                      "| class | trained on | " + " | ".join(SHOWN[metric] for metric in scoring.PER_CLASS) + " |",
-                      "|---|---|" + "---|" * len(scoring.PER_CLASS)]
+                      "| class | trained on | " + " | ".join(SHOWN[metric] for metric in of_class) + " |",
+                      "|---|---|" + "---|" * len(of_class)]
             for name in classes[1:]:
                 for arm in dict.fromkeys(row["arm"] for row in here):
                     mine = {row["metric"]: row for row in here if row["arm"] == arm and row["class"] == name}
-                    cells = [f"{_number(mine[m]['value'])}{_ends(mine[m])}" for m in scoring.PER_CLASS]
-                    lines.append(f"| {name} (n={mine['auc']['n_test']}) | {arm} | {' | '.join(cells)} |")
+                    cells = [f"{_number(mine[m]['value'])}{_ends(mine[m])}" for m in of_class]
+                    lines.append(f"| {name} (n={mine[of_class[0]]['n_test']}) | {arm} | {' | '.join(cells)} |")
             lines.append("")
     lines += ["## In words", "", *[f"- {text}" for text in result["sentences"]], ""]
     if result["warnings"]:
@@ -146,9 +161,9 @@ def as_text(rows, result):
         for arm in dict.fromkeys(row["arm"] for row in rows):
             mean = {row["metric"]: row for row in rows
                     if row["arm"] == arm and row["fraction"] == fraction and not row["class"]}
-            first = mean[HEADLINE[0]]
+            first = mean[headline(rows)[0]]
             lines.append(f"  {arm:{wide}s}  {_cell(first['n_real']):>6s} real {_cell(first['n_synthetic']):>6s} synthetic   "
-                         + "   ".join(f"{SHOWN[m]} {_number(mean[m]['value'])}{_ends(mean[m])}" for m in HEADLINE))
+                         + "   ".join(f"{SHOWN[m]} {_number(mean[m]['value'])}{_ends(mean[m])}" for m in headline(rows)))
     return "\n".join([*lines, *result["sentences"], *[f"warning: {text}" for text in result["warnings"]]])
 
 
@@ -162,8 +177,9 @@ def figure(rows, path):
     colours = matplotlib.colormaps["viridis"](np.linspace(0.2, 0.9, max(1, len(arms) - 2)))
     looks = {"real": ("#111111", "o"), "synthetic": ("#c0392b", "s")}
     looks |= {arm: (colour, "^") for arm, colour in zip([arm for arm in arms if arm not in looks], colours)}
-    figure = Figure(figsize=(4.6 * len(HEADLINE), 4.4), dpi=110, layout="constrained")
-    for axes, metric in zip(figure.subplots(1, len(HEADLINE)), HEADLINE, strict=True):
+    metrics = headline(rows)
+    figure = Figure(figsize=(4.6 * len(metrics) if len(metrics) > 1 else 7.0, 4.4), dpi=110, layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for number, arm in enumerate(arms):
             mine = [row for row in rows if row["arm"] == arm and row["metric"] == metric and not row["class"]]
             aside = 1.05 ** (number - (len(arms) - 1) / 2)  # so that intervals stand beside each other

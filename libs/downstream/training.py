@@ -1,4 +1,6 @@
-"""One classifier: the same number of steps whatever it is trained on, and all it draws depends on its seed alone."""
+"""One classifier or segmentation network: the same number of steps whatever it is trained on, and all it draws depends on
+its seed alone.
+"""
 
 import contextlib
 import logging
@@ -10,18 +12,25 @@ from torch.nn import functional as F
 from libs.data.base import one_of
 from libs.downstream import networks
 from libs.engine import optim
+from libs.metrics.segmenter import class_weights, segmentation_loss
 
 log = logging.getLogger(__name__)
 SETTINGS = ("n_steps", "batch_size", "balanced", "mixed_precision", "label_smoothing", "random_flip", "random_vflip",
             "random_shift", "threads")
 
 
-def check(train, optimizer, lr_scheduler):
-    """ValueError for training settings that are unknown or out of range, before anything is read or trained."""
+def check(train, optimizer, lr_scheduler, *, masks=False):
+    """ValueError for training settings that are unknown or out of range, before anything is read or trained.
+
+    masks: whether masks are learned.
+    """
     for key in train:
         one_of("config.train: setting", key, SETTINGS)
     if train["batch_size"] < 2:
         raise ValueError(f"config.train.batch_size={train['batch_size']}: batch normalisation needs at least 2")
+    if masks and train["label_smoothing"]:
+        raise ValueError(f"config.train.label_smoothing={train['label_smoothing']}: a segmentation network is trained without; "
+                         "set it to 0")
     if not 0 <= train["label_smoothing"] < 1:
         raise ValueError(f"config.train.label_smoothing={train['label_smoothing']}: expected a share in [0, 1)")
     if train["random_shift"] < 0 or train["threads"] < 1:
@@ -67,13 +76,15 @@ def augmented(pixels, drawn, *, random_flip=False, random_vflip=False, random_sh
     return pixels
 
 
-def train(pixels, labels, classes, *, seed, train, optimizer, lr_scheduler, nnet, device="cpu", autocast=None):
+def train(pixels, labels, classes, *, seed, train, optimizer, lr_scheduler, nnet, masks=None, device="cpu", autocast=None):
     """A `networks.Classifier` trained on uint8 images (N, C, H, W) and labels (N,), ready to classify.
 
     The caller's random state is left as it was.
 
     Args:
         classes: their number.
+        masks: uint8 (N, H, W), the class of each pixel: then a segmentation network is trained on these, with
+            `metrics.segmenter.segmentation_loss`; images and masks are mirrored and moved alike.
         train, optimizer, lr_scheduler, nnet: sections of the config.
         autocast: () -> context in which the network computes; None for float32.
     Raises:
@@ -86,8 +97,11 @@ def train(pixels, labels, classes, *, seed, train, optimizer, lr_scheduler, nnet
     looks = {key: train[key] for key in ("random_flip", "random_vflip", "random_shift")}
     device, autocast = torch.device(device), autocast or contextlib.nullcontext
     pixels, labels = pixels.to(device), labels.to(device)
+    if masks is not None:
+        weight, masks = class_weights(masks.long(), classes).to(device), masks.to(device)
     with _alone(seed, device, train["threads"]):
-        net = networks.build(**nnet, classes=classes, channels=pixels.shape[1], resolution=pixels.shape[2])
+        build = networks.build if masks is None else networks.build_segmenter
+        net = build(**nnet, classes=classes, channels=pixels.shape[1], resolution=pixels.shape[2])
         net.to(device, memory_format=torch.channels_last).train()
         update = optim.make([p for p in net.parameters() if p.requires_grad], **optimizer)
         rates = [group["lr"] for group in update.param_groups]
@@ -98,23 +112,34 @@ def train(pixels, labels, classes, *, seed, train, optimizer, lr_scheduler, nnet
             x = augmented(pixels[chosen], drawn[step], **looks)
             with autocast():
                 logits = net(x)
-            loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=train["label_smoothing"])
+            if masks is None:
+                loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=train["label_smoothing"])
+            else:
+                truth = augmented(masks[chosen][:, None], drawn[step], **looks)[:, 0].long()
+                loss = segmentation_loss(logits.float(), truth, weight)
             loss.backward()
             update.step()
             update.zero_grad(set_to_none=True)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss of a classifier (seed {seed}, {len(labels)} images) is not finite after "
+            raise FloatingPointError(f"the loss of a network (seed {seed}, {len(labels)} images) is not finite after "
                                      f"{train['n_steps']} steps: lower config.optimizer.lr, now {optimizer['lr']}")
     net.eval()
     net.last_loss = loss.item()
     return net
 
 
+def logits(net, pixels, **options):
+    """What a trained classifier says of uint8 images: float32 (N, classes); options as for `outputs`."""
+    return torch.cat(list(outputs(net, pixels, **options)))
+
+
 @torch.inference_mode()
-def logits(net, pixels, *, device="cpu", threads=1, batch_size=256):
-    """What a trained classifier says of uint8 images: float32 (N, classes)."""
-    with _alone(0, torch.device(device), threads):
-        return torch.cat([net(part.to(device)).float().cpu() for part in pixels.split(batch_size)])
+def outputs(net, pixels, *, device="cpu", threads=1, batch_size=256):
+    """Yields what a trained network says of uint8 images (N, C, H, W), `batch_size` at a time: float32 on the CPU."""
+    for part in pixels.split(batch_size):
+        with _alone(0, torch.device(device), threads):
+            found = net(part.to(device)).float().cpu()
+        yield found
 
 
 def _rounds(n, total, rng):
