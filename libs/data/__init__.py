@@ -26,8 +26,8 @@ from .store import Features
 from .tokens import WithTokens, with_tokens
 
 __all__ = ["CIFAR10", "CelebA", "ChestXray14", "Dataset", "Features", "Folder", "ISIC2018", "ISIC2019", "ImageMask",
-           "ImageNet", "MSCOCO", "MaskCode", "PathText", "Stream", "Subset", "WithTokens", "at_hand", "feature_folder", "get", "held_out",
-           "in_order", "open_all", "open_features", "preflight", "read_image", "some", "store", "validation",
+           "ImageNet", "MSCOCO", "MaskCode", "PathText", "Stream", "Subset", "WithTokens", "at_hand", "feature_folder", "get",
+           "held_out", "in_order", "open_all", "open_features", "preflight", "read_image", "some", "store", "validation",
            "with_tokens"]
 
 _DATASETS = {"folder": Folder, "image_mask": ImageMask, "path_text": PathText, "phantoms": None, "cifar10": CIFAR10,

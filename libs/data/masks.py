@@ -75,18 +75,19 @@ class MaskCode:
             ValueError: naming the file, what it holds beside the declared values, and in how many pixels.
         """
         if not self.values:
-            levels = np.asarray(open_mask(path))
+            levels = np.array(open_mask(path))
             if levels.max() > self.max:
                 raise ValueError(f"{path}: grey level {levels.max()} is above mask_max={self.max}")
             return levels
         found = _colours(path) if self._in_colour else _levels(path, self.values)
-        codes = np.array([_code(value) for value in self.values])
-        order = np.argsort(codes)
-        place = np.searchsorted(codes[order], found).clip(max=len(codes) - 1)
-        outside = found[codes[order][place] != found]
-        if len(outside):
-            raise ValueError(f"{path}: {self._strange(outside, found.size)}")
-        return order.astype(np.uint8)[place]
+        index, known = np.zeros(found.shape, np.uint8), np.zeros(found.shape, bool)
+        for k, value in enumerate(self.values):
+            same = found == _code(value)
+            index += same.view(np.uint8) * np.uint8(k)
+            known |= same
+        if not known.all():
+            raise ValueError(f"{path}: {self._strange(found[~known], found.size)}")
+        return index
 
     def tensor(self, index):
         """What `read` gave, uint8 (H, W) or (N, H, W), as float32 (K, H, W) or (N, K, H, W) in [0, 1]."""
@@ -170,7 +171,7 @@ def _colours(path):
     image = decode(path)
     if image.mode not in ("1", "L", "P", "RGB", "RGBA", "LA", "PA"):
         raise ValueError(f"{path}: a mask of type {image.mode!r}; mask_values in colour need 8-bit RGB, a palette or greyscale")
-    return _code(np.asarray(image.convert("RGB")).astype(np.int64).transpose(2, 0, 1))
+    return _code(np.asarray(image.convert("RGB")).astype(np.int32).transpose(2, 0, 1))
 
 
 def _code(value):
