@@ -301,3 +301,10 @@ def test_weights_are_named(tmp_path):
     (tmp_path / "sd" / "unet_ema" / "config.json").write_text("{}")
     for source in (tmp_path / "sd", tmp_path / "sd" / "unet"):
         assert evaluation.weights_used(SimpleNamespace(step=None, source=source)) == f"{source}, moving average (unet_ema)"
+
+
+def test_masks_of_an_unknown_run_must_have_the_channels_of_the_network():
+    net = SimpleNamespace(mask_channels=3)
+    assert requests._code({"mask_values": (0, 128, 255), "mask_names": ()}, net).channels == 3
+    with pytest.raises(ValueError, match=r"masks of 3 channels, config.dataset.mask_values=\(\) means 1"):
+        requests._code({"mask_max": 255}, net)

@@ -5,6 +5,7 @@ A mask is brought to the network's size as the data layer does it: resized to th
 
 import functools
 import hashlib
+import os
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -112,7 +113,7 @@ def find_masks(path, classes, options):
 
 
 def of_files(path, files, of_image, code, *, side, crop=""):
-    """`AskedMasks` of files.
+    """`AskedMasks` of files, called by their names without the folders that all of them share.
 
     Args:
         path: what was asked for, for messages.
@@ -124,7 +125,10 @@ def of_files(path, files, of_image, code, *, side, crop=""):
         mask = Image.fromarray(code.read(files[number].path))
         return np.array(apply_crop_to_mask(mask, plan_crop(mask.size, side, crop="pad" if crop == "pad" else "center")))
 
-    names = distinct([_stem(each.name) for each in files], [each.name.replace("/", "_").replace(".", "_") for each in files])
+    parts = [PurePosixPath(each.name).parts for each in files]
+    shared = len(os.path.commonprefix([each[:-1] for each in parts]))
+    own = ["_".join(each[shared:]) for each in parts]
+    names = distinct([_stem(each) for each in own], [each.replace(".", "_") for each in own])
     try:
         return AskedMasks(code, read, of_image, names=names, sources=[each.name for each in files])
     except ValueError as error:

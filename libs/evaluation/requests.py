@@ -96,7 +96,7 @@ def compose(run, config, workdir, trained, options, *, seed):
     names = _names(kinds, options.layout) if of_mask is None else []
     masks = None
     if of_mask is not None:
-        code = sampler.masks_as or _code(config.dataset)
+        code = sampler.masks_as or _code(config.dataset, sampler.net)
         masks = masks_of.of_files(options.mask_path, files, of_mask, code, side=sampler.image_shape[-1],
                                   crop=config.dataset.get("crop", ""))
         names = _names_of_masks([masks.names[number] for number in of_mask], kinds, options.layout)
@@ -203,7 +203,12 @@ def _keep_apart(folder, mask_path):
                          "--config.sample.path")
 
 
-def _code(options):
-    """The MaskCode of config.dataset."""
+def _code(options, net):
+    """The MaskCode of config.dataset, for weights whose run is not known."""
     given = {key: options[f"mask_{key}"] for key in ("values", "max", "names") if f"mask_{key}" in options}
-    return data.MaskCode(**given)
+    code = data.MaskCode(**given)
+    wanted = getattr(net, "mask_channels", code.channels)
+    if code.channels != wanted:
+        raise ValueError(f"this network takes masks of {wanted} channels, config.dataset.mask_values={code.values} means "
+                         f"{code.channels}: give the values of its {wanted} classes, or the --workdir of its run (masks.json)")
+    return code
