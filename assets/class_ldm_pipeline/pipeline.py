@@ -173,8 +173,8 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         count = len(self.config.mask_values)
         most = count - 1 if count else self.config.mask_max
         if index.ndim != 2 or index.min() < 0 or index.max() > most:
-            raise ValueError(f"a mask of integers {tuple(index.shape)} in {int(index.min())} .. {int(index.max())}; expected (H, W) "
-                             f"in 0 .. {most}")
+            raise ValueError(f"a mask of integers {tuple(index.shape)} in {int(index.min())} .. {int(index.max())}; expected "
+                             f"(H, W) in 0 .. {most}")
         if count > 2:
             return torch.nn.functional.one_hot(index, count).permute(2, 0, 1).float()
         return index[None].float() / most

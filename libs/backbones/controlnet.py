@@ -45,7 +45,8 @@ class MaskControlNet(LabelUNet):
                              "factor of 2 between the side of the mask and that of the latents")
         if legacy and conditioning_channels != 3:
             raise ValueError(f"legacy networks show the mask as 3 channels, not conditioning_channels={conditioning_channels}")
-        self.mask_channels, self.shrink = 1 if legacy else conditioning_channels, 2 ** (len(conditioning_embedding_out_channels) - 1)
+        self.mask_channels = 1 if legacy else conditioning_channels
+        self.shrink = 2 ** (len(conditioning_embedding_out_channels) - 1)
         self.legacy, self.conditioning_scale = legacy, 1.0
         self.controlnet = ControlNetModel.from_unet(
             self.unet, conditioning_channels=conditioning_channels,

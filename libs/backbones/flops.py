@@ -48,7 +48,8 @@ def _terms(net: nn.Module, with_losses: bool) -> tuple[int, int]:
     if isinstance(net, adm.Encoder):
         return _adm_terms(net)
     if not isinstance(net, UViT):
-        raise ValueError(f"no formula for the operations of {type(net).__name__}; there are some for UViT, ADM's networks and class-conditional UNets")
+        raise ValueError(f"no formula for the operations of {type(net).__name__}; there are some for UViT and ADM's "
+                         "networks; torch counts those of unet_label and controlnet")
     tokens, dim = net.pos_embed.shape[1:]
     hidden, patches = net.mid_block.mlp.fc1.out_features, net.num_patches
     pixels = patches * net.decoder_pred.out_features

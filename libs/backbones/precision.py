@@ -14,7 +14,7 @@ def lower(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     for module in net.modules():
         if isinstance(module, (nn.Linear, _ConvNd)):
             module.to(dtype)
-        elif not isinstance(module, nn.LayerNorm):
+        elif not isinstance(module, nn.LayerNorm) and type(module) is not nn.GroupNorm:  # ADM's own takes any precision
             continue
         if _in_own_precision not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_in_own_precision)
@@ -22,8 +22,8 @@ def lower(net: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _in_own_precision(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """The input of a layer in the precision of its weight; on CPU layer norms take any."""
+    """The input of a layer in the precision of its weight; on CPU norms take any."""
     x, = inputs
-    if isinstance(module, nn.LayerNorm) and x.is_cpu:
+    if isinstance(module, (nn.LayerNorm, nn.GroupNorm)) and x.is_cpu:
         return inputs
     return (x.to(module.weight.dtype),)

@@ -123,8 +123,8 @@ def _check(side, widths, down, up, heads, groups):
             raise ValueError(f"{name} has {len(types)} entries, block_out_channels={widths} has {len(widths)}: one for each level")
     for number, level, other in zip(range(len(down)), down, reversed(up)):
         if ("CrossAttn" in level) != ("CrossAttn" in other):
-            raise ValueError(f"level {number} is {level} on the way down and {other} on the way up: up_block_types must attend on the "
-                             "same levels, in the reverse order")
+            raise ValueError(f"level {number} is {level} on the way down and {other} on the way up: up_block_types must attend on "
+                             "the same levels, in the reverse order")
     factor = 2 ** (len(widths) - 1)
     if side % factor or side < factor:
         raise ValueError(f"sample_size={side} cannot be halved {len(widths) - 1} times, once per level after the first of "

@@ -6,5 +6,5 @@ from libs.engine.loop import check_settings, fit, validation_loss
 from libs.engine.run import Run, read_json, read_metrics, start
 from libs.engine.state import State, load_weights, weights_hash
 
-__all__ = ["Run", "State", "check_settings", "class_names", "fit", "keep_frozen", "load_weights", "read_json", "read_metrics", "start",
-           "validation_loss", "weights_hash"]
+__all__ = ["Run", "State", "check_settings", "class_names", "fit", "keep_frozen", "load_weights", "read_json", "read_metrics",
+           "start", "validation_loss", "weights_hash"]

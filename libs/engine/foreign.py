@@ -166,9 +166,10 @@ def _parts(folder):
                              "pipeline's folder with unet/")
         found = {CLASSES[kind]: folder}
     else:
-        found = {part: folder / part for part in ("unet", "class_embedder", "controlnet") if (folder / part / "config.json").is_file()}
+        found = {part: folder / part for part in PARTS if (folder / part / "config.json").is_file()}
     if not found:
-        raise ValueError(f"{folder} has no unet/ and no controlnet/ with a config.json: expected a folder written by save_pretrained")
+        raise ValueError(f"{folder} has no unet/ and no controlnet/ with a config.json: expected a folder that save_pretrained "
+                         "wrote")
     averaged = found["unet"].with_name("unet_ema") if "unet" in found else folder
     if averaged != folder and (averaged / "config.json").is_file():
         if found["unet"] != averaged:

@@ -79,8 +79,8 @@ def betas(schedule):
         ValueError: it is continuous, or networks are told other times than the numbers 0, 1, ... of its steps.
     """
     if schedule.steps is None or schedule.shift != -1:
-        raise ValueError("diffusers tells networks the number of a step from 0: export networks trained on config.schedule.name linear "
-                         "or cosine, or sd with config.schedule.shift=-1")
+        raise ValueError("diffusers tells networks the number of a step from 0: export networks trained on config.schedule.name "
+                         "linear or cosine, or sd with config.schedule.shift=-1")
     n = schedule.steps
     logs = torch.tensor([schedule.log_alpha(k / n) for k in range(n + 1)], dtype=torch.float64)
     values = -torch.expm1(2 * (logs[1:] - logs[:-1]))
@@ -96,7 +96,8 @@ def _autoencoder(codec):
     """The network of a codec, None for pixels."""
     net = getattr(codec, "net", None)
     if net is None and codec.downsample != 1:
-        raise ValueError(f"the codec {type(codec).__name__} is no autoencoder of diffusers: export networks of the codecs kl, tiny, pixels")
+        raise ValueError(f"the codec {type(codec).__name__} is no autoencoder of diffusers: export networks of the codecs "
+                         "kl, tiny, pixels")
     return net
 
 
@@ -146,8 +147,8 @@ def _readme(index, image_shape):
         "```python\nfrom diffusers import DiffusionPipeline\n\n"
         'pipe = DiffusionPipeline.from_pretrained("path/to/this/folder", trust_remote_code=True)\n'
         f"images = pipe({', '.join([*given, 'num_images=4'])}).images\n```",
-        "`trust_remote_code=True` runs the two files of code in this folder, pipeline.py and class_embedder/class_embedder.py: diffusers "
-        "asks for it wherever a pipeline's class is not one of its own. Without it the parts open one by one, as in "
+        "`trust_remote_code=True` runs the two files of code in this folder, pipeline.py and class_embedder/class_embedder.py: "
+        "diffusers asks for it wherever a pipeline's class is not one of its own. Without it the parts open one by one, as in "
         '`UNet2DConditionModel.from_pretrained("path/to/this/folder", subfolder="unet")`.',
         f"A call takes {index['steps']} steps with guidance {index['guidance_scale']:g} unless it says otherwise "
         "(`num_inference_steps`, `guidance_scale`); `generator` fixes the noise."]
