@@ -49,6 +49,8 @@ def ready(run, config, codec, encoder=None, *, masks=False, batch_size=64):
         if images is not None and split != config.dataset.get("split", ""):
             dataset, remember = data.held_out(config.dataset, split), None
         finished = run.from_main((place / "manifest.json").is_file())  # one answer for all: to write is done together
+        if dataset is None and not finished:
+            data.get(**config.dataset)  # says what is missing
         if dataset is not None and not finished:
             write(run, config, dataset, codec, encoder, place, flips=flips, batch_size=batch_size, remember=remember)
         store = data.open_features(features, split, identity, dataset, random_flip=flips, options=config.dataset)

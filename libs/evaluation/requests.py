@@ -29,11 +29,11 @@ class RequestOptions:
 
     def __init__(self, *, label, prompt, input_path, mask_path, counts, n_samples, layout):
         self.label, self.prompt, self.input_path, self.mask_path, self.counts = label, prompt, input_path, mask_path, counts
-        self.n_samples, self.layout = n_samples, layout
+        self.n_samples, self.layout = n_samples or (1 if mask_path else 16), layout
         self.prompts = [(prompt, label)] if prompt else pipeline.read_prompts(input_path) if input_path else []
         if layout not in LAYOUTS:
             raise ValueError(f"--layout={layout}: known are {', '.join(LAYOUTS)}")
-        if n_samples < 1:
+        if n_samples < 0:
             raise ValueError(f"--n_samples={n_samples}: at least 1 image is needed")
         if counts and (self.prompts or label):
             raise ValueError("--counts stands for --label and --n_samples, without prompts: give one or the other")
