@@ -4,8 +4,8 @@
     python eval_sd_finetune.py --workdir=workdir/sd --config.sample.prompts=test --config.sample.guidance=4.
 
 `config.sample.prompts` says where descriptions come from: 'bank' (the training captions), or a split of the data such as 'test'.
-Weights are the averaged ones of the best checkpoint; `--nnet_path` takes another checkpoint, or a bare `unet/` folder. See eval.py for
-what is written where.
+Weights are the averaged ones of the best checkpoint; `--nnet_path` takes another checkpoint, or a bare `unet/` folder. See
+eval.py for what is written where.
 """
 
 from libs import cli, evaluation

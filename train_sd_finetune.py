@@ -1,6 +1,6 @@
 """Fine-tune Stable Diffusion 1.x or 2.x on images and their descriptions: the whole UNet or LoRA, on request the text encoder too.
 
-MINIM (Wang et al., Nature Medicine 2025) from a CSV with the columns path and Text; configs/medical512_sd_finetune.py has its numbers.
+MINIM (Wang et al., Nature Medicine 2025), from a CSV with the columns path and Text; the config has its numbers.
 
     python train_sd_finetune.py --config=configs/medical512_sd_finetune.py --config.dataset.path=data.csv --workdir=workdir/sd \
         --config.nnet.path=CompVis/stable-diffusion-v1-4 --config.sample.validation_prompts='("OCT: macular edema",)'
@@ -35,7 +35,7 @@ def train(config, workdir):
 
     split, own_text = config.train.validation_split, config.nnet.train_text_encoder
     if not (config.features.path or own_text):
-        raise ValueError("config.features.path is '': texts of a frozen text encoder are encoded once; 'auto' keeps them in the run")
+        raise ValueError("config.features.path is '': states of a frozen text encoder are stored; 'auto' keeps them in the run")
     stored = None if own_text else encoder  # the states of a text encoder that changes cannot be stored
     features = extraction.ready(run, config, codec, stored)
     opened = data.open_all(config.dataset, features, pipeline.identity(codec, stored), validation_split=split)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from libs import cli, codecs, engine, extraction, pipeline  # noqa: E402
+from libs import cli, engine, extraction, pipeline  # noqa: E402
 
 
 def extract(config, split, batch_size):
@@ -25,8 +25,9 @@ def extract(config, split, batch_size):
         raise ValueError(f"--batch_size={batch_size}: expected at least 1")
     extraction.check(config)
     run = engine.start(config, "", claim=False)
-    codec = run.main_first(lambda: codecs.get(**config.codec).to(run.device))
-    encoder = run.main_first(lambda: pipeline.text_encoder(config, run.device))
+    codec = run.main_first(lambda: pipeline.image_codec(config, run.device))
+    changes = config.get("nnet", {}).get("train_text_encoder", False)  # what it says of a text cannot be stored
+    encoder = None if changes else run.main_first(lambda: pipeline.text_encoder(config, run.device))
     for name in ["" if split == "all" else split] if split else extraction.splits(config):
         extraction.make(run, config, name, codec, encoder, batch_size=batch_size, say=lambda text: print(text, flush=True))
     run.finish()

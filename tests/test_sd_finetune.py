@@ -123,7 +123,7 @@ def lora(folder, table, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def changed(folder, table, tmp_path_factory):
-    """{name: (sampler, encoder, exported folder)} of weights that were changed by hand: a UNet alone, with DDIM; LoRA of both."""
+    """{name: (sampler, encoder, exported folder)} of weights changed by hand: a UNet alone, with DDIM; LoRA of both networks."""
     made, root = {}, tmp_path_factory.mktemp("exported")
     for name, options in {"ddim": {"sample.algorithm": "ddim", "sample.spacing": "leading"},
                           "both": {"nnet.train_text_encoder": True, "nnet.lora_rank": 2}}.items():
@@ -138,7 +138,7 @@ def changed(folder, table, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def by_diffusers(folder, whole, lora, changed, tmp_path_factory):
-    """{name: images}, and the times of their schedulers, of all the above by plain diffusers, from the noise that ours begins with."""
+    """{name: images} of all the above by plain diffusers, from the noise of ours; 'name/times' of its scheduler."""
     root = tmp_path_factory.mktemp("diffusers")
     noise = torch.stack([torch.randn(4, 8, 8, generator=pipeline.image_generator(3, i)) for i in (0, 1)])
     save_file({"noise": noise}, root / "noise.safetensors")

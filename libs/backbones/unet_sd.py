@@ -83,19 +83,19 @@ def build(path: str, *, subfolder: str = "unet", sample_size: int = 64, any_size
 def _check_sizes(config, path, sample_size, any_size, in_channels):
     """Raise ValueError where the options contradict the UNet's config.json."""
     if config.in_channels != in_channels or config.out_channels != in_channels:
-        raise ValueError(f"config.nnet.in_channels is {in_channels}, but the UNet of {path} takes {config.in_channels} channels and "
-                         f"gives {config.out_channels}; only UNets that give what they take are fine-tuned here, not those of "
+        raise ValueError(f"config.nnet.in_channels is {in_channels}, but the UNet of {path} takes {config.in_channels} channels "
+                         f"and gives {config.out_channels}; only UNets that give what they take are fine-tuned here, not those of "
                          "inpainting or depth")
     if config.sample_size and config.sample_size != sample_size and not any_size:
         raise ValueError(f"config.nnet.sample_size is {sample_size}, but the UNet of {path} was trained at sample_size "
-                         f"{config.sample_size}: set --config.nnet.sample_size={config.sample_size}, or --config.nnet.any_size=True "
-                         "to train it at another size")
+                         f"{config.sample_size}: set --config.nnet.sample_size={config.sample_size}, or "
+                         "--config.nnet.any_size=True to train it at another size")
     levels = len(config.block_out_channels) - 1
     if sample_size % (1 << levels):
-        raise ValueError(f"config.nnet.sample_size is {sample_size}; the UNet of {path} halves it {levels} times, so that it must be "
-                         f"a multiple of {1 << levels}")
+        raise ValueError(f"config.nnet.sample_size is {sample_size}; the UNet of {path} halves it {levels} times, so that it must "
+                         f"be a multiple of {1 << levels}")
     if config.class_embed_type or config.num_class_embeds or config.addition_embed_type or config.encoder_hid_dim_type:
-        raise ValueError(f"the UNet of {path} takes more than a text, as Stable Diffusion XL does: give Stable Diffusion 1.x or 2.x")
+        raise ValueError(f"the UNet of {path} takes more than a text, as Stable Diffusion XL does: give version 1.x or 2.x")
 
 
 def _add_lora(model, rank, alpha, targets):

@@ -39,7 +39,8 @@ class WithTokens(Dataset):
     def __init__(self, dataset, captions, encode):
         captions = [[texts] if isinstance(texts, str) else list(texts) for texts in captions or []]
         if len(captions) != len(dataset):
-            raise ValueError(f"{dataset.name}: {len(dataset)} items, but {len(captions) or 'no'} captions: give the data a column of texts")
+            raise ValueError(f"{dataset.name}: {len(dataset)} items, but {len(captions) or 'no'} captions: give the data a column "
+                             "of texts")
         lacking = [i for i, texts in enumerate(captions) if not texts]
         if lacking:
             raise ValueError(f"{len(lacking)} items have no caption, such as {dataset.file_name(lacking[0])}")
@@ -62,8 +63,9 @@ class WithTokens(Dataset):
         return self.dataset.batch(indices, seeds) | {"text": self._texts(indices, seeds)}
 
     def _texts(self, indices, seeds):
-        which = [0 if seeds is None else int(np.random.default_rng([int(seeds[k]), 3]).integers(self._starts[i + 1] - self._starts[i]))
-                 for k, i in enumerate(indices)]
+        counts = [self._starts[i + 1] - self._starts[i] for i in indices]
+        which = [0 if seeds is None else int(np.random.default_rng([int(seeds[k]), 3]).integers(count))
+                 for k, count in enumerate(counts)]
         return self._tokens[self._rows[[self._starts[i] + own for i, own in zip(indices, which)]]].long()
 
     @property

@@ -64,8 +64,8 @@ def load_tokenizer(path: str, subfolder: str = ""):
                                                                trust_remote_code=False)
     # Without its files transformers makes a tokenizer that knows only special tokens, and says nothing.
     if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 2:
-        raise ValueError(f"{path} holds no tokenizer{f' in {subfolder}/' if subfolder else ''}: put its files there (tokenizer.json, "
-                         "or vocab.txt and the like)")
+        raise ValueError(f"{path} holds no tokenizer{f' in {subfolder}/' if subfolder else ''}: put its files there "
+                         "(tokenizer.json, or vocab.txt and the like)")
     if tokenizer.pad_token is None:
         raise ValueError(f"{path}: its tokenizer has no padding token; use a text encoder such as those of BERT's family")
     return tokenizer

@@ -27,7 +27,8 @@ class Tokens(Tokenized):
         super().__init__()
         self.tokenizer = pretrained.load_tokenizer(path, subfolder)
         if not 2 <= max_length <= self.tokenizer.model_max_length:
-            raise ValueError(f"encoder.max_length={max_length}: expected 2 .. {self.tokenizer.model_max_length}, the window of {path}")
+            raise ValueError(f"encoder.max_length={max_length}: expected 2 .. {self.tokenizer.model_max_length}, the window of "
+                             f"{path}")
         self.shape = (max_length,)
 
     @property

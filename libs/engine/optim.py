@@ -31,9 +31,10 @@ def _eight_bit():
     try:
         from bitsandbytes.optim import AdamW8bit
     except Exception as error:  # it also fails where its compiled part does not fit the machine
+        reason = (str(error).strip().splitlines() or [""])[0]
         raise ValueError("optimizer.name='adamw_8bit' needs the package bitsandbytes, which could not be imported "
-                         f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}): pip install "
-                         "bitsandbytes, or set --config.optimizer.name=adamw, whose moments take four times the memory") from error
+                         f"({type(error).__name__}: {reason}): pip install bitsandbytes, or set --config.optimizer.name=adamw, "
+                         "whose moments take four times the memory") from error
     return AdamW8bit
 
 

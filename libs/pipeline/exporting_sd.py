@@ -57,8 +57,8 @@ def _write_pipeline(folder, sampler):
     named = {name: [library.get(name, "diffusers"), type(part).__name__] for name, part in parts.items()}
     named["tokenizer"][1] = "CLIPTokenizer"
     (folder / "model_index.json").write_text(json.dumps(
-        {"_class_name": "StableDiffusionPipeline", "_diffusers_version": version("diffusers"), **named, "safety_checker": [None, None],
-         "feature_extractor": [None, None], "requires_safety_checker": False}, indent=2))
+        {"_class_name": "StableDiffusionPipeline", "_diffusers_version": version("diffusers"), **named,
+         "safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}, indent=2))
 
 
 def _text_parts(net, config):

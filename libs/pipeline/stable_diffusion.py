@@ -23,7 +23,7 @@ def part(config, section):
     part of the network, texts come as token numbers.
     """
     options = dict(config[section])
-    if config.nnet.get("name") != "unet_sd":
+    if config.get("nnet", {}).get("name") != "unet_sd":
         return options
     if section == "encoder" and config.nnet.get("train_text_encoder", False):
         options = {"name": "tokens", "path": options.get("path", ""), "max_length": options.get("max_length", 77),
@@ -68,8 +68,8 @@ def check_fit(net, codec, encoder):
     width = net.unet.config.cross_attention_dim
     given = net.text_encoder.config.hidden_size if net.text_encoder is not None else encoder.shape[-1]
     if given != width:
-        raise ValueError(f"the UNet of config.nnet.path attends to states of width {width}, the text encoder gives {given}: they do "
-                         "not belong together; config.encoder.path='' takes that of the same pipeline")
+        raise ValueError(f"the UNet of config.nnet.path attends to states of width {width}, the text encoder gives {given}: they "
+                         "do not belong together; config.encoder.path='' takes that of the same pipeline")
     if codec.channels != net.unet.config.in_channels:
         raise ValueError(f"the UNet of config.nnet.path takes latents of {net.unet.config.in_channels} channels, the codec gives "
                          f"{codec.channels}: config.codec.path='' takes the autoencoder of the same pipeline")
@@ -88,8 +88,8 @@ def _check_parts(config, path):
     missing = {name: option for name, option in needed.items() if not (folder / name).is_dir()}
     if missing:
         elsewhere = sorted(set(missing.values()) - {"config.nnet.path"})
-        raise FileNotFoundError(f"{path} lacks {', '.join(f'{name}/' for name in missing)}: a Stable Diffusion pipeline has unet/, vae/, "
-                                "text_encoder/, tokenizer/ and scheduler/, as save_pretrained writes them"
+        raise FileNotFoundError(f"{path} lacks {', '.join(f'{name}/' for name in missing)}: a Stable Diffusion pipeline has unet/, "
+                                "vae/, text_encoder/, tokenizer/ and scheduler/, as save_pretrained writes them"
                                 + (f"; or give {' and '.join(elsewhere)}" if elsewhere else ""))
 
 
@@ -98,16 +98,15 @@ def _check_schedule(config, path, found):
     from diffusers import DDPMScheduler
     options = {key: value for key, value in found.items() if not key.startswith("_")}
     theirs = DDPMScheduler.from_config({**options, "variance_type": "fixed_small"}).alphas_cumprod.double()
-    ours = diffusion.schedule(**config.schedule)
-    kind, name = found.get("beta_schedule", "linear"), _SCHEDULES.get(found.get("beta_schedule", "linear"))
-    said = (f"{path} was trained with beta_schedule={kind}, beta_start={found.get('beta_start')}, beta_end={found.get('beta_end')}, "
-            f"{len(theirs)} steps{', rescaled to zero SNR' if found.get('rescale_betas_zero_snr') else ''}")
-    if ours.steps != len(theirs) or ours.network_time(1 / len(theirs)) != 0:
-        raise ValueError(f"{said}, and receives steps 0 to {len(theirs) - 1}; config.schedule={dict(config.schedule)} does not give "
-                         f"those: set config.schedule = d(name={name!r}, shift=-1)" if name == "sd" else
-                         f"{said}; config.schedule={dict(config.schedule)} does not give those steps: set --config.schedule.name={name}")
-    times = torch.arange(1, len(theirs) + 1, dtype=torch.float64) / len(theirs)
+    ours, steps, rescaled = diffusion.schedule(**config.schedule), len(theirs), found.get("rescale_betas_zero_snr", False)
+    kind, start, end = found.get("beta_schedule", "linear"), found.get("beta_start"), found.get("beta_end")
+    said = (f"{path} was trained with beta_schedule={kind}, beta_start={start}, beta_end={end}, {steps} steps"
+            f"{', rescaled to zero SNR' if rescaled else ''}")
+    name, given = _SCHEDULES.get(kind), f"config.schedule={dict(config.schedule)}"
+    more = f", beta_start={start}, beta_end={end}, shift=-1" if name == "sd" else ""
+    hint = f": set config.schedule = d(name={name!r}{more})" if name and not rescaled else ""
+    if ours.steps != steps or abs(ours.network_time(1 / steps)) > 1e-6:
+        raise ValueError(f"{said}, and receives the numbers 0 to {steps - 1}, which {given} does not give{hint}")
+    times = torch.arange(1, steps + 1, dtype=torch.float64) / steps
     if (ours.alpha(times).square() - theirs).abs().max() > _TOLERANCE:
-        hint = "" if name is None or found.get("rescale_betas_zero_snr") else f": set config.schedule = d(name={name!r}" + (
-            f", shift=-1, beta_start={found.get('beta_start')}, beta_end={found.get('beta_end')})" if name == "sd" else ")")
-        raise ValueError(f"{said}; config.schedule={dict(config.schedule)} has other noise levels{hint}")
+        raise ValueError(f"{said}; {given} has other noise levels{hint}")
