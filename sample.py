@@ -55,6 +55,6 @@ if __name__ == "__main__":
              mask_path=("", "a mask, a folder of masks or one with metadata.csv, for networks that take masks"),
              counts=("", "so many of each class: nevus=45,melanoma=372"),
              layout=("flat", "flat, or classes for a folder of each class"),
-             n_samples=(0, "images, by default 16; of each class with --label=all, of each description with --prompt or --input_path; "
-                           "of each mask, by default 1"),
+             n_samples=(0, "images, by default 16; of each class with --label=all, of each description with --prompt or "
+                           "--input_path; of each mask, by default 1"),
              seed=(0, "seed of the images"))

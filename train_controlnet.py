@@ -6,9 +6,9 @@ The second stage of Diffusion-Model-SOTA (Zhang et al., ICCV 2023), on pairs of 
         --config.train.ldm=workdir/ldm --workdir=workdir/controlnet
     python sample.py --workdir=workdir/controlnet --mask_path=/path/to/masks
 
-The UNet is frozen (`--config.nnet.freeze_unet=False` trains it too) and stays class-conditional, so that masks, classes and guidance
-go together. The same command resumes a run that was stopped. At the end <workdir>/pipeline holds the best weights as diffusers
-reads them.
+The UNet is frozen (`--config.nnet.freeze_unet=False` trains it too) and stays class-conditional, so that masks, classes and
+guidance go together. The same command resumes a run that was stopped. At the end <workdir>/pipeline holds the best weights as
+diffusers reads them.
 """
 
 from libs import cli, codecs, cond as conditions, data, diffusion, engine, evaluation, extraction, pipeline

@@ -1,4 +1,4 @@
-"""Your own pairs of images and masks at 256x256: the published ControlNet of Diffusion-Model-SOTA, on an LDM of folder256_unet_label.
+"""Your own pairs of images and masks at 256x256: Diffusion-Model-SOTA's ControlNet, on an LDM of folder256_unet_label.
 
 MaybeRichard/Diffusion-Model-SOTA, controlnet/ (60 M trained parameters; the authors publish no scores). As there: a copy of the
 UNet's way down, AdamW at 1e-5, UNet frozen. Unlike there, class and guidance are kept, and masks of several classes are told apart:

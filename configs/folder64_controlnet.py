@@ -1,7 +1,7 @@
 """Your own images and masks at 64x64, from a table: a ControlNet on the UNet of configs/folder64_unet_label.py.
 
-metadata.csv has file_name, mask_file_name, and label where there are classes; dataset.mask_values names the grey levels (or colours)
-of the masks, dataset.mask_names what they are; without values a mask is one channel, from black to dataset.mask_max.
+metadata.csv has file_name, mask_file_name, and label where there are classes; dataset.mask_values names the grey levels (or
+colours) of the masks, dataset.mask_names what they are; without values a mask is one channel, from black to dataset.mask_max.
 
     python train_controlnet.py --config=configs/folder64_controlnet.py --config.dataset.path=/path/to/images \
         --config.dataset.mask_values="(0,128,255)" --config.train.ldm=workdir/ldm --workdir=workdir/controlnet

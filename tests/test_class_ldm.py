@@ -15,8 +15,9 @@ from libs import data, engine
 from libs.data import phantoms
 from libs.engine import checkpoint
 
-SMALL = dict(sample_size=8, block_out_channels=(16, 32), layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=16, attention_head_dim=2, norm_num_groups=8)
+SMALL = dict(sample_size=8, block_out_channels=(16, 32), layers_per_block=1,
+             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+             cross_attention_dim=16, attention_head_dim=2, norm_num_groups=8)
 TRAIN = dict(n_steps=4, batch_size=4, log_interval=1, preview_interval=4, save_interval=2, validation_interval=2,
              validation_size=4, workers=0)
 
@@ -33,8 +34,9 @@ def place(tmp_path_factory):
             Image.fromarray(array).save(folder / kind / f"{i:02d}.png")
     from diffusers import AutoencoderKL
     torch.manual_seed(0)
-    AutoencoderKL(block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-                  norm_num_groups=8, latent_channels=4, sample_size=16, scaling_factor=0.5).save_pretrained(root / "vae")
+    AutoencoderKL(block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+                  up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=8, latent_channels=4, sample_size=16,
+                  scaling_factor=0.5).save_pretrained(root / "vae")
     return root
 
 

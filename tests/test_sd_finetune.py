@@ -156,7 +156,8 @@ def test_both_make_equal_images_of_a_trained_network(whole, by_diffusers, folder
     assert torch.allclose(by_diffusers["whole"], ours(trained.sampler, trained.encoder), atol=1e-5)
     assert by_diffusers["whole/times"].tolist() == [999, 749, 500, 250]
     exported = whole[0] / "pipeline"
-    assert {path.name for path in exported.iterdir()} == {"model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+    assert {path.name for path in exported.iterdir()} == {"model_index.json", "unet", "vae", "text_encoder", "tokenizer",
+                                                          "scheduler"}
     weights = engine.load_weights(whole[0])[0]
     for part, file in {"unet": "diffusion_pytorch_model", "text_encoder": "model"}.items():
         before, after = load_file(folder / part / f"{file}.safetensors"), load_file(exported / part / f"{file}.safetensors")

@@ -13,18 +13,20 @@ from libs import backbones, codecs, cond as conditions, diffusion, encoders
 from libs.diffusion import guidance, samplers
 from libs.encoders import Bank, Prompts, read_attributes
 from libs.pipeline import stable_diffusion
+from libs.pipeline.building import (build_net, check_classes, check_images, check_masks, classes_without_data, guidance_scale,
+                                    latent_shape, null_conditions, start_controlnet, start_from)
 from libs.pipeline.parameters import parameters, parameters_table
 from libs.pipeline.prompts import (Describer, Masks, PROMPTS, StoredDescriber, choose_labels, count_labels, described,
                                    draw_conditions, draw_labels, draw_rows, read_prompts, requested)
 from libs.pipeline.steering import (NoisyClassifier, by_gradient, check as check_gradient, measure_name, noisy_classifier,
                                     published_classifier)
 
-__all__ = ["Bank", "Describer", "Masks", "NoisyClassifier", "Pipeline", "PROMPTS", "Prompts", "StoredDescriber", "build_net",
-           "check_classes", "check_images", "check_masks", "choose_labels", "classes_without_data", "count_labels", "described", "draw_conditions",
-           "draw_labels", "draw_rows", "grid", "guidance_scale", "identity", "image_codec", "image_generator", "latent_shape", "load", "measure_name", "noisy_classifier",
-           "null_conditions", "parameters", "parameters_table", "published_classifier", "read_attributes", "read_prompts", "requested", "start_from",
-           "start_controlnet", "text_encoder", "to_uint8"]
-
+__all__ = ["Bank", "build_net", "check_classes", "check_images", "check_masks", "choose_labels", "classes_without_data",
+           "count_labels", "described", "Describer", "draw_conditions", "draw_labels", "draw_rows", "grid", "guidance_scale",
+           "identity", "image_codec", "image_generator", "latent_shape", "load", "Masks", "measure_name", "noisy_classifier",
+           "NoisyClassifier", "null_conditions", "parameters", "parameters_table", "Pipeline", "PROMPTS", "Prompts",
+           "published_classifier", "read_attributes", "read_prompts", "requested", "start_controlnet", "start_from",
+           "StoredDescriber", "text_encoder", "to_uint8"]
 
 STEERED = {"on": "x_t", "profile": "constant", "first": 1.0, "last": 0.0, "clip_norm": 0.0, "reclip": False, "legacy_steps": 0}
 LOWER = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -157,21 +159,6 @@ class Pipeline:
         return ", ".join(words)
 
 
-def guidance_scale(sample):
-    """The classifier-free scale s of uncond + s (cond - uncond); 1 is off.
-
-    New configs write `guidance` = s. Configs under a published name keep U-ViT's and VAP's `scale` = s - 1, which is
-    converted here and nowhere else.
-    """
-    return 1.0 + sample.scale if "scale" in sample else float(sample.get("guidance", 1.0))
-
-
-def latent_shape(nnet):
-    """(C, H, W) of what a network denoises, read off its constructor's arguments."""
-    side = next(nnet[key] for key in ("img_size", "image_size", "input_size", "sample_size") if key in nnet)
-    return nnet.in_chans if "in_chans" in nnet else nnet.in_channels, side, side
-
-
 def load(config, weights, *, classes, device, encoder=None, empty_text=None, classifier=None, precision="no", masks_as=None,
          **own):
     """The pipeline of a trained network.
@@ -191,7 +178,10 @@ def load(config, weights, *, classes, device, encoder=None, empty_text=None, cla
         empty_text = encoder.empty
     net = build_net(config, classes, None if empty_text is None else tuple(empty_text.shape),
                     mask_channels=masks_as.channels if masks_as else 0)
-    # What was never trained is in no checkpoint of ours.
+    if "mask" in net.takes and not any(name.startswith("unet.") for name in weights):
+        raise ValueError("these weights hold a ControlNet without the UNet that it was trained on: give its run folder, where "
+                         "frozen.safetensors lies beside ckpts/, or both files with a comma between them, ldm.pt,controlnet.pt")
+    # What was never trained is in no checkpoint of ours, but what a run keeps beside them.
     frozen = {name: weight for name, weight in net.named_parameters() if not weight.requires_grad}
     backbones.load(net, frozen | weights)
     if classifier is not None:
@@ -216,150 +206,11 @@ def image_codec(config, device="cpu"):
     return codecs.get(**stable_diffusion.part(config, "codec")).to(device)
 
 
-def null_conditions(net, classes, empty_text=None):
-    """The empty conditions of a network, without batch axis, for the conditions that it takes.
-
-    `label` is the number after the last class, `text` the states (L, D) of the empty text. A mask is never left out.
-    """
-    if "text" in net.takes and empty_text is None:
-        raise ValueError("the network takes text: give config.encoder")
-    known = {"label": torch.tensor(len(classes)), "text": empty_text}
-    return {key: known[key] for key in net.takes if key != "mask"}
-
-
 def identity(codec, encoder=None):
     """What decides whether stored features fit: codec and encoder, by name and by the hash of what they compute with."""
     return {"codec": {"name": type(codec).__name__, "fingerprint": codec.fingerprint},
             "encoder": {"name": type(encoder).__name__, "fingerprint": encoder.fingerprint,
                         "shape": list(encoder.shape)} if encoder is not None else {}}
-
-
-def build_net(config, classes, text_shape=None, *, mask_channels=0):
-    """The network of `config.nnet`, whose sizes may be left to the data by a 0.
-
-    `num_classes` = 0 there means: as many as the data have, and the null class where the network numbers it. `out_channels`
-    = 0 means: what the denoiser needs. `num_clip_token` = 0 and `clip_dim` = 0 mean: those of the text encoder,
-    `text_shape` = (L, D). `conditioning_channels` = 0 means: those of the masks, `mask_channels`.
-
-    Raises:
-        ValueError: the data are unlabelled but the network asks for a label, it knows fewer classes than the data, or
-            its text tokens are not the encoder's, or its masks not those of the data.
-    """
-    kwargs = dict(config.nnet)
-    if config.train.mode not in ("cond", "uncond"):
-        raise ValueError(f"config.train.mode is {config.train.mode!r}; known: cond, uncond")
-    labelled = kwargs.get("num_classes", -1) >= 0
-    if config.train.mode == "uncond" and labelled:
-        raise ValueError(f"config.train.mode is 'uncond' but config.nnet.num_classes is {kwargs['num_classes']}; set it to -1")
-    takes_text = backbones.takes_text(kwargs["name"])
-    if labelled and not classes or config.train.mode == "cond" and not (labelled or takes_text):
-        raise ValueError("config.train.mode is 'cond' but the data have no labels: give them class folders or a label "
-                         "column, or set --config.train.mode=uncond and --config.nnet.num_classes=-1" if not classes else
-                         "config.train.mode is 'cond' but config.nnet.num_classes is negative; 0 takes what is needed")
-    if labelled:
-        null = backbones.numbers_null(kwargs["name"])
-        kwargs["num_classes"] = kwargs["num_classes"] or len(classes) + null
-        needed = len(classes) + (null and (config.train.get("p_uncond", 0.0) > 0 or guidance_scale(config.sample) != 1.0))
-        if kwargs["num_classes"] < needed:
-            raise ValueError(f"config.nnet.num_classes is {kwargs['num_classes']}, but {len(classes)} classes"
-                             f"{' and the null class' if needed > len(classes) else ''} need {needed}; 0 takes what is needed")
-        if not null and kwargs["num_classes"] != len(classes):
-            raise ValueError(f"config.nnet.num_classes is {kwargs['num_classes']}, but the data have {len(classes)} classes, and "
-                             "the number after the last one must mean no class; 0 takes what is needed. Weights of other classes: "
-                             "config.train.init with config.train.init_without=('label_emb',)")
-    if "out_channels" in kwargs:
-        needed = kwargs["in_channels"] * (2 if config.denoiser.get("learned_var", False) else 1)
-        kwargs["out_channels"] = kwargs["out_channels"] or needed
-        if kwargs["out_channels"] != needed:
-            raise ValueError(f"config.nnet.out_channels is {kwargs['out_channels']}; {kwargs['in_channels']} channels with "
-                             f"config.denoiser.learned_var={needed > kwargs['in_channels']} need {needed}; 0 takes what is needed")
-    if "conditioning_channels" in kwargs and mask_channels:
-        kwargs["conditioning_channels"] = kwargs["conditioning_channels"] or mask_channels
-        if kwargs["conditioning_channels"] != mask_channels and not kwargs.get("legacy"):
-            raise ValueError(f"config.nnet.conditioning_channels is {kwargs['conditioning_channels']}, the masks of the data have "
-                             f"{mask_channels} (config.dataset.mask_values); 0 takes what they have")
-    if "num_clip_token" in kwargs:
-        for key, size in zip(("num_clip_token", "clip_dim"), text_shape or (0, 0)):
-            if not kwargs[key]:
-                kwargs[key] = size
-            if kwargs[key] != size and text_shape:
-                raise ValueError(f"config.nnet.{key} is {kwargs[key]}, but the text encoder gives {size}; 0 takes what it gives")
-    return backbones.get(**kwargs)
-
-
-def check_classes(config, classes):
-    """Raise ValueError where a network is to learn one class only, which asks nothing of it."""
-    if config.train.mode == "cond" and "num_classes" in config.nnet and len(classes) == 1:
-        raise ValueError(f"the data have one class only, {classes[0]!r}: give at least two class folders, or train without classes: "
-                         "--config.train.mode=uncond --config.nnet.num_classes=-1 --config.sample.guidance=1.")
-
-
-def check_images(config, codec, shape):
-    """Raise ValueError unless images of `shape` (C, H, W) are what the network of `config.nnet` is built for."""
-    wanted = tuple(codec.image_shape(latent_shape(config.nnet)))
-    if tuple(shape) != wanted:
-        raise ValueError(f"the data give images {tuple(shape)} (channels, height, width), config.nnet is built for {wanted}: make "
-                         "config.dataset.channels and config.dataset.resolution agree with its channels and image size")
-    if "conditioning_embedding_out_channels" in config.nnet:
-        halvings, side = len(config.nnet.conditioning_embedding_out_channels) - 1, latent_shape(config.nnet)[1]
-        if shape[1] != side << halvings:
-            raise ValueError(f"masks of {shape[1]} pixels, halved {halvings} times, do not become the {side} of the latents: "
-                             "config.nnet.conditioning_embedding_out_channels needs one entry more than the codec halves images")
-
-
-def check_masks(dataset):
-    """How the masks of a data set are told in classes, a MaskCode; ValueError where it has none."""
-    if dataset.masks_as is None:
-        raise ValueError(f"{dataset.name}: the images have no masks: give the table a column mask_file_name, or "
-                         "--config.dataset.name=image_mask with folders of images and of masks; of phantoms dataset.masks=True")
-    return dataset.masks_as
-
-
-def start_controlnet(net, weights):
-    """Copy the weights of a class-conditional UNet into a fresh ControlNet: its UNet, and the way down that the ControlNet copies.
-
-    Weights that hold a ControlNet already are taken as they are.
-
-    Raises:
-        ValueError: they do not fit.
-    """
-    own = net.state_dict()
-    whole = any(name.startswith("controlnet.") for name in weights)
-    # The class tokens of an unconditional first stage have no place in a legacy network, and the other way round.
-    fitting = {name: value for name, value in weights.items() if name in own or not name.startswith("class_embedder.")}
-    backbones.load(net, fitting if whole else {name: own[name] for name in own if name.split(".")[0] not in ("unet", "class_embedder")}
-                   | fitting)
-    if not whole:
-        net.copy_unet()
-
-
-def start_from(net, weights, *, without=()):
-    """Copy the weights of another training into a fresh network, but those whose names begin with one of `without`.
-
-    Raises:
-        ValueError: they do not fit; a prefix of `without` that no weight has.
-    """
-    own = net.state_dict()
-    for prefix in without:
-        if not any(name.startswith(prefix) for name in own):
-            raise ValueError(f"config.train.init_without={tuple(without)}: no weight's name begins with {prefix!r}")
-    fresh = {name: value for name, value in own.items() if name.startswith(tuple(without))} if without else {}
-    kept = {name: value for name, value in weights.items() if not (without and name.startswith(tuple(without)))}
-    backbones.load(net, kept | fresh)
-
-
-def classes_without_data(config):
-    """Class names where neither a run folder nor the data tell them: the numbers of config.nnet.num_classes, or none.
-
-    The last of them is the null class where guidance needs one.
-    """
-    if config.train.mode != "cond" or "num_classes" not in config.nnet:
-        return []
-    if config.nnet.num_classes < 1:
-        raise ValueError("the class names are unknown: give the --workdir of the run that has classes.json, or the data "
-                         "(config.dataset.path)")
-    null = config.train.get("p_uncond", 0.0) > 0 or guidance_scale(config.sample) != 1.0
-    return [str(number) for number in range(config.nnet.num_classes - (null and backbones.numbers_null(config.nnet.name)))]
 
 
 def image_generator(seed, index):

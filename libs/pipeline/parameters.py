@@ -4,7 +4,7 @@ PARTS = ("unet", "class_embedder", "dummy_encoder", "controlnet", "text_encoder"
 
 
 def parameters(net, codec=None, encoder=None):
-    """{component: {'total', 'trainable', 'frozen'}} of a network by its parts, its codec and its text encoder, and 'all' of them."""
+    """{component: {'total', 'trainable', 'frozen'}} of a network by its parts, of codec and text encoder, and of 'all' of them."""
     parts = {name: module for name, module in net.named_children() if name in PARTS} or {"network": net}
     parts |= {name: module for name, module in {"codec": codec, "encoder": encoder}.items() if module is not None}
     found = {}
