@@ -9,8 +9,8 @@ dataset.mask_values=(0,1,2) names the grey levels of the files, ((0,0,0),(255,0,
     python sample.py --workdir=workdir/controlnet --mask_path=/path/to/masks
     python eval_controlnet.py --workdir=workdir/controlnet
 
-Pairs are images/ and masks/, alone or in class folders (prefixes: dataset.image_prefix=Img_ dataset.mask_prefix=seg_); for a table
-with mask_file_name: configs/folder64_controlnet.py. The original's checkpoint_best.pt: --nnet_path and
+Pairs are images/ and masks/, alone or in class folders (prefixes: dataset.image_prefix=Img_ dataset.mask_prefix=seg_); a table
+with mask_file_name: --config.dataset.name=folder. The original's checkpoint_best.pt: --nnet_path and
 --config.nnet.legacy=True --config.nnet.conditioning_channels=3 --config.train.mode=uncond --config.nnet.num_classes=-1
 --config.sample.guidance=1., with its LDM merged by scripts/export_pipeline.py or given as config.train.ldm.
 """

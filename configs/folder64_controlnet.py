@@ -2,6 +2,7 @@
 
 metadata.csv has file_name, mask_file_name, and label where there are classes; dataset.mask_values names the grey levels (or
 colours) of the masks, dataset.mask_names what they are; without values a mask is one channel, from black to dataset.mask_max.
+Pairs in folders images/ and masks/ without a table: --config.dataset.name=image_mask (and dataset.image_prefix=Img_ and so on).
 
     python train_controlnet.py --config=configs/folder64_controlnet.py --config.dataset.path=/path/to/images \
         --config.dataset.mask_values="(0,128,255)" --config.train.ldm=workdir/ldm --workdir=workdir/controlnet
@@ -34,8 +35,9 @@ def get_config():
     config.codec = d(name="pixels")
     config.features = d(path="", dtype="float16")
     config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.1, random_flip=False,
-                       label_column="label", mask_column="mask_file_name", mask_values=(), mask_names=(), mask_max=255,
-                       group_column="", drop_classes=(), window=())
+                       label_column="label", mask_column="mask_file_name", images_folder="images", masks_folder="masks",
+                       image_prefix="", mask_prefix="", mask_values=(), mask_names=(), mask_max=255, group_column="",
+                       drop_classes=(), window=())
     # masks: the split whose masks are asked for; '' that of config.dataset
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, n_samples=1_000, mini_batch_size=50, guidance=1.5,
                       controlnet_scale=1.0, labels="data", masks="val", path="", npz="")

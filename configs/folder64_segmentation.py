@@ -1,13 +1,14 @@
 """Your own pairs of images and masks at 64x64: what synthetic ones are worth to a segmentation network. Ten seconds a training.
 
-    python sample.py --workdir=workdir/controlnet --mask_path=/path/to/pairs/masks --config.sample.path=synthetic
+    python sample.py --workdir=workdir/controlnet --n_samples=500 --config.sample.path=synthetic
     python eval_downstream.py --config=configs/folder64_segmentation.py --config.dataset.path=/path/to/pairs \
         --config.dataset.mask_values="(0,1,2)" --config.synthetic.path=synthetic --workdir=workdir/segmentation
 
 21 trainings: 10 and 100 % of the real pairs, alone and with synthetic ones, and synthetic ones alone, over three seeds. A
-synthetic image's truth is the mask that it was asked for, in the values of the real ones. Ask for masks of training images only:
-masks of the test split would tell the network what it is tested on. Labels are not needed; where there are some, fractions are
-drawn in every class. The test split is the one the data name; see configs/folder64_downstream.py for data without one.
+synthetic image's truth is the mask that it was asked for, in the values of the real ones. Without --mask_path, sample.py asks for
+masks of training images, as it should here: masks of the test split would tell the network what it is tested on. Labels are not
+needed; where there are some, fractions are drawn in every class. The test split is the one the data name; see
+configs/folder64_downstream.py for data without one.
 """
 
 from configs.common import adamw, d

@@ -9,14 +9,12 @@ import shlex
 import sys
 import time
 from itertools import chain
-from pathlib import Path
 
 import torch
 
 from . import data, pipeline
 
 log = logging.getLogger(__name__)
-AUTO = "auto"  # as config.features.path: in the folder of the run
 
 
 def ready(run, config, codec, encoder=None, *, masks=False, batch_size=64):
@@ -61,8 +59,8 @@ def ready(run, config, codec, encoder=None, *, masks=False, batch_size=64):
 
 
 def folder(features, run_folder):
-    """Where the stores lie, as a string: config.features.path, or in the run folder where it is 'auto'; '' where there are none."""
-    return str(Path(run_folder) / "features") if features.path == AUTO else features.path
+    """Where the stores lie, as a string, see `data.feature_root`."""
+    return data.feature_root(features, run_folder)
 
 
 def check(config):

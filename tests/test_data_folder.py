@@ -260,6 +260,11 @@ def test_unknown_data_set_or_option():
     for name in ("folder", "phantoms", "imagenet", "celeba", "cifar10"):
         with pytest.raises(ValueError, match="did you mean 'random_flip'"):
             data.get(name=name, randm_flip=True)
+    for name, absent in (("folder", "root"), ("isic2018", "masks"), ("celeba", "rows"), ("cifar10", "kwargs"),
+                         ("phantoms", "args")):
+        with pytest.raises(ValueError, match="expected one of") as error:
+            data.get(name=name, **{absent: 1})
+        assert "'split'" in str(error.value) and f"'{absent}'" not in str(error.value).split("expected")[1]
 
 
 # splits
@@ -385,8 +390,14 @@ def test_preflight_names_every_bad_file_at_once(tmp_path):
 def test_masks_of_small_numbers_are_noticed(tmp_path):
     root = table(tmp_path, "file_name,mask_name\nimg/0.png,mask/0.png\nimg/1.png,mask/1.png\n")
     picture(root / "mask" / "1.png", value=2, mode="L")
-    with pytest.raises(ValueError, match="largest grey level is 2 .* set mask_max=2"):
-        data.preflight(folder(root))
+    for value in (2, 127):  # up to one half, all is background
+        picture(root / "mask" / "1.png", value=value, mode="L")
+        said = rf"largest grey level is {value} .* mask_values=\(0, ..., {value}\).* mask_max={value}"
+        with pytest.raises(ValueError, match=said):
+            data.preflight(folder(root))
+    picture(root / "mask" / "1.png", value=128, mode="L")
+    assert data.preflight(folder(root)) == 2
+    picture(root / "mask" / "1.png", value=2, mode="L")
     dataset = folder(root, mask_max=2)
     assert data.preflight(dataset) == 2 and dataset[1]["mask"].unique().tolist() == [1.0]
 

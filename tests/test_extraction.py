@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from libs import codecs, data, encoders, engine, extraction, pipeline
+from libs.evaluation.describing import stored_features
 
 PIXELS = {"name": "pixels", "channels": 3}
 WORDS = {"name": "words", "max_length": 8, "dim": 4}
@@ -58,6 +59,9 @@ def test_missing_stores_are_made_in_the_run_folder(place, tmp_path_factory, monk
         assert torch.equal(mine["mask"], real["mask"]) and mine["mask"].shape == (3, 3, 8, 8)
         torch.testing.assert_close(mine["mean"], real["image"])
         assert torch.equal(mine["text"], encoder.encode(images.captions[:3])) and torch.equal(mine["label"], real["label"])
+    found = stored_features(config, "val", home)
+    assert found.captions == opened.held_out.captions and stored_features(config, "test", home) is None
+    assert stored_features(config_of(place, ""), "val", home) is None
     assert (home / "preflight.json").is_file() and (home / "features" / "val_preflight.json").is_file()
 
     monkeypatch.setattr(data.store, "write", lambda *_, **__: pytest.fail("made again"))
@@ -76,7 +80,7 @@ def test_what_does_not_fit_is_refused(place, tmp_path_factory):
     for options in ({"crop": "random"}, {"random_vflip": True}):
         with pytest.raises(ValueError, match="only for training on images.*config.features.path='', to encode at every step"):
             ready(config_of(place, **options), home)
-    with pytest.raises(ValueError, match="the feature store has no|no feature store there"):
+    with pytest.raises(ValueError, match="nowhere: no such folder or file"):
         ready(config_of(place / "nowhere"), home)
     assert not (home / "features").exists()
     with pytest.raises(ValueError, match="this feature store has no masks"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from configs import folder64_controlnet, folder256_controlnet
 from libs import data
 
 
@@ -110,8 +111,8 @@ def test_faults_of_options_and_files(tmp_path):
                              ({"group_column": "p"}, "needs a metadata table"), ({"require": ("text",)}, "no text in the data")):
         with pytest.raises(ValueError, match=message):
             opened(tmp_path, **options)
-    (tmp_path / "masks").rename(tmp_path.parent / "elsewhere")
-    (tmp_path / "masks").symlink_to(tmp_path.parent / "elsewhere")
+    (tmp_path / "masks").rename(tmp_path.parent / f"beside_{tmp_path.name}")
+    (tmp_path / "masks").symlink_to(tmp_path.parent / f"beside_{tmp_path.name}")
     with pytest.raises(ValueError, match="masks is a link out of the data folder"):
         opened(tmp_path)
     assert len(opened(tmp_path, follow_links=True)) == 1
@@ -135,3 +136,21 @@ def test_wbc_cells_by_folders(wbc):
     dataset = opened(wbc, resolution=16, mask_values=(0, 128, 255))
     assert len(dataset) == 300 and names(dataset)[0] == ("images/001.png", "masks/001.png")
     assert dataset[0]["mask"].shape == (3, 16, 16)
+
+
+def test_a_config_may_go_from_one_form_of_images_to_the_other(tmp_path):
+    """What only the other form has may stay at its default, and is refused where it asks for something."""
+    pairs(tmp_path / "folders", ("images/1.png",), ("masks/1.png",))
+    pairs(tmp_path / "table", ("1.png",), ("m1.png",))
+    (tmp_path / "table" / "metadata.csv").write_text("file_name,mask_file_name\n1.png,m1.png\n")
+    for get_config in (folder256_controlnet.get_config, folder64_controlnet.get_config):
+        for name in ("folder", "image_mask"):
+            options = dict(get_config().dataset) | {"name": name, "resolution": 8, "split": "", "holdout": 0.0,
+                                                    "path": str(tmp_path / ("table" if name == "folder" else "folders"))}
+            assert len(data.get(**options)) == 1 and data.get(**options).masks_as is not None
+    with pytest.raises(ValueError, match="option image_prefix='Img_' is one of 'image_mask': set name='image_mask'"):
+        data.get(**options | {"name": "folder", "image_prefix": "Img_"})
+    with pytest.raises(ValueError, match="'image_prefx'=*.*expected one of.*'image_prefix'"):
+        data.get(**options | {"image_prefx": ""})
+    with pytest.raises(ValueError, match="'images_folder': expected one of"):
+        data.get(name="isic2018", images_folder="images")

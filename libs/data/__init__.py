@@ -17,7 +17,7 @@ from .folder import Folder
 from .image_mask import ImageMask
 from .loader import Stream, in_order
 from .masks import MaskCode
-from .opening import at_hand, feature_folder, open_all, open_features, validation
+from .opening import at_hand, feature_folder, feature_root, open_all, open_features, validation
 from .medical import ISIC2018, ISIC2019, ChestXray14
 from .path_text import PathText
 from .published import CIFAR10, CelebA, ImageNet
@@ -26,30 +26,59 @@ from .store import Features
 from .tokens import WithTokens, with_tokens
 
 __all__ = ["CIFAR10", "CelebA", "ChestXray14", "Dataset", "Features", "Folder", "ISIC2018", "ISIC2019", "ImageMask",
-           "ImageNet", "MSCOCO", "MaskCode", "PathText", "Stream", "Subset", "WithTokens", "at_hand", "feature_folder", "get",
-           "held_out", "in_order", "open_all", "open_features", "preflight", "read_image", "some", "store", "validation",
-           "with_tokens"]
+           "ImageNet", "MSCOCO", "MaskCode", "PathText", "Stream", "Subset", "WithTokens", "at_hand", "feature_folder",
+           "feature_root", "get", "held_out", "in_order", "open_all", "open_features", "preflight", "read_image", "some", "store",
+           "validation", "with_tokens"]
 
 _DATASETS = {"folder": Folder, "image_mask": ImageMask, "path_text": PathText, "phantoms": None, "cifar10": CIFAR10,
              "celeba": CelebA, "imagenet": ImageNet, "mscoco": MSCOCO, "isic2018": ISIC2018, "isic2019": ISIC2019,
              "chestxray14": ChestXray14}
 
 
+_OWN_IMAGES = ("folder", "image_mask", "path_text")  # forms of one's own images, between which a config may switch
+
+
 def get(name, **kwargs):
-    """The data set `name` (folder, phantoms, cifar10, isic2018, ...), built with its own options."""
+    """The data set `name` (folder, phantoms, cifar10, isic2018, ...), built with its own options.
+
+    An option that only another form of one's own images has, such as image_prefix of 'image_mask', may be there for 'folder' too
+    where it has its default value, so that config.dataset.name=folder is all that it takes to go from one to the other.
+
+    Raises:
+        ValueError: an unknown name or option; whatever is wrong with the data.
+    """
     build = _DATASETS[one_of("data set name", name, _DATASETS)]
     if name == "phantoms":
         from .phantoms import Phantoms as build
-    known = {option for kind in build.__mro__ if "__init__" in vars(kind)
-             for option in inspect.signature(kind.__init__).parameters} - {"self", "options"}
-    for option in kwargs:
-        one_of(f"data set {name!r}: option", option, sorted(known))
+    known = _options(build)
+    others = {other: _options(_DATASETS[other]) for other in _OWN_IMAGES} if name in _OWN_IMAGES else {}
+    for option, value in list(kwargs.items()):
+        of = next((other for other in others if option not in known and option in others[other]), None)
+        if of is None:
+            one_of(f"data set {name!r}: option", option, sorted(known))
+        elif value != others[of][option]:
+            raise ValueError(f"data set {name!r}: option {option}={value!r} is one of {of!r}: set name={of!r} "
+                             f"(config.dataset.name), or leave it {others[of][option]!r}")
+        else:
+            del kwargs[option]
     return build(**kwargs)
+
+
+def _options(build):
+    """{option: default} of a data set: what its constructor takes, and what those do that it passes further options on to."""
+    found = {}
+    for kind in (kind for kind in build.__mro__ if "__init__" in vars(kind)):
+        parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+        found = {each.name: each.default for each in parameters if each.kind is not each.VAR_KEYWORD
+                 and each.name not in vars(kind).get("INNER", ())} | found
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+            break
+    return found
 
 
 def held_out(options, split):
     """Another split of the data set that `options` (name included) describe; there classes may have no image."""
-    empty_classes = {"min_per_class": 0} if options["name"] in ("folder", "image_mask", "path_text") else {}
+    empty_classes = {"min_per_class": 0} if options["name"] in _OWN_IMAGES else {}
     return get(**{**options, "split": split, **empty_classes})
 
 

@@ -17,6 +17,8 @@ from .transforms import CROPS, apply_crop, apply_crop_to_mask, draw_flips, plan_
 class ImageFiles(Dataset):
     """The files of `rows`, at one resolution.
 
+    Data sets that find their rows themselves pass these on, and INNER with them; the other arguments are options of theirs.
+
     Args:
         root: the folder that the names of the rows are relative to.
         rows: `table.Row`s, a list; each has a mask where `masks`.
@@ -26,6 +28,8 @@ class ImageFiles(Dataset):
         texts, masks: whether the rows have them.
         crop, random_flip, random_vflip, mask_max, mask_values, mask_names, window, upscale, cache, cache_gb: see `folder.Folder`.
     """
+
+    INNER = ("root", "rows", "name", "texts", "masks")
 
     def __init__(self, root, rows, resolution, channels=3, *, name, classes=(), texts=False, masks=False,
                  crop="center", random_flip=False, random_vflip=False, mask_max=255, mask_values=(), mask_names=(),
@@ -76,9 +80,10 @@ class ImageFiles(Dataset):
             return [str(error) if where == self.names[i] else f"{where}: {error}"]
 
     def common_faults(self):
-        if self.masks is not None and not self.masks_as.values and 0 < self.mask_peak <= self.mask_max / 20:
-            return [f"masks: the largest grey level is {self.mask_peak} where mask_max={self.mask_max} is 1: "
-                    f"set mask_max={self.mask_peak}, or where they are classes mask_values=(0, ..., {self.mask_peak})"]
+        if self.masks is not None and not self.masks_as.values and 0 < self.mask_peak <= self.mask_max / 2:
+            return [f"masks: the largest grey level is {self.mask_peak} where mask_max={self.mask_max} is 1, so that no pixel is "
+                    f"above one half, where the foreground begins: set mask_values=(0, ..., {self.mask_peak}), the levels that "
+                    f"stand for classes, or set mask_max={self.mask_peak}"]
         return []
 
     @functools.cached_property

@@ -2,7 +2,6 @@
 
 import colorsys
 import dataclasses
-import json
 
 import numpy as np
 import torch
@@ -49,7 +48,7 @@ class MaskCode:
 
     @property
     def settings(self):
-        """The arguments, as JSON holds them."""
+        """The arguments as JSON has them: MaskCode(**settings) is equal."""
         values = [list(value) if isinstance(value, tuple) else value for value in self.values]
         return {"values": values, "max": self.max, "names": list(self.names)}
 
@@ -60,11 +59,6 @@ class MaskCode:
     @property
     def channels(self):
         return self.classes if self.classes > 2 else 1
-
-    @property
-    def settings(self):
-        """The arguments as JSON has them: MaskCode(**settings) is equal."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def read(self, path):
         """A mask file as uint8 (H, W): the class of each pixel, or its grey level where values=().

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from .base import Dataset
 
+AUTO = "auto"  # as config.features.path: in the folder of the run
 
 class Opened(NamedTuple):
     """images: real images, None where only features are at hand; examples: what is trained on (features or images);
@@ -73,9 +74,14 @@ def open_features(features, split, identity, images=None, *, random_flip=False, 
     return Features(folder, random_flip=random_flip)
 
 
-def feature_folder(features, split):
-    """The folder of the store of one split below config.features.path."""
-    return Path(features["path"]) / (split or "all")
+def feature_root(features, run_folder):
+    """Where the stores lie, as a string: config.features.path, or in the run folder where it is 'auto'; '' where there are none."""
+    return str(Path(run_folder) / "features") if features["path"] == AUTO else features["path"]
+
+
+def feature_folder(features, split, run_folder=""):
+    """The folder of the store of one split below config.features.path; `run_folder` is needed where that may be 'auto'."""
+    return Path(feature_root(features, run_folder)) / (split or "all")
 
 
 def _held_out(options, split):

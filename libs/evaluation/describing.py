@@ -5,6 +5,7 @@ import logging
 import torch
 
 from libs import data
+from libs.evaluation.masks import check_code
 from libs.pipeline import PROMPTS, Bank, Describer, Masks, Prompts, StoredDescriber, draw_conditions, parameters, parameters_table
 
 
@@ -15,20 +16,21 @@ def asked(config, dataset, pipeline, n, *, seed, prompts=None):
     that config.sample.masks names.
 
     Raises:
-        ValueError: masks are needed and there are no images, or none with masks.
+        ValueError: masks are needed and there are no images, or none with such masks.
     """
-    masks = masks_asked(config, dataset) if "mask" in pipeline.takes else None
+    masks = masks_asked(config, dataset, pipeline.masks_as) if "mask" in pipeline.takes else None
     return draw_conditions(dataset, pipeline.null, n, seed=seed, labels=config.sample.labels, prompts=prompts, masks=masks)
 
 
-def masks_asked(config, dataset):
-    """The data set whose masks an evaluation asks for, see `asked`."""
+def masks_asked(config, dataset, code=None):
+    """The data set whose masks an evaluation of a network asks for, see `asked`; `code` is the network's MaskCode."""
     split = config.sample.get("masks", "")
     found = data.held_out(config.dataset, split) if split and split != config.dataset.get("split", "") else dataset
     if found is None or found.masks_as is None:
         raise ValueError("this network is asked for images of masks, and " + (
             "the real images are not at hand: give config.dataset.path" if found is None else
             f"{found.name} has none: give a column mask_file_name, or a folder of masks (config.dataset.name=image_mask)"))
+    check_code(code, found)
     return found
 
 
@@ -62,6 +64,12 @@ def tell_parameters(run, net, codec, encoder=None):
     run.record("parameters.json", found)
 
 
+def stored_features(config, split, folder):
+    """The feature store of one split, made for the run in `folder`, for its captions; None where it is not here."""
+    place = data.feature_folder(config.features, split, folder)
+    return data.Features(place) if config.features.path and place.is_dir() else None
+
+
 def describer(config, folder, encoder, *, dataset=None, features=None):
     """Draws descriptions for images to come, by config.sample.prompts; None where no texts are known.
 
@@ -81,9 +89,8 @@ def describer(config, folder, encoder, *, dataset=None, features=None):
     how = config.sample.get("prompts", "bank")
     words = {name: tuple(phrases) for name, phrases in config.metrics.get("attributes", {}).items()}
     if how not in PROMPTS:
-        stored = data.feature_folder(config.features, how)
-        if stored.is_dir():
-            features = data.Features(stored)
+        features = stored_features(config, how, folder)
+        if features is not None and (features.captions is not None or features.text_shape):
             return Describer(bank_of(features), encoder) if features.captions is not None else StoredDescriber(features)
         try:
             held_out = data.held_out(config.dataset, how)

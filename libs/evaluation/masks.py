@@ -89,7 +89,7 @@ def find_masks(path, classes, options):
             those in masks/), with the label of the folder that has the name of a class; or a table or a folder with one
             (metadata.csv), whose column mask_file_name names the masks, or file_name, and label their classes.
         classes: names of the classes.
-        options: config.dataset, for its label column and the name of its folder of masks.
+        options: config.dataset, for its label column and the names of its folders of images and of masks.
     Raises:
         ValueError: no such file, no mask in it, or whatever else is wrong with the folder.
     """
@@ -107,7 +107,8 @@ def find_masks(path, classes, options):
         said = [next((str(row.extra[key] or "") for key in columns if key in row.extra), "").strip() for row in found.rows]
         names = [row.mask or row.name for row in found.rows]
     else:
-        names = _without_images([row.name for row in found.rows], options.get("masks_folder", "") or "masks")
+        names = _without_images([row.name for row in found.rows], options.get("images_folder", "") or "images",
+                                options.get("masks_folder", "") or "masks")
         said = [next((part for part in PurePosixPath(name).parts[:-1] if part in classes), "") for name in names]
     return [MaskFile(found.root / name, name, label) for name, label in zip(names, said, strict=True)]
 
@@ -144,7 +145,7 @@ def of_training_images(options, labels, classes, *, seed, side, names, code=None
         names: of the images.
         code: the network's MaskCode; by default that of the data.
     Raises:
-        ValueError: the data are not at hand, have no masks, or none of a class.
+        ValueError: the data are not at hand, have no masks, others than the network was trained on, or none of a class.
     """
     dataset = data.at_hand(options)
     if dataset is None or dataset.masks_as is None:
@@ -153,6 +154,7 @@ def of_training_images(options, labels, classes, *, seed, side, names, code=None
                          "FOLDER")
     if tuple(dataset.shape[1:]) != (side, side):
         raise ValueError(f"the training images have {dataset.shape[1]} pixels a side, the network's {side}: give --mask_path")
+    check_code(code, dataset)
     code = code or dataset.masks_as
     own, rows = {None: np.arange(len(dataset))}, []
     for index, label in enumerate(labels if labels is not None and dataset.labels is not None else [None] * len(names)):
@@ -170,6 +172,20 @@ def of_training_images(options, labels, classes, *, seed, side, names, code=None
                       sources=[dataset.file_name(row) for row in rows])
 
 
+def check_code(trained, dataset):
+    """ValueError where masks of a data set mean something else than those that a network was trained on.
+
+    trained: the network's MaskCode; None where it is not known. Names of classes may differ.
+    """
+    if trained is not None and dataset is not None and dataset.masks_as is not None:
+        known, found = ({"mask_values": each.values} if each.values else {"mask_max": each.max}
+                        for each in (trained, dataset.masks_as))
+        if known != found:
+            told, there = (", ".join(f"{key}={value}" for key, value in each.items()) for each in (known, found))
+            raise ValueError(f"the network was trained on masks with {told}, those of {dataset.name} have {there}: give the data "
+                             f"of the run, or --config.dataset.{told.replace(' ', '')}")
+
+
 def distinct(names, others):
     """`names` as file names that no two share, also where case does not count: `others[i]`, then a number, where they would."""
     numbered = [f"{i:06d}_{name}" for i, name in enumerate(names)]
@@ -184,12 +200,12 @@ def _stem(name):
     return str(PurePosixPath(name).with_suffix("")).replace("/", "_")
 
 
-def _without_images(names, masks):
-    """The names but those below images/ where a folder of masks lies beside it."""
+def _without_images(names, images, masks):
+    """The names but those below a folder `images` that has a folder `masks` beside it."""
     split = [PurePosixPath(name).parts for name in names]
     beside = {parts[:k] for parts in split for k, part in enumerate(parts[:-1]) if part == masks}
     return [name for name, parts in zip(names, split)
-            if not any(part == "images" and parts[:k] in beside for k, part in enumerate(parts[:-1]))]
+            if not any(part == images and parts[:k] in beside for k, part in enumerate(parts[:-1]))]
 
 
 def _nearest(path):

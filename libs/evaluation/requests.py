@@ -4,6 +4,7 @@
 `Request`, which knows for every image its conditions, its file and all that tells it from another one.
 """
 
+import hashlib
 import logging
 import re
 from dataclasses import dataclass
@@ -189,9 +190,11 @@ def _names_of_masks(stems, kinds, layout):
 def _folder(config, workdir, options, sampler, seed):
     """Each request has a folder of its own, so that one does not overwrite the other."""
     guided = f"{pipeline.measure_name(config.sample.gradient.measure)}{config.sample.gradient.scale:g}" if sampler.guides else ""
-    masks = f"{Path(options.mask_path).resolve().stem} {options.label}" if options.mask_path else ""
+    path = Path(options.mask_path).expanduser().resolve() if options.mask_path else None
+    masks, where = (f"{path.parent.name} {path.stem} {options.label}", hashlib.sha256(str(path).encode()).hexdigest()[:6]
+                    ) if path else ("", "")  # several folders of a data set are called masks
     words = re.sub(r"\W+", "_", options.prompt or Path(options.input_path).stem or options.counts or masks or options.label)
-    words = ["images", words[:60].strip("_"), guided, f"seed{seed}"]
+    words = ["images", words[:60].strip("_"), where, guided, f"seed{seed}"]
     return Path(config.sample.path or Path(workdir) / "_".join(filter(None, words)))
 
 

@@ -9,7 +9,8 @@ import ml_collections
 
 from libs import data, engine, pipeline
 from libs.data import Dataset
-from libs.evaluation.describing import describer
+from libs.evaluation.describing import describer, stored_features
+from libs.evaluation.masks import check_code
 
 
 # What may differ between the two stages of a ControlNet.
@@ -43,15 +44,15 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
     A classifier in config.sample.gradient is opened with it.
 
     Raises:
-        ValueError: classes of the run and of the data differ, or neither are known.
+        ValueError: classes or masks of the run and of the data differ, or no classes are known.
         FileNotFoundError: no weights; or the images are needed and config.metrics.fid_stat does not stand in for them.
     """
     weights, step, source = engine.load_weights(nnet_path or workdir, ema_rate=config.sample.get("ema_rate", 0.0))
     dataset = _images(config) if with_data else None
     encoder = run.main_first(lambda: pipeline.text_encoder(config, run.device))
-    features = _features(config) if encoder is not None else None
     home = next((folder for folder in (source.parent.parent, source.parent, Path(workdir)) if (folder / "classes.json").is_file()),
                 Path(workdir))  # the run that the weights are of, or else the workdir
+    features = stored_features(config, config.dataset.get("split", ""), home) if encoder is not None else None
     trained = engine.read_json(home / "classes.json", None)
     trained = engine.class_names(nnet_path) if trained is None and nnet_path else trained
     of_data = next((list(each.classes) for each in (dataset, features) if each is not None), None)
@@ -63,8 +64,10 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
     asked = config.sample.gradient.classifier if "gradient" in config.sample else ""
     classifier = open_classifier(asked, config, device=run.device) if asked else None
     masks = engine.read_json(home / "masks.json", None)  # of a network that takes masks
+    masks = masks and data.MaskCode(**masks)
+    check_code(masks, dataset)
     sampler = pipeline.load(config, weights, classes=classes, device=run.device, encoder=encoder, classifier=classifier,
-                            precision="no" if exact else run.accelerator.mixed_precision, masks_as=masks and data.MaskCode(**masks))
+                            precision="no" if exact else run.accelerator.mixed_precision, masks_as=masks)
     bank, prompts = home / "bank.json", None
     if with_prompts:
         prompts = describer(config, home, encoder, dataset=dataset, features=features)
@@ -135,8 +138,3 @@ def _images(config):
         logging.warning("no data at %s: only what %s allows is scored", config.dataset.path, config.metrics.fid_stat)
     return images
 
-
-def _features(config):
-    """The feature store of the training split, for its captions; None where it is not here."""
-    folder = data.feature_folder(config.features, config.dataset.get("split", ""))
-    return data.Features(folder) if folder.is_dir() else None
