@@ -26,6 +26,7 @@ def train(config, workdir):
     masks_as = pipeline.check_masks(images)
     run.main_first(lambda: data.preflight(images, remember=run.folder / "preflight.json"))
     base = evaluation.base_weights(config, images.classes) if not run.resumes else {}
+    pipeline.check_classes(config, images.classes)
     features = extraction.ready(run, config, codec, masks=True)
     examples, held_out = data.open_all(config.dataset, features, pipeline.identity(codec),
                                        validation_split=config.train.validation_split)[1:]

@@ -6,8 +6,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from ml_collections import ConfigDict
 from PIL import Image
 
+import eval_class_ldm
 import train_class_ldm
 import train_controlnet
 from configs import folder256_controlnet, folder256_unet_label, phantom32_unet_label
@@ -125,6 +127,31 @@ def test_masks_and_classes_are_asked_of_the_controlnet(script, place, controlnet
     assert pairs.masks_as.channels == 1 and data.preflight(pairs) == 24
 
 
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory):
+    """A folder to evaluate in, where the networks of the evaluations are then kept."""
+    return tmp_path_factory.mktemp("evaluations")
+
+
+def test_images_are_scored_against_their_masks(script, controlnet, assets):
+    done = script("eval_controlnet.py", f"--workdir={controlnet}", "--config.sample.n_samples=12", "--config.metrics.bootstrap=10",
+                  "--name=few", cwd=assets)
+    scores = json.loads((controlnet / "eval" / "few" / "scores.json").read_text())
+    assert {"dice", "dice_skin", "dice_lesion"} <= set(scores["scores"])
+    assert 0 <= scores["scores"]["dice"]["value"] <= 1 and set(scores["following_of_real"]) >= {"dice", "dice_lesion"}
+    assert f"12 images of {scores['masks']} different masks" in done.stdout and "  dice_lesion" in done.stdout
+    assert "real images that were held out follow their own masks" in done.stdout
+
+
+def test_the_classes_of_images_are_scored(ldm, assets, monkeypatch, capsys):
+    monkeypatch.chdir(assets)
+    config = ConfigDict(json.loads((ldm / "config.json").read_text()))
+    config.sample.n_samples, config.metrics.bootstrap = 8, 0
+    eval_class_ldm.evaluate(config, str(ldm), "", 1, "few")
+    scores = json.loads((ldm / "eval" / "few" / "scores.json").read_text())
+    assert scores["n"] == 8 and "dice" not in scores["scores"] and "  accuracy" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("change, message", [
     (dict(train=dict(ldm="")), "train one on the same images|Train one on the same images"),
     (dict(train=dict(ldm="/nowhere")), "no weights at /nowhere"),
@@ -159,6 +186,7 @@ def test_an_ldm_needs_class_folders(place, tmp_path, folders, message):
     config.dataset.path = f"{tmp_path}/images"
     with pytest.raises((ValueError, OSError), match=message):
         train_class_ldm.train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "features").exists(), "said before anything is encoded"
 
 
 def test_an_ldm_without_classes_and_of_grey_images(tmp_path):

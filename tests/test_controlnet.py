@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from ml_collections import ConfigDict
 
-from libs import backbones
+from libs import backbones, codecs, diffusion
+from libs.pipeline import Pipeline
 
 SMALL = dict(sample_size=8, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=12, attention_head_dim=2,
              norm_num_groups=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -155,3 +157,23 @@ def test_masks_that_do_not_fit(batch):
 def test_a_checkpoint_of_other_masks_says_what_to_set():
     with pytest.raises(ValueError, match=r"set --config.nnet.conditioning_channels=4"):
         backbones.load(small(), small(conditioning_channels=4).state_dict())
+
+
+def test_the_scale_of_samples_changes_no_loss(batch):
+    """sample.controlnet_scale is for images; in a training the network is the one whose loss is taken."""
+    net = small().eval()
+    with torch.no_grad():
+        for weight in net.controlnet.controlnet_mid_block.parameters():
+            weight.fill_(0.1)
+        before, made = net(**batch), []
+        for scale in (1.0, 0.0):
+            config = ConfigDict({"nnet": dict(sample_size=8, in_channels=4), "denoiser": dict(predicts="eps", clip=False),
+                                 "sample": dict(algorithm="ddim", sample_steps=2, guidance=2.0, controlnet_scale=scale)})
+            sampler = Pipeline(net, config, codec=codecs.get("pixels", channels=4), schedule=diffusion.schedule("linear"),
+                               null={"label": torch.tensor(3)})
+            assert torch.equal(net(**batch), before)
+            made.append(sampler(batch, seed=0, indices=range(3)))
+            assert torch.equal(net(**batch), before) and net.conditioning_scale == 1.0
+        assert not torch.equal(*made)
+        net.conditioning_scale = 0.0
+        assert not torch.equal(net(**batch), before)

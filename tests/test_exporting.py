@@ -14,6 +14,7 @@ from PIL import Image
 from configs import phantom32_unet_label
 from libs import backbones, codecs, diffusion, engine, evaluation
 from libs.data.masks import MaskCode
+from libs.evaluation import masks
 from libs.pipeline import Pipeline, build_net, exporting, image_generator
 
 SMALL = dict(block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=12, attention_head_dim=2, norm_num_groups=4,
@@ -161,16 +162,18 @@ def opened(tmp_path_factory):
     sampler = _sampler(control((8,), channels=3, conditioning_channels=3), codecs.get("pixels"),
                        masks_as=MaskCode(((0, 0, 0), (255, 0, 0), (0, 0, 255))))
     exporting.export(folder / "masks", sampler, NAMES)
+    sampler.config.dataset = {"crop": "pad"}
+    exporting.export(folder / "padded", sampler, NAMES)
     exporting.export(folder / "plain", _sampler(unet(channels=3), codecs.get("pixels")), NAMES)
     patch = pytest.MonkeyPatch()
     patch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(folder / "modules"))
     from diffusers import DiffusionPipeline
-    yield [DiffusionPipeline.from_pretrained(folder / name, trust_remote_code=True) for name in ("masks", "plain")]
+    yield [DiffusionPipeline.from_pretrained(folder / name, trust_remote_code=True) for name in ("masks", "plain", "padded")]
     patch.undo()
 
 
 def test_the_exported_pipeline_refuses_what_it_cannot_do(opened):
-    masks, plain = opened
+    masks, plain, _ = opened
     index = np.eye(8, dtype=np.int64)
     for pipe, asked, problem in ((plain, dict(class_label="nevus"), "class_label='nevus'; known: naevus, melanoma, keratosis"),
                                  (plain, dict(class_label=4), "class_label=4"),
@@ -198,6 +201,11 @@ def test_the_exported_pipeline_reads_pictures_as_we_do(opened, tmp_path):
     assert torch.equal(pipe._masks(tmp_path / "wide.png")[0], wanted)
     assert torch.equal(pipe._masks(classes)[0], wanted)
     assert torch.equal(pipe._masks([Image.open(tmp_path / "wide.png"), wanted]), torch.stack([wanted, wanted]))
+    for size in ((17, 35), (35, 17), (8, 3), (50, 21), (20, 20)):  # as sample.py reads them, rounding and padding too
+        Image.fromarray(colours[np.random.default_rng(2).integers(1, 3, size)]).save(tmp_path / "odd.png")
+        for pipe, crop in ((opened[0], "center"), (opened[2], "pad")):
+            ours = masks.of_files("odd.png", [masks.MaskFile(tmp_path / "odd.png", "odd.png", "")], [0], code, side=8, crop=crop)
+            assert torch.equal(pipe._masks(tmp_path / "odd.png"), ours[[0]])
 
 
 def test_a_run_is_exported_and_sampled_from(tmp_path, script):

@@ -91,6 +91,7 @@ class Copier:
     """In place of a network: the real image of each mask asked for, or of the next one."""
 
     takes, null, image_shape = ("label", "mask"), {"label": torch.tensor(4)}, (3, 32, 32)
+    masks_as = data.MaskCode((0, 255))
 
     def __init__(self, dataset, follows=True):
         self.dataset, self.follows = dataset, follows
@@ -123,8 +124,9 @@ def test_an_evaluation_states_dice_beside_that_of_real_images_and_shows_the_mask
     assert good["scores"]["dice"]["low"] < good["scores"]["dice"]["value"] < good["scores"]["dice"]["high"]
     assert good["following_of_real"] == found.of_real and good["following_source"] == "120 pairs, split 'val'"
     assert {"dice", "dice_skin", "dice_lesion"} <= set(good["per_class"]["melanoma"])
+    assert good["masks"] == 23 and good["interval"].endswith("of dice over 23 different masks, each with all its images")
     said = evaluation.table(good)
-    assert "dice_lesion" in said
+    assert "dice_lesion" in said and said.startswith("24 images of 23 different masks, copies, against")
     assert "real images that were held out follow their own masks (120 pairs, split 'val'): dice 0." in said
     folder = run.folder / "eval" / "follows_True"
     assert json.loads((folder / "scores.json").read_text()) == good
@@ -134,6 +136,14 @@ def test_an_evaluation_states_dice_beside_that_of_real_images_and_shows_the_mask
     together = ((asked[..., 0] > 0) & (obtained[..., 0] > 0)).sum((1, 2))
     sizes = (asked[..., 0] > 0).sum((1, 2)) + (obtained[..., 0] > 0).sum((1, 2))
     assert dice == pytest.approx(2 * together / sizes)
+    few = evaluation.evaluate(run, Copier(dataset), config(), data.Subset(dataset, range(3)), n=24, seed=1, name="")
+    assert few["masks"] == 3 and few["scores"]["dice"]["n"] == 24, "so many images of three masks"
+    assert few["scores"]["dice"]["low"] is not None and few["per_class"]["melanoma"]["dice"]["low"] is None, "of one mask only"
+    other = Copier(dataset)
+    other.masks_as = data.MaskCode((0, 128))
+    with pytest.raises(ValueError, match=r"masks with mask_values=\(0, 128\), those of phantoms have mask_values=\(0, 255\): give "
+                                         r"the data of the run, or --config.dataset.mask_values=\(0,128\)"):
+        evaluation.evaluate(run, other, config(), dataset, n=8, seed=1, name="")
     page = report.write(run.folder).read_text()
     assert "Masks asked for and obtained" in page and "Dice of real images with their own masks" in page
     assert page.count('alt="mask asked for"') == page.count('alt="mask obtained"') == 2 * min(24, len(dice))

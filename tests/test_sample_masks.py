@@ -1,6 +1,7 @@
 """sample.py asked for masks, on a network that paints the mask it is given; and the times that it states."""
 
 import csv
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,6 +143,8 @@ def test_labels_are_those_of_the_table_or_the_folder_or_the_classes_in_turn(ask,
         save(tmp_path / f"data/masks/{number}.png", three_levels(number))
     files = masks_of.find_masks(tmp_path / "data", CLASSES, {})
     assert [each.name for each in files] == ["masks/1.png", "masks/2.png"], "images beside masks are none"
+    assert masks_of._without_images(["x/scans/1.png", "x/segs/1.png", "scans/2.png"], "scans", "segs") == [
+        "x/segs/1.png", "scans/2.png"]
     (tmp_path / "data/metadata.csv").write_text("file_name,label,mask_file_name,split\nimages/1.png,angioma,masks/2.png,train\n"
                                                 "images/2.png,nevus,masks/1.png,\n")
     _, rows, _ = ask(mask_path=tmp_path / "data", n_samples=2)
@@ -212,7 +215,9 @@ def test_without_masks_those_of_training_images_are_drawn_each_of_its_class(ask)
         np.testing.assert_array_equal(painted(folder / row["file_name"])[0], 2 * item["mask"][0])
     assert rows == ask(label="all", n_samples=2, **phantoms)[1]
     with pytest.raises(ValueError, match="no mask of class 'wart': give --mask_path"):
-        ask(classes=["nevus", "wart"], n_samples=2)
+        ask(classes=["nevus", "wart"], n_samples=2, code=phantoms["code"])
+    with pytest.raises(ValueError, match=r"masks with mask_max=100, those of phantoms have mask_values=\(0, 255\)"):
+        ask(n_samples=2, **phantoms | {"code": data.MaskCode((), 100)})
     for options, complaint in (({"name": "folder", "path": "/nowhere", "resolution": SIDE}, "'/nowhere' is not at hand: give"),
                                ({"name": "phantoms", "resolution": SIDE, "size": 4}, "phantoms has none: give --mask_path")):
         with pytest.raises(ValueError, match=complaint):
@@ -248,7 +253,12 @@ def test_bad_requests(ask, tmp_path, options, complaint):
 
 def test_requests_for_masks_have_folders_of_their_own(ask, tmp_path):
     folder, _, _ = ask(mask_path=save(tmp_path / "one.png", three_levels(0)), label="all", folder="")
-    assert folder.name == "images_one_all_seed0"
+    assert re.fullmatch(r"images_\w+_one_all_[0-9a-f]{6}_seed0", folder.name)
+    for kind in ("a/nevus", "a/melanoma", "b/nevus"):
+        save(tmp_path / kind / "masks" / "1.png", three_levels(0))
+        ask(mask_path=tmp_path / kind / "masks", folder="")
+    made = sorted(place.name.rsplit("_", 2)[0] for place in (tmp_path / "run").glob("images_*") if "_one_" not in place.name)
+    assert made == ["images_melanoma_masks", "images_nevus_masks", "images_nevus_masks"], "one for each folder of masks"
 
 
 def test_names_never_collide():
@@ -272,6 +282,19 @@ def test_several_processes_make_the_images_of_one(tmp_path):
         run, sampler, cond, 9, seed=0, batch_size=2) for index, image in zip(indices, images)} for world in (1, 2)]
     assert sorted(made[0]) == sorted(made[1]) == list(range(9))
     assert all(torch.equal(made[0][index], made[1][index]) for index in range(9))
+
+
+def test_progress_is_told_of_many_images(monkeypatch, caplog):
+    """A minute passes whenever the clock is read."""
+    cfg, clock, run = config(), iter(range(10_000)), SimpleNamespace(is_main=True, **vars(of_rank(0, 2)))
+    sampler = pipeline.Pipeline(Paint(("label",)), cfg, codec=codecs.get(**cfg.codec), schedule=diffusion.schedule(**cfg.schedule),
+                                null={"label": torch.tensor(3)})
+    monkeypatch.setattr(generation, "time", SimpleNamespace(monotonic=lambda: 60.0 * next(clock)))
+    for n, said in ((64, []), (72, [f"{k} of 36 images of this process (of 2), {60 / 9:.2g} s each" for k in (9, 18, 27)])):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            list(evaluation.generate(run, sampler, {"label": torch.zeros(n).long()}, n, seed=0, batch_size=9))
+        assert caplog.messages == said
 
 
 def test_times_have_one_definition(monkeypatch):

@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import eval_sd_finetune
 from configs.medical512_sd_finetune import get_config
-from libs import data, engine, evaluation, pipeline
+from libs import data, engine, evaluation, metrics, pipeline
 from libs.engine import optim
+from libs.evaluation import references
 from libs.pipeline import exporting, stable_diffusion
 from tests import tiny_sd
 from tests.conftest import ROOT
@@ -188,6 +190,29 @@ def test_lora_is_small_and_equal_in_diffusers(lora, by_diffusers, folder):
     weights = engine.load_weights(lora)[0]
     assert len(weights) == len(exported) and all(".lora_" in name for name in weights)
     assert data.Features(lora / "features" / "train").text_shape == (tiny_sd.WINDOW, 16)
+
+
+class Means:
+    """In place of a feature network, none of which is here for images without classes: the mean of each channel."""
+
+    name, dims, classes = "means", 3, None
+
+    def both(self, images):
+        return images.float().mean((2, 3)), None
+
+
+@pytest.mark.parametrize("how", ["bank", "val"])
+def test_an_evaluation_draws_descriptions(lora, monkeypatch, capsys, how):
+    real = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
+    side = Means(), references.Reference(metrics.Gaussian(real.double().mean(0), real.double().T.cov(), 4, "means"), real, None,
+                                         torch.arange(4), "4 images")
+    monkeypatch.setattr(evaluation, "prepare", lambda *_, **__: [side])
+    config = ml_collections.ConfigDict(json.loads((lora / "config.json").read_text()))
+    config.sample.n_samples, config.sample.prompts, config.metrics.bootstrap, config.metrics.names = 4, how, 0, ("fd",)
+    eval_sd_finetune.evaluate(config, str(lora), "", 1, "")
+    result = json.loads(next((lora / "eval").glob("*_4" if how == "bank" else "*_4_val")).joinpath("scores.json").read_text())
+    assert set(result["scores"]) == {"fd_means"} and result["prompts"] == how and "4 images, dpmpp_2m" in capsys.readouterr().out
+    assert set(result["shown_texts"]) <= {f"OCT: {text}" for text in ("red cell", "a green, round cell")}
 
 
 @pytest.mark.parametrize("name", ["ddim", "both"])

@@ -52,6 +52,16 @@ def test_scores_are_means_over_the_images_that_have_a_class_and_over_the_foregro
         assert score["low"] < score["value"] < score["high"]
     assert many["dice_disc"]["high"] - many["dice_disc"]["low"] == pytest.approx(2 * 1.96 * (1 / 12 / 300) ** 0.5, rel=0.2)
     assert many["dice"]["high"] - many["dice"]["low"] == pytest.approx(2 * 1.96 * (1 / 12 / 600) ** 0.5, rel=0.2)
+    # 30 masks with ten equal images each say what 30 images of as many masks do
+    masks, per_mask = torch.arange(300) % 30, torch.rand(30, 3, generator=torch.Generator().manual_seed(1)).double()
+    few, plain = (dice_scores(each, NAMES, groups=groups, resamples=100) for each, groups in (
+        (per_mask[masks], 7 * masks), (per_mask, None)))
+    for name in few:
+        assert [few[name][key] for key in ("value", "low", "high")] == pytest.approx([plain[name][key] for key in (
+            "value", "low", "high")]) and few[name]["n"] == 10 * plain[name]["n"]
+    assert few["dice_disc"]["high"] - few["dice_disc"]["low"] > 2 * (many["dice_disc"]["high"] - many["dice_disc"]["low"])
+    one = dice_scores(per_mask[masks], NAMES, groups=0 * masks, resamples=100)["dice"]
+    assert one["low"] is one["high"] is None and one["value"] == pytest.approx(few["dice"]["value"])
     perfect = dice_scores(torch.ones(5, 2).double(), NAMES[:2], resamples=100)["dice"]
     assert (perfect["value"], perfect["low"], perfect["high"]) == (1, 1, 1)
     assert dice_scores(torch.full((2, 2), nan), NAMES[:2]) == {}

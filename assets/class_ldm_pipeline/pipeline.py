@@ -6,8 +6,6 @@
 Needs diffusers, torch and numpy; the README.md beside this file shows more.
 """
 
-import math
-
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -22,6 +20,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
     id2label: {number: name} of the classes, {} where there are none.
     mask_values: what each class of a mask is in files (grey levels, or colours); empty for grey levels of 0 .. mask_max.
     mask_signed: the ControlNet reads one channel, as three in [-1, 1].
+    mask_crop: of pictures that are not square 'center' takes the middle, 'pad' all, with the first class above and below.
     steps, guidance_scale, controlnet_scale: what a call takes where it does not say.
     """
 
@@ -29,12 +28,12 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
     _optional_components = ["vae", "controlnet"]
 
     def __init__(self, unet, scheduler, class_embedder, vae=None, controlnet=None, id2label=None, mask_values=(), mask_names=(),
-                 mask_max=255, mask_signed=False, steps=20, guidance_scale=1.0, controlnet_scale=1.0):
+                 mask_max=255, mask_signed=False, mask_crop="center", steps=20, guidance_scale=1.0, controlnet_scale=1.0):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, class_embedder=class_embedder, vae=vae, controlnet=controlnet)
         self.register_to_config(id2label=id2label or {}, mask_values=list(mask_values or ()), mask_names=list(mask_names or ()),
-                                mask_max=mask_max, mask_signed=mask_signed, steps=steps, guidance_scale=guidance_scale,
-                                controlnet_scale=controlnet_scale)
+                                mask_max=mask_max, mask_signed=mask_signed, mask_crop=mask_crop, steps=steps,
+                                guidance_scale=guidance_scale, controlnet_scale=controlnet_scale)
 
     @torch.no_grad()
     def __call__(self, class_label=None, mask=None, num_images=1, num_inference_steps=None, guidance_scale=None,
@@ -156,9 +155,10 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
             image = Image.fromarray(np.asarray(image).astype(np.uint8))
         elif not (values and image.mode == "P" and not _is_grey(image)) and not image.mode.startswith("I"):
             image = image.convert("L")
-        found = np.asarray(_square(image, side)).astype(np.int64)
+        pad = self.config.mask_crop == "pad"
+        found = np.asarray(image).astype(np.int64)
         if not values:
-            return torch.from_numpy(found)
+            return _square(found, side, pad)
         if in_colour:
             found, values = found @ (65536, 256, 1), [65536 * r + 256 * g + b for r, g, b in values]
         strange = np.setdiff1d(found, values)
@@ -166,7 +166,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
             raise ValueError(f"the mask holds {len(strange)} values beside the declared {self.config.mask_values}, such as "
                              f"{tuple(int(strange[0]).to_bytes(3)) if in_colour else int(strange[0])}")
         order = np.argsort(values)
-        return torch.from_numpy(order[np.searchsorted(np.asarray(values)[order], found)])
+        return _square(order[np.searchsorted(np.asarray(values)[order], found)], side, pad)
 
     def _coded(self, index):
         """(H, W) -> float32 (K, H, W) in [0, 1]: a channel for each of three classes or more, else one."""
@@ -185,9 +185,17 @@ def _is_grey(image):
     return (palette == palette[:, :1]).all()
 
 
-def _square(image, side):
-    """The middle square, by nearest pixels, so that no value is mixed."""
-    scale = side / min(image.size)
-    width, height = (max(side, math.floor(length * scale + 0.5)) for length in image.size)
+def _square(index, side, pad):
+    """Classes (H, W) as (side, side) by nearest pixels, so that none are mixed: the middle square, or all of it beside zeros.
+
+    Sizes are rounded as in training, where images are halved while that leaves them large enough.
+    """
+    image, decisive = Image.fromarray(index.astype(np.int32)), max if pad else min
+    width, height = image.size
+    while decisive(width, height) >= 2 * side:
+        width, height = max(1, width // 2), max(1, height // 2)
+    scale = side / decisive(width, height)
+    width, height = max(1, round(width * scale)), max(1, round(height * scale))
     left, top = (width - side) // 2, (height - side) // 2
-    return image.resize((width, height), Image.Resampling.NEAREST).crop((left, top, left + side, top + side))
+    image = image.resize((width, height), Image.Resampling.NEAREST).crop((left, top, left + side, top + side))
+    return torch.from_numpy(np.asarray(image).astype(np.int64))

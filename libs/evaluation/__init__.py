@@ -80,7 +80,8 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
             result["scores"] |= agrees.scores(texts, seen.attributes, seed=config.seed, resamples=resamples)
             result["agreement_of_real"] = agrees.of_real
         if follows:
-            _follow(result, follows, seen.dice, labels, dataset, seed=config.seed, resamples=resamples)
+            _follow(result, follows, seen.dice, labels, dataset, groups=torch.tensor(cond["mask"].rows), seed=config.seed,
+                    resamples=resamples)
         if texts:
             result["prompts"] = config.sample.get("prompts", "bank")
             result["shown_texts"] = [texts[i] for i in seen.shown]
@@ -193,7 +194,8 @@ def export_best(run, config):
 
 def table(result):
     """The scores of an evaluation as text: a line for each, with interval and number of images."""
-    lines = [f"{result['n']} images, {result['sampler']}, against {result['reference']}"]
+    masks = f" of {result['masks']} different masks" if "masks" in result else ""
+    lines = [f"{result['n']} images{masks}, {result['sampler']}, against {result['reference']}"]
     for title, scores in {"": result["scores"], **result["per_class"]}.items():
         lines += [title] if title else []
         for name, score in scores.items():
@@ -278,9 +280,13 @@ def _score(result, names, extractor, real, features, probabilities, labels, data
     result["warnings"] += [f"{', '.join(names)}: {text}" for text, names in said.items()]
 
 
-def _follow(result, follows, dice, labels, dataset, **options):
-    """Add to `result` how well images follow their masks, beside real ones."""
+def _follow(result, follows, dice, labels, dataset, *, groups, **options):
+    """Add to `result` how well images follow their masks, beside real ones; groups (n,): the mask of each image."""
+    options["groups"] = groups
     result["scores"] |= follows.scores(dice, **options)
+    result["masks"] = len(groups.unique())
+    if "interval" in result:
+        result["interval"] += f"; of dice over {result['masks']} different masks, each with all its images"
     result["following_of_real"], result["following_source"] = follows.of_real, follows.source
     result["warnings"] += follows.warnings()
     if labels is not None:

@@ -45,17 +45,18 @@ class Following(NamedTuple):
             asked = _resized(asked, images.shape[2:])
         return metrics.dice(asked, self.obtained(images), self.masks_as.classes)
 
-    def scores(self, values, *, seed=0, resamples=0):
-        """{'dice': score, 'dice_<class of the masks>': score} of what `read` gave, see `metrics.dice_scores`."""
-        return metrics.dice_scores(values, self.masks_as.names, seed=seed, resamples=resamples)
+    def scores(self, values, **options):
+        """{'dice': score, 'dice_<class of the masks>': score} of what `read` gave; options of `metrics.dice_scores`."""
+        return metrics.dice_scores(values, self.masks_as.names, **options)
 
     def foreground(self, values):
         """Dice of each image (N,): the mean over the classes but the background that it has or was asked to have."""
         return values[:, 1:].nanmean(1)
 
-    def of_classes(self, values, labels, classes, **options):
+    def of_classes(self, values, labels, classes, groups=None, **options):
         """`scores` of the images of each class, {class name: scores}, where it has an image."""
-        return {name: self.scores(values[labels == k], **options) for k, name in enumerate(classes) if (labels == k).any()}
+        return {name: self.scores(values[labels == k], groups=None if groups is None else groups[labels == k], **options)
+                for k, name in enumerate(classes) if (labels == k).any()}
 
     def warnings(self):
         """What must be said of it as a judge."""

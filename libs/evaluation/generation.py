@@ -1,5 +1,6 @@
 """Generated images: exactly N over all processes, image i depending on (seed, i) alone, and where they go."""
 
+import logging
 import os
 import time
 from contextlib import contextmanager, nullcontext
@@ -7,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from libs.pipeline import to_uint8
 
 
 AT_LEAST = 8  # batches, where there are as many images
+FEW = 64  # images, the most of a preview: no progress is told of these
+TELL = 20  # seconds between two lines of the log, where the output is no terminal
 
 
 def generate(run, pipeline, cond, n, *, seed, batch_size, without=(), timing=None):
@@ -30,12 +34,27 @@ def generate(run, pipeline, cond, n, *, seed, batch_size, without=(), timing=Non
         (indices, images): list of int and uint8 Tensor (b, C, H, W) on the CPU.
     """
     size = min(batch_size, max(1, -(-n // AT_LEAST)))
-    for indices in [list(range(begin, min(begin + size, n))) for begin in range(0, n, size)][run.rank::run.world]:
-        if all(index in without for index in indices):
-            continue
+    batches = [list(range(begin, min(begin + size, n))) for begin in range(0, n, size)][run.rank::run.world]
+    batches = [indices for indices in batches if not all(index in without for index in indices)]
+    for indices in _told(run, batches) if n > FEW and run.is_main else batches:
         with timing.batch(pipeline.net, len(indices)) if timing else nullcontext(), run.accelerator.autocast():
             images = to_uint8(pipeline({key: value[indices] for key, value in cond.items()}, seed=seed, indices=indices))
         yield indices, images
+
+
+def _told(run, batches):
+    """The batches, with a bar of their images; or where the output is no terminal with a line in the log now and then."""
+    total, done, begun = sum(map(len, batches)), 0, time.monotonic()
+    said, own = begun, f" of this process (of {run.world})" if run.world > 1 else ""
+    with tqdm(total=total, unit="image", leave=False, disable=None) as bar:
+        for indices in batches:
+            yield indices
+            done += len(indices)
+            bar.update(len(indices))
+            now = time.monotonic()
+            if bar.disable and now - said > TELL and done < total:
+                said = now
+                logging.info("%d of %d images%s, %.2g s each", done, total, own, (now - begun) / done)
 
 
 class Timing:

@@ -47,6 +47,23 @@ def mean_interval(contributions, *, resamples=1000, seed=0, level=0.95):
     return low, high
 
 
+def clustered_interval(sums, counts, *, resamples=1000, seed=0, level=0.95):
+    """Interval of the means sum(sums) / sum(counts), averaged over columns, where images come in groups that are drawn whole.
+
+    sums, counts: (G, K), of the contributions of each group's images, and how many these are. A column that a resample has
+    nothing in is left out of its average. None, None for fewer than two groups: one says nothing about others.
+    """
+    if len(sums) < 2:
+        return None, None
+    means = []
+    for groups in drawn(len(sums), resamples, seed=seed):
+        total = counts[groups].sum(dim=0)
+        means.append((sums[groups].sum(dim=0) / total)[total > 0].mean())
+    means = torch.stack(means)
+    low, _, high = _quantiles(means[~means.isnan()], level)
+    return low, high
+
+
 def frechet_interval(x, reference, value, *, resamples=30, seed=0, level=0.95):
     """Interval of the Fréchet distance from features x (N, D) to a `Gaussian`, given its value.
 

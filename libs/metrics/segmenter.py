@@ -22,7 +22,6 @@ from .own_networks import (
     load_network,
     save_network,
 )
-from .suite import share
 
 log = logging.getLogger(__name__)
 
@@ -240,27 +239,45 @@ def dice(asked, obtained, classes):
     return 2 * together / (first.sum(dim=2) + second.sum(dim=2)).double()
 
 
-def dice_scores(values, names, *, resamples=0, seed=0, level=0.95):
+def dice_scores(values, names, *, groups=None, resamples=0, seed=0, level=0.95):
     """Dice of images (N, K), as `dice` gives it, as scores: {'dice': {'value', 'low', 'high', 'n'}, 'dice_<name>': ...}.
 
     A class's score is the mean over the images that have it, in either mask; 'dice' is the mean of those of the
-    foreground (all but the first class). Intervals are over images. A class that no image has is absent.
+    foreground (all but the first class). A class that no image has is absent.
+
+    groups  integers (N,), equal for images that were made for one mask: intervals are then over masks, each drawn with
+            all its images, which say less together than images of as many masks. None: over images
     """
-    options = {"resamples": resamples, "seed": seed, "level": level}
-    found, there = {}, ~values.isnan()
-    if there[:, 1:].any():
-        found["dice"] = {"value": _foreground(values), "low": None, "high": None, "n": len(values)}
+    there = ~values.isnan()
+    if groups is None:
+        groups = torch.arange(len(values))
+    groups = torch.as_tensor(groups).unique(return_inverse=True)[1]
+    sums, counts = (
+        torch.zeros(len(groups), len(names)).double().index_add_(0, groups, each.double())
+        for each in (values.nan_to_num(), there)
+    )
+
+    def score(columns):
+        some = counts[:, columns].sum(dim=1) > 0
+        total = counts[:, columns].sum(dim=0)
+        low = high = None
         if resamples:
-            ends = intervals.bootstrap(
-                lambda rows: _foreground(values[rows]),
-                len(values),
-                value=found["dice"]["value"],
-                **(options | {"resamples": max(resamples, 200)}),
+            low, high = intervals.clustered_interval(
+                sums[some][:, columns],
+                counts[some][:, columns],
+                resamples=max(resamples, 200),
+                seed=seed,
+                level=level,
             )
-            found["dice"] |= {"low": max(ends[0], 0.0), "high": min(ends[1], 1.0)}
+        value = (sums[:, columns].sum(dim=0) / total)[total > 0].mean()
+        return {"value": float(value), "low": low, "high": high}
+
+    found = {}
+    if there[:, 1:].any():
+        found["dice"] = score(slice(1, None)) | {"n": len(values)}
     for k, name in enumerate(names):
         if there[:, k].any():
-            found[f"dice_{name}"] = share(values[there[:, k], k], **options)
+            found[f"dice_{name}"] = score(slice(k, k + 1)) | {"n": int(there[:, k].sum())}
     return found
 
 
@@ -278,11 +295,6 @@ def check_masks(masks, images, classes):
             f"masks hold {int(masks.min())} to {int(masks.max())}; {classes} classes are numbered 0 to {classes - 1}"
         )
     return masks
-
-
-def _foreground(values):
-    means = values[:, 1:].nanmean(dim=0)
-    return float(means[~means.isnan()].mean())
 
 
 def _split(n, generator):

@@ -58,7 +58,7 @@ class Pipeline:
         self.net, self.codec, self.schedule, self.takes, self.masks_as = net, codec, schedule, tuple(net.takes), masks_as
         self.config = config
         self.null = {key: value.to(device) for key, value in null.items()}
-        self.denoiser = diffusion.Denoiser(net, schedule, **config.denoiser)
+        self.denoiser = diffusion.Denoiser(self._network, schedule, **config.denoiser)
         self.shape = latent_shape(config.nnet)
         self.image_shape = codec.image_shape(self.shape)
         self.algorithm, self.steps = algorithm or config.sample.algorithm, steps or config.sample.sample_steps
@@ -66,8 +66,6 @@ class Pipeline:
         self.own = {key: config.sample[key] for key in ("eta", "spacing") if key in config.sample}
         self.gradient, self.classifier = config.sample.get("gradient"), classifier
         self.controlnet_scale = config.sample.get("controlnet_scale", 1.0)
-        if hasattr(net, "conditioning_scale"):
-            net.conditioning_scale = self.controlnet_scale
         if self.guidance != 1.0 and not null:
             raise ValueError(f"sample guidance {self.guidance} needs conditions, and this network has none; set it to 1")
         if self.guidance != 1.0 and "train" in config and not config.train.get("p_uncond", 0.0):
@@ -110,7 +108,7 @@ class Pipeline:
         Returns:
             float32 (N, *shape) on the network's device.
         """
-        plain = diffusion.Denoiser(self.net, self.schedule, self.denoiser.predicts, self.denoiser.learned_var)
+        plain = diffusion.Denoiser(self._network, self.schedule, self.denoiser.predicts, self.denoiser.learned_var)
         cond = self._conditions(cond)
         z = self.codec.sample(self.codec.moments(images.to(self.device)).chunk(2, dim=1)[0])  # its mean: no draw
         return samplers.sample_ddim(lambda x, t: plain(x, t, **cond), z, self._bridge_times()[:-1].flip(0), self.schedule,
@@ -137,6 +135,16 @@ class Pipeline:
     @property
     def device(self):
         return next(self.net.parameters()).device
+
+    def _network(self, x, t, **cond):
+        """The network's output; a ControlNet's at the scale of config.sample, which the losses of a training do not see."""
+        if not hasattr(self.net, "conditioning_scale"):
+            return self.net(x, t, **cond)
+        before, self.net.conditioning_scale = self.net.conditioning_scale, self.controlnet_scale
+        try:
+            return self.net(x, t, **cond)
+        finally:
+            self.net.conditioning_scale = before
 
     def _conditions(self, cond):
         return {key: cond[key].to(self.device, non_blocking=True) for key in self.takes}

@@ -6,6 +6,7 @@ from libs import backbones
 
 EMBEDDINGS = {"unet_label": "class_embedder"}  # the weights that depend on the number of classes, where not label_emb
 
+
 def build_net(config, classes, text_shape=None, *, mask_channels=0):
     """The network of `config.nnet`, whose sizes may be left to the data by a 0.
 
@@ -18,17 +19,7 @@ def build_net(config, classes, text_shape=None, *, mask_channels=0):
             its text tokens are not the encoder's, or its masks not those of the data.
     """
     kwargs = dict(config.nnet)
-    if config.train.mode not in ("cond", "uncond"):
-        raise ValueError(f"config.train.mode is {config.train.mode!r}; known: cond, uncond")
-    labelled = kwargs.get("num_classes", -1) >= 0
-    if config.train.mode == "uncond" and labelled:
-        raise ValueError(f"config.train.mode is 'uncond' but config.nnet.num_classes is {kwargs['num_classes']}; set it to -1")
-    takes_text = backbones.takes_text(kwargs["name"])
-    if labelled and not classes or config.train.mode == "cond" and not (labelled or takes_text):
-        raise ValueError("config.train.mode is 'cond' but the data have no labels: give them class folders or a label "
-                         "column, or set --config.train.mode=uncond and --config.nnet.num_classes=-1" if not classes else
-                         "config.train.mode is 'cond' but config.nnet.num_classes is negative; 0 takes what is needed")
-    if labelled:
+    if _labelled(config, classes):
         null = backbones.numbers_null(kwargs["name"])
         kwargs["num_classes"] = kwargs["num_classes"] or len(classes) + null
         needed = len(classes) + (null and (config.train.get("p_uncond", 0.0) > 0 or guidance_scale(config.sample) != 1.0))
@@ -60,10 +51,25 @@ def build_net(config, classes, text_shape=None, *, mask_channels=0):
 
 
 def check_classes(config, classes):
-    """Raise ValueError where a network is to learn one class only, which asks nothing of it."""
+    """Raise ValueError where a network is to learn classes and the data have none, or one only, which asks nothing of it."""
+    _labelled(config, classes)
     if config.train.mode == "cond" and "num_classes" in config.nnet and len(classes) == 1:
         raise ValueError(f"the data have one class only, {classes[0]!r}: give two class folders or more, or train without classes: "
                          "--config.train.mode=uncond --config.nnet.num_classes=-1 --config.sample.guidance=1.")
+
+
+def _labelled(config, classes):
+    """Whether the network is asked for labels; ValueError where the data have none, or the config says both."""
+    labelled = config.nnet.get("num_classes", -1) >= 0
+    if config.train.mode not in ("cond", "uncond"):
+        raise ValueError(f"config.train.mode is {config.train.mode!r}; known: cond, uncond")
+    if config.train.mode == "uncond" and labelled:
+        raise ValueError(f"config.train.mode is 'uncond' but config.nnet.num_classes is {config.nnet.num_classes}; set it to -1")
+    if labelled and not classes or config.train.mode == "cond" and not (labelled or backbones.takes_text(config.nnet.name)):
+        raise ValueError("config.train.mode is 'cond' but the data have no labels: give them class folders or a label "
+                         "column, or set --config.train.mode=uncond and --config.nnet.num_classes=-1" if not classes else
+                         "config.train.mode is 'cond' but config.nnet.num_classes is negative; 0 takes what is needed")
+    return labelled
 
 
 def check_images(config, codec, shape):

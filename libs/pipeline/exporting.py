@@ -122,7 +122,8 @@ def _index(sampler, classes, parts):
     index |= {"id2label": {str(number): name for number, name in enumerate(classes if sampler.net.num_classes else [])},
               "steps": sampler.steps if isinstance(sampler.steps, int) else 20, "guidance_scale": sampler.guidance}
     if "controlnet" in parts:
-        index |= {"controlnet_scale": sampler.net.conditioning_scale, "mask_signed": _is_legacy(sampler.net)}
+        crop = "pad" if sampler.config.get("dataset", {}).get("crop") == "pad" else "center"
+        index |= {"controlnet_scale": sampler.controlnet_scale, "mask_signed": _is_legacy(sampler.net), "mask_crop": crop}
         if sampler.masks_as is not None:
             known = sampler.masks_as
             index |= {"mask_values": list(known.values), "mask_names": list(known.names), "mask_max": known.max}
@@ -139,6 +140,8 @@ def _readme(index, image_shape):
         masks += "these values: " + ", ".join(f"{value} {name}" for value, name in zip(index["mask_values"], index["mask_names"]))
     else:
         masks += f"grey levels of 0 to {index.get('mask_max', 255)}"
+    masks += "; of one that is not square, " + ("the whole is taken, and padded" if index.get("mask_crop") == "pad"
+                                                else "the middle square is taken")
     channels, height, width = image_shape
     sections = [
         "# A class-conditional diffusion model",
