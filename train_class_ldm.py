@@ -29,6 +29,7 @@ def train(config, workdir):
     examples, held_out = data.open_all(config.dataset, features, pipeline.identity(codec),
                                        validation_split=config.train.validation_split)[1:]
     run.record("classes.json", examples.classes if config.train.mode == "cond" else [], fixed=True)
+    run.record(evaluation.CODEC, pipeline.identity(codec)["codec"], fixed=True)
     stream = data.Stream(examples, config.train.batch_size, seed=config.seed, workers=config.train.workers,
                          balanced=config.train.balanced, **run.place)
 
@@ -41,6 +42,7 @@ def train(config, workdir):
                          ema_rate=config.train.ema_rate, grad_clip=config.train.grad_clip, compile=config.train.compile)
     sampler = pipeline.Pipeline(state.ema, config, codec=codec, schedule=schedule, null=null,
                                 algorithm=config.metrics.algorithm, steps=config.metrics.sample_steps)
+    evaluation.warn_unexportable(run, sampler)
     evaluation.tell_parameters(run, net, codec)
 
     def loss_fn(net, batch):

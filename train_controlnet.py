@@ -25,7 +25,7 @@ def train(config, workdir):
     pipeline.check_images(config, codec, images.shape)
     masks_as = pipeline.check_masks(images)
     run.main_first(lambda: data.preflight(images, remember=run.folder / "preflight.json"))
-    base = evaluation.base_weights(config, images.classes) if not run.resumes else {}
+    base = evaluation.base_weights(config, images.classes, codec) if not run.resumes else {}
     pipeline.check_classes(config, images.classes)
     features = extraction.ready(run, config, codec, masks=True)
     examples, held_out = data.open_all(config.dataset, features, pipeline.identity(codec),
@@ -45,6 +45,7 @@ def train(config, workdir):
                          ema_rate=config.train.ema_rate, grad_clip=config.train.grad_clip, compile=config.train.compile)
     sampler = pipeline.Pipeline(state.ema, config, codec=codec, schedule=schedule, null=null, masks_as=masks_as,
                                 algorithm=config.metrics.algorithm, steps=config.metrics.sample_steps)
+    evaluation.warn_unexportable(run, sampler)
     evaluation.tell_parameters(run, net, codec)
 
     def loss_fn(net, batch):

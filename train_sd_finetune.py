@@ -29,6 +29,7 @@ def train(config, workdir):
     encoder = run.main_first(lambda: pipeline.text_encoder(config, run.device))
     net = run.main_first(lambda: pipeline.build_net(config, []))
     stable_diffusion.check_fit(net, codec, encoder)
+    evaluation.tie_to_base(run, net, config)
     if images is not None:
         pipeline.check_images(config, codec, images.shape)
         run.main_first(lambda: data.preflight(images, remember=run.folder / "preflight.json"))
@@ -54,6 +55,7 @@ def train(config, workdir):
                          ema_rate=config.train.ema_rate, grad_clip=config.train.grad_clip, compile=config.train.compile)
     sampler = pipeline.Pipeline(state.ema, config, codec=codec, schedule=schedule, null=null,
                                 algorithm=config.metrics.algorithm, steps=config.metrics.sample_steps)
+    evaluation.warn_unexportable(run, sampler)
     evaluation.tell_parameters(run, net, codec, stored)
 
     def loss_fn(net, batch):

@@ -10,9 +10,9 @@ dataset.mask_values=(0,1,2) names the grey levels of the files, ((0,0,0),(255,0,
     python eval_controlnet.py --workdir=workdir/controlnet
 
 Pairs are images/ and masks/, alone or in class folders (prefixes: dataset.image_prefix=Img_ dataset.mask_prefix=seg_); a table
-with mask_file_name: --config.dataset.name=folder. The original's checkpoint_best.pt: --nnet_path and
---config.nnet.legacy=True --config.nnet.conditioning_channels=3 --config.train.mode=uncond --config.nnet.num_classes=-1
---config.sample.guidance=1., with its LDM merged by scripts/export_pipeline.py or given as config.train.ldm.
+with mask_file_name: --config.dataset.name=folder. The original's checkpoint_best.pt, together with that of
+its LDM: --nnet_path=ldm.pt,controlnet.pt --config.nnet.legacy=True --config.nnet.conditioning_channels=3
+--config.train.mode=uncond --config.nnet.num_classes=-1 --config.sample.guidance=1.
 """
 
 from configs.common import adamw, d, metrics
@@ -41,9 +41,10 @@ def get_config():
     config.features = d(path="auto", dtype="float16")
     config.dataset = d(name="image_mask", path="", resolution=256, channels=3, split="train", holdout=0.1, crop="center",
                        random_flip=False, images_folder="images", masks_folder="masks", image_prefix="", mask_prefix="",
-                       mask_values=(), mask_names=(), mask_max=255, group_column="", drop_classes=(), window=())
+                       mask_values=(), mask_names=(), mask_max=255, group_column="", classes=(), drop_classes=(), window=(),
+                       upscale=False)
     # masks: the split whose masks are asked for; '' that of config.dataset
-    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, n_samples=1_000, mini_batch_size=16, guidance=3.0,
+    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=1_000, mini_batch_size=16, guidance=3.0,
                       controlnet_scale=1.0, labels="data", masks="val", path="", npz="")
     config.metrics = metrics(features=("inception", "classifier"), n_samples=500, algorithm="dpmpp_2m", sample_steps=20)
     return config

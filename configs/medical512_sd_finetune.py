@@ -13,6 +13,8 @@ said before training. Version 2.x at 768 pixels: --config.denoiser.predicts=v --
         --config.nnet.path=CompVis/stable-diffusion-v1-4 --workdir=workdir/sd
     python train_sd_finetune.py --config=configs/medical512_sd_finetune.py --config.dataset.path=/path/to/data.csv \
         --config.nnet.lora_rank=4 --config.optimizer.lr=1e-4 --workdir=workdir/lora
+
+A CSV with a column `split`: --config.dataset.split=train, else all of it is trained on.
 """
 
 from configs.common import adamw, d, metrics
@@ -41,7 +43,8 @@ def get_config():
     # path: 'auto' is <workdir>/features; '' encodes images at every step, for train_text_encoder only
     config.features = d(path="auto", dtype="float16")
     config.dataset = d(name="path_text", path="", resolution=512, channels=3, split="", holdout=0.0, path_column="path",
-                       text_column="Text", modality_column="modality", crop="center", random_flip=False, upscale=False)
+                       text_column="Text", modality_column="modality", label_column="", split_column="split", group_column="",
+                       missing_captions="error", crop="center", random_flip=False, upscale=False)
     # validation_prompts: a row of each preview for each of them; () takes descriptions of the data
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="linspace", n_samples=1_000, mini_batch_size=8, guidance=7.5,
                       labels="data", prompts="bank", validation_prompts=(), path="", npz="")

@@ -4,6 +4,7 @@ A script ends with `cli.main(train)`; `train(config, workdir)` gets a locked, va
 ends in one line that names the thing, not in a traceback (`--verbosity=1` shows it).
 """
 
+import difflib
 import hashlib
 import inspect
 import logging
@@ -74,7 +75,7 @@ def main(script, **own_flags):
             sys.exit(f"error{f' on process {rank}' if rank else ''}: {text}{more}")
 
     sys.argv = _with_config_of_the_run(sys.argv)  # config_flags reads the overrides from there
-    app.run(run)
+    app.run(run, flags_parser=_parse)
 
 
 def check(config):
@@ -128,6 +129,34 @@ def _with_config_of_the_run(argv):
     if not asked and "workdir" in options and saved.is_file():
         return [argv[0], f"--config={_JSON_CONFIG}:{saved}", *argv[1:]]
     return argv
+
+
+def _parse(argv):
+    """absl's parser; an option that the config does not have ends in one line as well."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError):
+        fault = _unknown_option(argv)
+        if not fault:
+            raise
+        sys.exit(f"error: {fault}")
+
+
+def _unknown_option(argv):
+    """What is wrong with the first --config.a.b=value that names no option of the config; '' where each does."""
+    file = next((part.split("=", 1)[1] for part in argv[1:] if part.lstrip("-").startswith("config=")), "")
+    config = flags.FLAGS["config"].parser.parse(file) if file else {}
+    for part in argv[1:] if file else ():
+        section, path = config, part.lstrip("-").split("=")[0].split(".")
+        for depth, key in enumerate(path[1:] if part.startswith("-") and path[0] == "config" else (), 1):
+            if not hasattr(section, "keys"):
+                return f"{'.'.join(path[:depth])} is {section!r}, which has no {key!r}" if depth > 1 else ""
+            if key not in section:
+                close = difflib.get_close_matches(key, section, n=1)
+                return (f"{'.'.join(path[:depth])} has no option {key!r}; it has {', '.join(section)}"
+                        + (f'. Did you mean "{close[0]}"?' if close else ""))
+            section = section[key]
+    return ""
 
 
 def _set_up_log():

@@ -14,19 +14,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from libs import cli, engine, evaluation  # noqa: E402
-from libs.pipeline import exporting  # noqa: E402
+from libs.pipeline import exporting, exporting_sd  # noqa: E402
 
 
 def export(config, workdir, nnet_path, output_path):
     run = engine.start(config, workdir, claim=False)
     trained = evaluation.open_trained(run, config, workdir, nnet_path, with_data=False, with_prompts=False, exact=True)
     folder = Path(output_path or Path(workdir) / "pipeline")
-    if folder.exists() and not (folder / "model_index.json").is_file():
+    if folder.exists() and not any((folder / name).is_file() for name in ("model_index.json", exporting_sd.LORA_FILE)):
         raise ValueError(f"--output_path={folder} is there and is no pipeline; it would be replaced: give another folder")
     if run.is_main:
         exporting.export(folder, trained.sampler, trained.classes)
         step = "" if trained.step is None else f", step {trained.step}"
-        print(f"pipeline in {folder}, its README.md shows how to use it\nweights: {trained.source}{step}")
+        readme = ", its README.md shows how to use it" if (folder / "README.md").is_file() else ""
+        print(f"pipeline in {folder}{readme}\nweights: {trained.source}{step}")
     run.finish()
 
 

@@ -13,7 +13,7 @@ import eval_class_ldm
 import train_class_ldm
 import train_controlnet
 from configs import folder256_controlnet, folder256_unet_label, phantom32_unet_label
-from libs import data, engine
+from libs import codecs, data, engine, evaluation
 from libs.data import phantoms
 from libs.engine import checkpoint
 
@@ -36,9 +36,11 @@ def place(tmp_path_factory):
             Image.fromarray(array).save(folder / kind / f"{i:02d}.png")
     from diffusers import AutoencoderKL
     torch.manual_seed(0)
-    AutoencoderKL(block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
-                  up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=8, latent_channels=4, sample_size=16,
-                  scaling_factor=0.5).save_pretrained(root / "vae")
+    for name in ("vae", "other"):
+        AutoencoderKL(block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+                      up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=8, latent_channels=4, sample_size=16,
+                      scaling_factor=0.5).save_pretrained(root / name)
+    (root / "moved").symlink_to(root / "vae")
     return root
 
 
@@ -104,6 +106,9 @@ def test_the_controlnet_trains_nothing_else_and_needs_the_ldm_no_more(ldm, contr
     assert all(torch.equal(weights[name], before[name]) for name in before), "the UNet is that of the first stage"
     zeros = [name for name in saved if "controlnet_down_blocks" in name]
     assert any(saved[name].abs().max() > 0 for name in zeros), "the ControlNet learned"
+    moved = controlnet_config(ldm.parent, ldm)
+    moved.codec.path = f"{ldm.parent}/moved"  # the same autoencoder
+    evaluation.base_weights(moved, ["melanoma", "nevus"], codecs.get(**moved.codec))
     ldm.rename(ldm.with_name("elsewhere"))
     try:  # four steps more
         train_controlnet.train(controlnet_config(ldm.parent, ldm, n_steps=6), str(controlnet))
@@ -157,6 +162,7 @@ def test_the_classes_of_images_are_scored(ldm, assets, monkeypatch, capsys):
     (dict(train=dict(ldm="/nowhere")), "no weights at /nowhere"),
     (dict(denoiser=dict(predicts="v")), "denoiser.predicts='eps', here it is 'v'"),
     (dict(nnet=dict(block_out_channels=(8, 16))), "config.nnet.block_out_channels"),
+    (dict(codec=dict(path="{place}/other")), "latents of another autoencoder, KL .*/vae'; here config.codec gives KL .*/other'"),
     (dict(nnet=dict(conditioning_embedding_out_channels=(8,))), "one entry more than the codec halves images"),
     (dict(nnet=dict(conditioning_channels=3)), "the masks of the data have 1"),
     (dict(dataset=dict(name="phantoms")), "have no masks"),
@@ -167,6 +173,7 @@ def test_a_controlnet_that_cannot_be_trained_says_why_and_leaves_nothing(place, 
     config = controlnet_config(place, ldm)
     for section, entries in change.items():
         config[section].update(entries)
+    config.codec.path = config.codec.path.format(place=place)
     if config.dataset.name == "phantoms":
         config.dataset = type(config.dataset)(dict(name="phantoms", resolution=16, size=8))
     with pytest.raises((ValueError, OSError), match=message):

@@ -59,13 +59,13 @@ def test_none_is_refused():
         cli.check(ConfigDict({"a": {"b": None}}))
 
 
-TINY = ("--config.lr_scheduler.warmup_steps=1", "--config.train.n_steps=2", "--config.train.eval_interval=0", "--config.train.preview_interval=0",
-        "--config.train.validation_split=", "--config.dataset.size=64")
+TINY = ("--config.lr_scheduler.warmup_steps=1", "--config.train.n_steps=2", "--config.train.eval_interval=0",
+        "--config.train.preview_interval=0", "--config.train.validation_split=", "--config.dataset.size=64")
 
 
 @pytest.mark.parametrize("options, words", [
     (("--config.trian.lr=3",), 'Did you mean "train"'),
-    (("--config.train.typo=3",), "typo"),
+    (("--config.train.typo=3",), "error: config.train has no option 'typo'; it has "),
     (("--config.optimizer.lr=abc",), "optimizer.lr"),
     (("--config.train.n_steps=1.5",), "n_steps"),
     (("--config.optimizer.lr=nan",), "config.optimizer.lr is nan"),

@@ -22,9 +22,11 @@ NETWORKS = {name: config for name, config in CONFIGS.items() if "denoiser" in co
 ADAM, KL = (0.99, 0.99), "autoencoder_kl"
 PUBLISHED = {
     "imagenet256_uvit_large": (286_763_172, 16, 1234, 1024, 300_000, 5000, ADAM, .15, "vpsde", "dpm_solver", .4, 50_000, 50, KL),
-    "imagenet256_uvit_huge": (500_832_016, 16, 1234, 1024, 500_000, 5000, ADAM, .1, "sd", "dpmpp_fast", .4, 50_000, 50, f"{KL}_ema"),
+    "imagenet256_uvit_huge": (500_832_016, 16, 1234, 1024, 500_000, 5000, ADAM, .1, "sd", "dpmpp_fast",
+                              .4, 50_000, 50, f"{KL}_ema"),
     "imagenet512_uvit_large": (286_861_524, 16, 1234, 1024, 500_000, 5000, ADAM, .15, "vpsde", "dpm_solver", .7, 50_000, 50, KL),
-    "imagenet512_uvit_huge": (500_942_656, 16, 1234, 1024, 500_000, 5000, ADAM, .1, "sd", "dpmpp_fast", .7, 50_000, 50, f"{KL}_ema"),
+    "imagenet512_uvit_huge": (500_942_656, 16, 1234, 1024, 500_000, 5000, ADAM, .1, "sd", "dpmpp_fast",
+                              .7, 50_000, 50, f"{KL}_ema"),
     "mscoco_uvit_small": (44_692_644, 8, 1234, 256, 1_000_000, 5000, (.9, .9), .1, "sd", "dpmpp_fast", 1.0, 30_000, 50, KL),
     "COT_ISIC256_uvit_text_label": (64_998_564, 8, 1234, 256, 500_000, 5000, (.9, .9), .1, "sd", "dpmpp_fast", 1.0, 10_000, 50, KL),
     "COT_ChestXray256_uvit_text_label": (67_104_420, 8, 42, 32, 100_000, 5, (.9, .9), .1, "sd", "dpmpp_fast", 1.0, 10_000, 50, KL),

@@ -40,6 +40,12 @@ def test_frozen_weights_are_kept_once_and_come_back(tmp_path):
     assert digest == engine.weights_hash(tmp_path / "ckpts" / "5.ckpt")
     (tmp_path / "frozen.safetensors").unlink()
     assert digest != engine.weights_hash(tmp_path / "ckpts" / "5.ckpt")
+    with pytest.raises(ValueError, match=r"frozen.safetensors is missing: it holds the 2 frozen.*[Rr]estore.*another --workdir"):
+        fit(tmp_path, half_frozen(), 9)
+    (tmp_path / "base.json").write_text('{"sha256": "0"}')  # frozen weights that are known, and not kept
+    known = engine.weights_hash(tmp_path / "ckpts" / "5.ckpt")
+    (tmp_path / "base.json").write_text('{"sha256": "1"}')
+    assert known != engine.weights_hash(tmp_path / "ckpts" / "5.ckpt")
 
 
 def test_frozen_weights_of_another_network_are_refused(tmp_path):

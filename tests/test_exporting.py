@@ -147,6 +147,7 @@ def test_what_diffusers_has_no_words_for(tmp_path, caplog):
     for schedule in (dict(name="vpsde"), dict(name="sd")):
         with pytest.raises(ValueError, match="config.schedule.shift=-1"):
             exporting.export(tmp_path / "new", _sampler(net, pixels, schedule=schedule, spacing=""), NAMES)
+    assert not exporting.fault(_sampler(net, pixels))
     assert not list(tmp_path.iterdir())
     exporting.export(tmp_path / "new", _sampler(net, pixels, algorithm="ddpm", spacing="respaced", steps="25"), NAMES)
     assert "not by ddpm with spacing respaced as this run" in caplog.text
@@ -208,7 +209,7 @@ def test_the_exported_pipeline_reads_pictures_as_we_do(opened, tmp_path):
             assert torch.equal(pipe._masks(tmp_path / "odd.png"), ours[[0]])
 
 
-def test_a_run_is_exported_and_sampled_from(tmp_path, script):
+def test_a_run_is_exported_and_sampled_from(tmp_path, script, caplog):
     """By the command line; then sample.py's way to open a network makes the run's images from the folder."""
     config = phantom32_unet_label.get_config()
     with config.unlocked():
@@ -234,4 +235,12 @@ def test_a_run_is_exported_and_sampled_from(tmp_path, script):
     label = {"label": torch.tensor([0, 3])}
     first, second = (each.sampler(label, seed=1, indices=range(2)) for each in opened)
     assert torch.equal(first, second) and first.std() > 0.1
+    run.finish()
+
+    config.schedule = dict(name="vpsde")  # may be trained on, and ends without a pipeline
+    run = engine.start(config, tmp_path / "run", claim=False)
+    evaluation.warn_unexportable(run, evaluation.open_trained(run, config, tmp_path / "run", "", with_data=False).sampler)
+    evaluation.export_best(run, config)
+    assert "pipeline will not be written at the end: diffusers" in caplog.text and "pipeline is not written" in caplog.text
+    assert not (tmp_path / "run" / "pipeline").exists()
     run.finish()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from configs import medical512_sd_finetune
 from libs import data
 
 PLAIN = "path, Text\na.png, red and round\nimg/b.png, pale\n"
@@ -97,17 +98,28 @@ def test_faults_of_options(place):
             data.get(name="path_text", path=str(path), resolution=8)
 
 
+def test_half_a_column_of_labels_is_no_fault_where_labels_are_not_used(place):
+    text, own = "path, Text, Label\na.png, x, c\nimg/b.png, y,\n", medical512_sd_finetune.get_config().dataset
+    with pytest.raises(ValueError, match="list.csv:3: Label is empty"):
+        opened(place, text)
+    (place / "list.csv").write_text(text)
+    found = data.get(**dict(own, path=str(place / "list.csv"), resolution=8))
+    assert found.captions == ["x", "y"] and found.classes == []
+
+
 def test_empty_texts_can_be_left_out(place, caplog):
     dataset = opened(place, "path, Text\na.png, x\nimg/b.png,\n", missing_captions="skip")
     assert dataset.captions == ["x"] and "no text for 1 of 2 images: b.png; left out" in caplog.text
 
 
-def test_labels_splits_and_groups(place):
+def test_labels_splits_and_groups(place, caplog):
     rows = "".join(f"a.png,t{k},c{k % 2},{'val' if k > 5 else 'train'},p{k}\n" for k in range(6)) + "img/b.png,u,c1,val,q\n"
     dataset = opened(place, "path,Text,label,split,patient\n" + rows.replace("c1", "c0"), split="train", group_column="patient")
     assert dataset.classes == ["c0"] and len(dataset) == 6 and dataset.groups[2] == "p2"
     options = {"name": "path_text", "path": str(place / "list.csv"), "resolution": 8, "split": "train"}
-    assert data.held_out(options, "val").captions == ["u"]
+    assert data.held_out(options, "val").captions == ["u"] and "several splits" not in caplog.text
+    assert len(data.get(**options | {"split": ""})) == 7
+    assert "several splits (train: 6, val: 1), and split='' takes all of them" in caplog.text
     two = "path,Text\n" + "".join(f"img/{k}.png,t{k}\n" for k in range(10))
     for k in range(10):
         Image.new("L", (8, 8)).save(place / "img" / f"{k}.png")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import huggingface_hub
 import ml_collections
 import numpy as np
 import pytest
@@ -16,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 import eval_sd_finetune
 from configs.medical512_sd_finetune import get_config
-from libs import data, engine, evaluation, metrics, pipeline
+from libs import backbones, data, engine, evaluation, metrics, pipeline
 from libs.engine import optim
 from libs.evaluation import references
-from libs.pipeline import exporting, stable_diffusion
+from libs.pipeline import exporting, exporting_sd, stable_diffusion
 from tests import tiny_sd
 from tests.conftest import ROOT
 
@@ -79,11 +80,15 @@ def config_of(*args, **more):
     return config
 
 
-def train(config, workdir):
-    spec = importlib.util.spec_from_file_location("train_sd_finetune", ROOT / "train_sd_finetune.py")
+def script_of(file):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.train(config, str(workdir))
+    return module
+
+
+def train(config, workdir):
+    script_of(ROOT / "train_sd_finetune.py").train(config, str(workdir))
 
 
 def opened(workdir, nnet_path="", **changed):
@@ -190,6 +195,26 @@ def test_lora_is_small_and_equal_in_diffusers(lora, by_diffusers, folder):
     weights = engine.load_weights(lora)[0]
     assert len(weights) == len(exported) and all(".lora_" in name for name in weights)
     assert data.Features(lora / "features" / "train").text_shape == (tiny_sd.WINDOW, 16)
+    (lora / "pipeline" / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    config = ml_collections.ConfigDict(json.loads((lora / "config.json").read_text()))
+    script_of(ROOT / "scripts" / "export_pipeline.py").export(config, str(lora), "", "")  # in place of the one that is there
+    assert load_file(lora / "pipeline" / "pytorch_lora_weights.safetensors").keys() == exported.keys()
+
+
+def test_lora_is_tied_to_the_weights_it_was_trained_on(lora, folder, table, tmp_path):
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    first = opened(lora)
+    second = opened(lora, **{"nnet.path": str(moved)})
+    assert torch.equal(ours(first.sampler, first.encoder), ours(second.sampler, second.encoder))
+    other, known = tiny_sd.save(tmp_path / "other", seed=5), engine.weights_hash(first.source)
+    with pytest.raises(ValueError, match=r"other holds other weights .* than those that this LoRA was trained on"):
+        opened(lora, **{"nnet.path": str(other)})
+    with pytest.raises(ValueError, match="this LoRA was trained on"):
+        train(config_of(other, table, **{"nnet.lora_rank": 2, "nnet.lora_alpha": 6.0, "train.n_steps": STEPS + 1}), lora)
+    assert json.loads((lora / "base.json").read_text())["sha256"] == backbones.frozen_hash(first.sampler.net)
+    copy = shutil.copytree(lora / "ckpts", tmp_path / "run" / "ckpts")
+    (tmp_path / "run" / "base.json").write_text(json.dumps({"sha256": "another"}))
+    assert engine.weights_hash(copy / first.source.name) != known
 
 
 class Means:
@@ -228,6 +253,28 @@ def test_a_bare_unet_is_sampled_from(changed, lora, folder):
     for path in (exported / "unet", exported):
         trained = opened(lora, path, **{"nnet.lora_rank": 0, "sample.algorithm": "ddim", "sample.spacing": "leading"})
         assert torch.equal(ours(trained.sampler, trained.encoder), ours(sampler, encoder))
+
+
+@pytest.mark.parametrize("train_text_encoder", [False, True])
+def test_a_whole_pipeline_brings_its_text_encoder(whole, lora, train_text_encoder):
+    """One that was trained with the UNet; that of the config's own pipeline would make other images, and nobody would know."""
+    exported, expected = whole[0] / "pipeline", opened(whole[0])
+    trained = opened(lora, exported, **{"nnet.lora_rank": 0, "nnet.train_text_encoder": train_text_encoder})
+    assert torch.allclose(ours(trained.sampler, trained.encoder), ours(expected.sampler, expected.encoder), atol=1e-6)
+    assert trained.sampler.config.nnet.path == str(exported)
+    with pytest.raises(ValueError, match="set --config.nnet.lora_rank=0"):
+        opened(lora, exported)
+
+
+def test_files_of_a_tokenizer_on_the_hub(tmp_path, monkeypatch):
+    def found(path, name, subfolder):
+        if name.endswith(".txt"):
+            raise huggingface_hub.errors.LocalEntryNotFoundError(name)
+        return tmp_path / path / subfolder / name
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", found)
+    files = exporting_sd._tokenizer_files({"path": "CompVis/stable", "subfolder": "text_encoder"})
+    assert files == [tmp_path / "CompVis/stable/tokenizer" / name for name in ("special_tokens_map.json", "vocab.json")]
 
 
 def test_what_was_exported_is_trained_on(whole, table):

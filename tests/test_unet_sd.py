@@ -160,6 +160,9 @@ def test_the_scheduler_and_the_config_must_agree(config, folder, tmp_path, caplo
     with pytest.raises(ValueError, match="other noise levels.*name='linear'"):
         stable_diffusion.check(config)
     shutil.rmtree(other / "scheduler")
+    with pytest.raises(FileNotFoundError, match="lacks scheduler/"):
+        stable_diffusion.check(config)
+    config.nnet.path, config.codec.path, config.encoder.path = str(other / "unet"), str(folder), str(folder)
     stable_diffusion.check(config)
     assert "says nothing of its noise schedule" in caplog.text
 

@@ -1,17 +1,23 @@
-"""Strict loading of a checkpoint, and what to change when it does not fit."""
+"""Strict loading of a checkpoint, and what to change when it does not fit; what tells frozen weights apart."""
 
+import hashlib
+
+import torch
 from torch import Tensor, nn
 
 SHOWN = 4
+TEXT, INNER = "text_encoder.", "text_model."
 
 
 def load(net: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     """Copy `state` into `net`, key by key and shape by shape, and return `net`.
 
     Raises one ValueError that lists the missing, the unexpected and the differently shaped keys, and the
-    settings with which the network would fit where the shapes tell them. The network is then unchanged.
+    settings with which the network would fit where the shapes tell them. The network is then unchanged. The text encoder of
+    a pipeline's folder is left out where the network has none.
     """
     own = net.state_dict()
+    state = _with_own_text_encoder(own, state)
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
     reshaped = [f"{key}: checkpoint {tuple(state[key].shape)}, network {tuple(own[key].shape)}"
@@ -24,6 +30,34 @@ def load(net: nn.Module, state: dict[str, Tensor]) -> nn.Module:
                          + "\n  ".join(filter(None, problems)))
     net.load_state_dict(state, strict=True)
     return net
+
+
+def frozen_hash(net: nn.Module) -> str:
+    """SHA-256 (hex) of the parameters that require no gradient, '' where all do: of what LoRA stands upon, by its values alone,
+    whatever folder it came from and whatever names peft and transformers give it."""
+    frozen = {name.replace(".base_layer.", ".").replace(TEXT + INNER, TEXT): weight
+              for name, weight in net.named_parameters() if not weight.requires_grad}
+    digest = hashlib.sha256()
+    for name in sorted(frozen):
+        weight = frozen[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+        digest.update(weight.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest() if frozen else ""
+
+
+def _with_own_text_encoder(own, state):
+    """`state` with the names of `own` for its text encoder, or without it. Files are as published, `text_model.` first, which
+    version 5 of transformers leaves out."""
+    if not any(name.startswith(TEXT) for name in state):
+        return state
+    inner, renamed = INNER if any(name.startswith(TEXT + INNER) for name in own) else "", {}
+    for name, value in state.items():
+        if name.startswith(TEXT):
+            name = TEXT + inner + name.removeprefix(TEXT).removeprefix(INNER)
+            if not any(key.startswith(TEXT) for key in own) or name.endswith(".position_ids") and name not in own:
+                continue
+        renamed[name] = value
+    return renamed
 
 
 def _listed(entries: list[str], what: str) -> str:

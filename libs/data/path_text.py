@@ -1,7 +1,9 @@
 """Images and their texts from a CSV as people write it: a column of paths, a column of texts."""
 
 import dataclasses
+import logging
 import os
+from collections import Counter
 from pathlib import Path
 
 from .folder import Folder
@@ -38,6 +40,11 @@ class PathText(Folder):
         self.columns = {"file": path_column, "modality": modality_column}
         require = (*require, *({"text"} - set(require)))
         super().__init__(path, resolution, channels, split, text_column=text_column, require=require, **options)
+        counts = Counter(self.splits or ())
+        if not split and len(counts) > 1:
+            logging.warning("%s has images of several splits (%s), and split='' takes all of them, so that none are held out: a "
+                            "training takes config.dataset.split=train", path,
+                            ", ".join(f"{name or 'none'}: {count}" for name, count in sorted(counts.items())))
 
     def _find(self, path, columns, follow_links):
         table = Path(path).expanduser()

@@ -2,7 +2,7 @@
 
     checkpoint_*.pt         {unet, class_embedder} or {controlnet, dummy_encoder[, unet]}, each a state_dict; with
                             optimizer, config and the like, which are left where they lie
-    a pipeline's folder     unet/, controlnet/, class_embedder/, each as save_pretrained writes them
+    a pipeline's folder     unet/, controlnet/, class_embedder/, text_encoder/, each as save_pretrained writes them
     a part's folder         config.json and the weights of a UNet2DConditionModel or ControlNetModel
 
 A weight `x` of the part `unet` becomes `unet.x`, and so on. Nothing is executed on the way.
@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-PARTS = ("unet", "class_embedder", "controlnet", "dummy_encoder")
+PARTS = ("unet", "class_embedder", "controlnet", "dummy_encoder", "text_encoder")
 # parts of a single tensor, which has had more than one name
 SINGLE = {"class_embedder": "class_embedder.embedding.weight", "dummy_encoder": "dummy_encoder.embedding"}
 CLASSES = {"UNet2DConditionModel": "unet", "ControlNetModel": "controlnet"}
 STEM = "diffusion_pytorch_model"
+STEMS = {"text_encoder": {".safetensors": "model", ".bin": "pytorch_model"}}  # as transformers calls its files
 
 
 def is_folder(path):
@@ -46,11 +47,16 @@ def read(path):
     several = split(path)
     if len(several) > 1:
         weights = {}
-        for each in map(read, several):
+        for file in several:
+            each = _read(file, with_unet=any(name.startswith("unet.") for name in weights))
             own = {name.split(".")[0] for name in each}
             weights = {name: value for name, value in weights.items() if name.split(".")[0] not in own} | each
         return _without_class_where_dummy(weights)
-    path = several[0]
+    return _read(several[0])
+
+
+def _read(path, *, with_unet=False):
+    """`read` of one path; with_unet: another one has brought the weights of a UNet already."""
     if path.is_dir():
         return _folder(path)
     if path.suffix == ".safetensors":
@@ -59,7 +65,7 @@ def read(path):
     if isinstance(weights, dict) and weights and all(map(torch.is_tensor, weights.values())):
         return weights
     if isinstance(weights, dict) and isinstance(weights.get("unet", weights.get("controlnet")), dict):
-        return _checkpoint(path, weights)
+        return _checkpoint(path, weights, with_unet=with_unet)
     raise ValueError(f"{path} does not hold a state_dict (name -> tensor), nor state_dicts under the keys unet and class_embedder "
                      f"or controlnet and dummy_encoder, but {_kind(weights)}")
 
@@ -100,7 +106,7 @@ def digest(path):
     return whole.hexdigest()
 
 
-def _checkpoint(path, weights):
+def _checkpoint(path, weights, *, with_unet=False):
     """The parts of one of the original's checkpoints. The UNet of a ControlNet lies in its file where it was trained with it,
     and in the LDM's that it began from where it was frozen."""
     parts = {part: weights[part] for part in PARTS if isinstance(weights.get(part), dict)}
@@ -114,7 +120,7 @@ def _checkpoint(path, weights):
         if ldm:
             logging.info("%s was trained with a frozen UNet, which is taken from %s", path, ldm)
             flat |= {name: value for name, value in read(ldm).items() if name.startswith("unet.")}
-        else:
+        elif not with_unet:
             logging.warning("%s holds a ControlNet without its frozen UNet%s: give both files, as LDM.pt,%s", path,
                             f", and {named} is not here" if named else "", path.name)
     elif "controlnet" in parts:
@@ -167,7 +173,9 @@ def _parts(folder):
         found = {CLASSES[kind]: folder}
     else:
         found = {part: folder / part for part in PARTS if (folder / part / "config.json").is_file()}
-    if not found:
+        if "text_encoder" in found and not _weight_files(found["text_encoder"]):
+            del found["text_encoder"]  # of a form that is not read here; few networks ask for it
+    if not found.keys() - {"text_encoder"}:
         raise ValueError(f"{folder} has no unet/ and no controlnet/ with a config.json: expected a folder that save_pretrained "
                          "wrote")
     averaged = found["unet"].with_name("unet_ema") if "unet" in found else folder
@@ -179,9 +187,17 @@ def _parts(folder):
 
 
 def _files(folder):
-    """The weight files of a part: safetensors where there are some, whole or in shards."""
+    """The weight files of a part; ValueError where it has none."""
+    files = _weight_files(folder)
+    if not files:
+        raise ValueError(f"{folder} has a config.json but no weights: expected {STEM}.safetensors or {STEM}.bin")
+    return files
+
+
+def _weight_files(folder):
+    """The weight files of a part, safetensors where there are some, whole or in shards; [] where it has none."""
     for suffix in (".safetensors", ".bin"):
-        stem = STEM
+        stem = STEMS.get(folder.name, {}).get(suffix, STEM)
         for name in (f"{stem}{suffix}", f"{stem}.fp16{suffix}"):
             if (folder / name).is_file():
                 return [folder / name]
@@ -192,7 +208,7 @@ def _files(folder):
             if lacking:
                 raise ValueError(f"{index} names files that are not there: {', '.join(lacking)}")
             return files
-    raise ValueError(f"{folder} has a config.json but no weights: expected {STEM}.safetensors or {STEM}.bin")
+    return []
 
 
 def _torch_file(path):

@@ -1,10 +1,12 @@
 """Weights that a run needs and does not train, such as the UNet under a ControlNet: kept once, beside its checkpoints.
 
 Checkpoints hold only what is trained. Where the rest cannot be had again by name from a hub, the run keeps a copy, so that it
-can be resumed and sampled from whatever becomes of the folder that the weights came from.
+can be resumed and sampled from whatever becomes of the folder that the weights came from. Where it can, as under LoRA, the run
+keeps its hash (base.json), which becomes a part of that of the run's checkpoints.
 """
 
 import hashlib
+import json
 import logging
 import os
 from pathlib import Path
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from libs.engine import checkpoint
 
-NAME = "frozen.safetensors"
+NAME, BASE = "frozen.safetensors", "base.json"
 
 
 def keep_frozen(run, net):
@@ -23,10 +25,14 @@ def keep_frozen(run, net):
     Called by every process, before the first step. Nothing is written where everything is trained.
 
     Raises:
-        ValueError: the run was begun on a network of other names or shapes.
+        ValueError: the run was begun on a network of other names or shapes, or its copy is gone.
     """
     mine = {name: weight for name, weight in net.named_parameters() if not weight.requires_grad}
     path = run.folder / NAME
+    if run.resumes and mine and not path.is_file():
+        raise ValueError(f"{path} is missing: it holds the {len(mine)} frozen weights that the checkpoints in {run.folder}/ckpts "
+                         "were trained beside, and others in their place would make another network of them. Restore the file, or "
+                         "give another --workdir to start anew")
     if run.resumes and path.is_file():
         kept = load_file(path)
         wrong = sorted(name for name in mine.keys() | kept.keys()
@@ -54,7 +60,14 @@ def frozen_of(checkpoint_folder):
     return load_file(path) if path.is_file() else {}
 
 
+def base_of(checkpoint_folder):
+    """What <run>/base.json says of the weights that were frozen under a checkpoint <run>/ckpts/<step>.ckpt; {} where it is not."""
+    path = Path(checkpoint_folder).parent.parent / BASE
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def hash_with_frozen(digest, checkpoint_folder):
-    """`digest` of a checkpoint's weights, with that of the run's frozen ones where there are some."""
+    """`digest` of a checkpoint's weights, with that of the run's frozen ones where there are some, kept or only known by hash."""
     path = Path(checkpoint_folder).parent.parent / NAME
-    return hashlib.sha256((digest + checkpoint.sha256(path)).encode()).hexdigest() if path.is_file() else digest
+    frozen = checkpoint.sha256(path) if path.is_file() else base_of(checkpoint_folder).get("sha256", "")
+    return hashlib.sha256((digest + frozen).encode()).hexdigest() if frozen else digest

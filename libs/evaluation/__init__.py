@@ -22,15 +22,15 @@ from libs.evaluation.following import Following, following, pictures
 from libs.evaluation.generation import Sink, Timing, generate, generate_all, is_there, nhwc, save_npz, save_png
 from libs.evaluation.requests import RequestOptions, compose, weights_used
 from libs.evaluation.samples import finish_samples, first_of_each, listed_samples
-from libs.evaluation.trained import Trained, base_weights, open_classifier, open_trained
+from libs.evaluation.trained import CODEC, Trained, base_weights, open_classifier, open_trained, tie_to_base
 from libs.evaluation.references import extractors, feature_network, prepare, reference
-from libs.pipeline import described, grid, measure_name, to_uint8
+from libs.pipeline import described, exporting, grid, measure_name, to_uint8
 
-__all__ = ["Agreement", "FLAGS", "Following", "RequestOptions", "Timing", "Trained", "agreement", "asked", "bank_of",
+__all__ = ["Agreement", "CODEC", "FLAGS", "Following", "RequestOptions", "Timing", "Trained", "agreement", "asked", "bank_of",
            "base_weights", "compose", "describer", "evaluate", "evaluate_run", "evaluator", "export_best", "extractors",
            "feature_network", "finish_samples", "first_of_each", "following", "generate", "generate_all", "is_there",
            "listed_samples", "masks_asked", "noisy", "open_classifier", "open_trained", "prepare", "previewer", "reference",
-           "save_png", "table", "tell_parameters", "weights_used"]
+           "save_png", "table", "tell_parameters", "tie_to_base", "warn_unexportable", "weights_used"]
 
 # The options of every evaluation script, beside --config, --workdir and --nnet_path; see `evaluate_run`.
 FLAGS = {"seed": (1, "seed of the images; another than that of the evaluations during training"),
@@ -182,11 +182,21 @@ def previewer(run, pipeline, config, prompts=None, masks=None):
     return preview
 
 
+def warn_unexportable(run, sampler):
+    """Say before a training where its weights will not be written as diffusers reads them, and why."""
+    fault = exporting.fault(sampler)
+    if fault and run.is_main:
+        logging.warning("%s will not be written at the end: %s", run.folder / "pipeline", fault)
+
+
 def export_best(run, config):
-    """Write <run>/pipeline, the best weights of a finished training in the folder layout of diffusers."""
-    from libs.pipeline import exporting
+    """Write <run>/pipeline, the best weights of a finished training in the folder layout of diffusers, where that has words for
+    them."""
     trained = open_trained(run, config, run.folder, "", with_data=False, with_prompts=False, exact=True)
-    if run.is_main:
+    fault = exporting.fault(trained.sampler)
+    if fault and run.is_main:
+        logging.warning("%s is not written: %s", run.folder / "pipeline", fault)
+    elif run.is_main:
         exporting.export(run.folder / "pipeline", trained.sampler, trained.classes)
         logging.info("%s: weights of step %s, for diffusers", run.folder / "pipeline", trained.step)
     run.barrier()

@@ -11,8 +11,10 @@ from libs import data, engine, pipeline
 from libs.data import Dataset
 from libs.evaluation.describing import describer, stored_features
 from libs.evaluation.masks import check_code
+from libs.pipeline import stable_diffusion
 
 
+CODEC = "codec.json"  # in a run of train_class_ldm.py: what its latents are of
 # What may differ between the two stages of a ControlNet.
 UNSHARED = {("nnet", "name"), ("nnet", "use_checkpoint"), ("nnet", "dropout"), ("nnet", "out_channels"), ("nnet", "num_classes"),
             ("codec", "path"), ("codec", "decode_batch"), ("denoiser", "clip")}
@@ -48,6 +50,7 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
         FileNotFoundError: no weights; or the images are needed and config.metrics.fid_stat does not stand in for them.
     """
     weights, step, source = engine.load_weights(nnet_path or workdir, ema_rate=config.sample.get("ema_rate", 0.0))
+    stable_diffusion.start_from_folder(config, source)
     dataset = _images(config) if with_data else None
     encoder = run.main_first(lambda: pipeline.text_encoder(config, run.device))
     home = next((folder for folder in (source.parent.parent, source.parent, Path(workdir)) if (folder / "classes.json").is_file()),
@@ -67,7 +70,8 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
     masks = masks and data.MaskCode(**masks)
     check_code(masks, dataset)
     sampler = pipeline.load(config, weights, classes=classes, device=run.device, encoder=encoder, classifier=classifier,
-                            precision="no" if exact else run.accelerator.mixed_precision, masks_as=masks)
+                            precision="no" if exact else run.accelerator.mixed_precision, masks_as=masks,
+                            base=engine.base_of(source))
     bank, prompts = home / "bank.json", None
     if with_prompts:
         prompts = describer(config, home, encoder, dataset=dataset, features=features)
@@ -76,11 +80,24 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
     return Trained(sampler, classes, encoder, prompts, dataset, step, source)
 
 
-def base_weights(config, classes):
+def tie_to_base(run, net, config):
+    """Note in the run folder what the frozen weights of a network were; a run that resumes has to have the same.
+
+    Raises:
+        ValueError: config.nnet.path holds other weights than those that the run began with.
+    """
+    base = stable_diffusion.base_of(net)
+    if base:
+        stable_diffusion.check_base(engine.read_json(run.folder / engine.BASE, base) if run.resumes else base, net, config)
+        run.record(engine.BASE, base, fixed=run.resumes)
+
+
+def base_weights(config, classes, codec):
     """The weights that a ControlNet starts from, those of config.train.ldm: a run of train_class_ldm.py, or what --nnet_path takes.
 
     Raises:
         ValueError: it was trained on other classes, latents, noise or network than this config says; names the option.
+            Autoencoders are compared by their weights, wherever they lie.
     """
     path = config.train.ldm
     if not path:
@@ -100,6 +117,12 @@ def base_weights(config, classes):
             if (section, key) not in UNSHARED and now[section].get(key, value) != value:
                 raise ValueError(f"{home} was trained with config.{section}.{key}={value!r}, here it is {now[section][key]!r}: set "
                                  f"--config.{section}.{key}={value}")
+    known, mine = engine.read_json(home / CODEC, None) if home else None, pipeline.identity(codec)["codec"]
+    if known and known != mine:
+        told = [f"{each['name']} {each['fingerprint'][:16]} of {options.get('path', '') or 'no file'!r}"
+                for each, options in ((known, before.get("codec", {})), (mine, now["codec"]))]
+        raise ValueError(f"{home} was trained on the latents of another autoencoder, {told[0]}; here config.codec gives {told[1]}: "
+                         "set config.codec.path to that one")
     logging.info("the ControlNet starts from %s, step %s", source, step)
     return weights
 
@@ -137,4 +160,3 @@ def _images(config):
                                     f"config.metrics.fid_stat={config.metrics.fid_stat!r}")
         logging.warning("no data at %s: only what %s allows is scored", config.dataset.path, config.metrics.fid_stat)
     return images
-

@@ -168,7 +168,7 @@ class Pipeline:
 
 
 def load(config, weights, *, classes, device, encoder=None, empty_text=None, classifier=None, precision="no", masks_as=None,
-         **own):
+         base=None, **own):
     """The pipeline of a trained network.
 
     Args:
@@ -180,6 +180,7 @@ def load(config, weights, *, classes, device, encoder=None, empty_text=None, cla
         classifier: NoisyClassifier for config.sample.gradient; its classes are numbered as the network's.
         precision: 'bf16' or 'fp16' rounds the weights once, as autocast, under which the network then runs, does at each call.
         masks_as: MaskCode of a network that takes masks.
+        base: what the run says of its frozen weights, see `stable_diffusion.check_base`.
         own: further arguments of Pipeline.
     """
     if empty_text is None and encoder is not None:
@@ -191,6 +192,9 @@ def load(config, weights, *, classes, device, encoder=None, empty_text=None, cla
                          "frozen.safetensors lies beside ckpts/, or both files with a comma between them, ldm.pt,controlnet.pt")
     # What was never trained is in no checkpoint of ours, but what a run keeps beside them.
     frozen = {name: weight for name, weight in net.named_parameters() if not weight.requires_grad}
+    stable_diffusion.check_weights(config, net, weights)
+    if base:
+        stable_diffusion.check_base(base, net, config)
     backbones.load(net, frozen | weights)
     if classifier is not None:
         classifier = classifier.in_order_of(classes)

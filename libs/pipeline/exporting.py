@@ -57,6 +57,18 @@ def export(folder, sampler, classes) -> Path:
     return Path(folder)
 
 
+def fault(sampler):
+    """Why `export` would refuse such a network with its schedule and codec, as a sentence; '' where it would not."""
+    try:
+        if not getattr(sampler.net, "lora_rank", 0):  # LoRA goes upon a pipeline that is there, with its schedule
+            betas(sampler.schedule)
+        if isinstance(sampler.net, LabelUNet):
+            _autoencoder(sampler.codec)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def scheduler(sampler):
     """diffusers' scheduler with the betas, prediction and times of a pipeline.Pipeline: DDIM at stride times where it samples so,
     else DPM-Solver++ of order 2."""

@@ -1,6 +1,7 @@
 """A fine-tuned Stable Diffusion written as diffusers reads it: a whole pipeline, or the file of its LoRA."""
 
 import json
+import logging
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,7 @@ from libs.pipeline import stable_diffusion
 from libs.pipeline.exporting import scheduler
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+TOKENIZER_FILES = ("merges.txt", "special_tokens_map.json", "vocab.json")
 
 
 def export(folder, sampler, classes=()) -> Path:
@@ -68,10 +70,21 @@ def _text_parts(net, config):
 
 
 def _tokenizer_files(options):
-    """The files of a local tokenizer."""
-    folder = Path(options["path"]).expanduser() / options.get("subfolder", "").replace("text_encoder", "tokenizer")
-    return sorted(file for file in folder.iterdir() if file.name in ("vocab.json", "merges.txt", "special_tokens_map.json")
-                  ) if folder.is_dir() else []
+    """The files of a tokenizer in the folder that it came from, or in the hub's cache, which it was just read from."""
+    path, inner = options["path"], options.get("subfolder", "").replace("text_encoder", "tokenizer")
+    folder = Path(path).expanduser() / inner
+    if folder.is_dir():
+        return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if pretrained.looks_local(path):
+        return []
+    from huggingface_hub import errors, hf_hub_download
+    found = []
+    for name in TOKENIZER_FILES:
+        try:
+            found.append(Path(hf_hub_download(path, name, subfolder=inner or None)))
+        except (OSError, errors.EntryNotFoundError) as error:  # newer transformers read what is there without
+            logging.info("%s has no %s within reach (%s)", path, name, str(error).split("\n")[0][:100])
+    return found
 
 
 def _name_as_published(file):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from libs import diffusion
+from libs import backbones, diffusion
 from libs.nn import pretrained
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
@@ -47,8 +47,8 @@ def check(config):
     _check_parts(config, path)
     found = scheduler_config(path)
     if found is None:
-        logging.warning("%s says nothing of its noise schedule (scheduler/scheduler_config.json): config.schedule and "
-                        "config.denoiser are taken as they are", path)
+        logging.warning("%s is a bare UNet, which says nothing of its noise schedule (scheduler/scheduler_config.json): "
+                        "config.schedule and config.denoiser are taken as they are", path)
         return
     predicts = PREDICTIONS.get(found.get("prediction_type", "epsilon"), "")
     if predicts != config.denoiser.predicts:
@@ -61,6 +61,44 @@ def scheduler_config(path):
     """What the scheduler of a pipeline says, as a dict; None where the pipeline has none, as a bare UNet."""
     return pretrained.read_json(path, "scheduler_config.json", "scheduler",
                                 advice="give the folder of a Stable Diffusion pipeline as config.nnet.path")
+
+
+def start_from_folder(config, path):
+    """Where --nnet_path is the whole folder of a pipeline, take its text encoder and autoencoder as well: a UNet that was trained
+    beside others makes other images with those of the run's config.nnet.path, which is set to the folder.
+
+    Raises:
+        OSError, ValueError: as `check`.
+    """
+    folder = Path(path).expanduser()
+    whole = any((folder / name / "config.json").is_file() for name in ("text_encoder", "vae"))
+    if whole and config.nnet.get("name") == "unet_sd":
+        config.nnet.path = str(folder)
+        check(config)
+        logging.info("%s is a whole pipeline: config.nnet.path is set to it, so that its text encoder and autoencoder are used",
+                     folder)
+
+
+def base_of(net):
+    """What tells the frozen weights of a network from others: {'sha256': hex}; {} where all are trained."""
+    found = backbones.frozen_hash(net)
+    return {"sha256": found} if found else {}
+
+
+def check_base(base, net, config):
+    """Raise ValueError unless the frozen weights of a network are those that its trained ones were trained beside (`base_of`)."""
+    now = base_of(net)
+    if now != base:
+        raise ValueError(f"config.nnet.path={config.nnet.path} holds other weights (sha256 {now.get('sha256', 'none')[:16]}) than "
+                         f"those that this LoRA was trained on ({base['sha256'][:16]}): give the pipeline that the run began with, "
+                         "wherever it lies now")
+
+
+def check_weights(config, net, weights):
+    """Raise ValueError where LoRA is asked for and whole weights are given."""
+    if getattr(net, "lora_rank", 0) and not any(".lora_" in name for name in weights):
+        raise ValueError(f"config.nnet.lora_rank is {net.lora_rank}, but these weights are those of a whole network: set "
+                         "--config.nnet.lora_rank=0")
 
 
 def check_fit(net, codec, encoder):
@@ -80,7 +118,7 @@ def _check_parts(config, path):
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return
-    needed = {"unet": "config.nnet.path"} if not (folder / "config.json").is_file() else {}
+    needed = {"unet": "config.nnet.path", "scheduler": "config.nnet.path"} if not (folder / "config.json").is_file() else {}
     needed |= {name: f"config.{section}.path" for section, names in _PARTS.items() for name in names
                if section in config and not config[section].get("path", "")}
     if config.nnet.get("train_text_encoder", False):
