@@ -88,6 +88,13 @@ def test_min_snr_weights_of_the_linear_schedule():
     torch.testing.assert_close(weights, torch.tensor([0.00050013, 0.58571, 1.0]).double(), rtol=2e-4, atol=0)
 
 
+def test_the_original_s_steps_of_unipc_are_our_linspace():
+    """The ControlNet of the original samples by UniPC at 30 steps, whose first and last are these."""
+    schedule = diffusion.schedule("linear")
+    steps = [round(schedule.network_time(t)) for t in schedule.times(30, spacing="linspace").tolist()[:-1]]
+    assert steps[:3] == [999, 966, 932] and steps[-2:] == [67, 33] and len(steps) == 30
+
+
 def test_without_classes(batch):
     net, (x, t, label) = small(num_classes=-1), batch
     assert net.takes == () and net.class_embedder.embedding.weight.shape == (1, 12)
