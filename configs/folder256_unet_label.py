@@ -29,8 +29,8 @@ def get_config():
                     layers_per_block=2,
                     down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
                     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-                    cross_attention_dim=768, attention_head_dim=8, norm_num_groups=32, num_classes=0, dropout=0.0,
-                    use_checkpoint=False)
+                    cross_attention_dim=768, attention_head_dim=8, norm_num_groups=32, num_classes=0, adaptive_norm=False,
+                    dropout=0.0, use_checkpoint=False)
     config.schedule = d(name="linear", steps=1000)
     config.denoiser = d(predicts="eps", clip=False)
     config.codec = d(name="kl", path="stabilityai/sd-vae-ft-mse", scale_factor=0.18215)

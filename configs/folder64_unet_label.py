@@ -26,8 +26,8 @@ def get_config():
                     layers_per_block=1,
                     down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
                     up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-                    cross_attention_dim=128, attention_head_dim=4, norm_num_groups=16, num_classes=0, dropout=0.1,
-                    use_checkpoint=False)
+                    cross_attention_dim=128, attention_head_dim=4, norm_num_groups=16, num_classes=0, adaptive_norm=True,
+                    dropout=0.1, use_checkpoint=False)
     config.schedule = d(name="linear", steps=1000)
     config.denoiser = d(predicts="v", clip=False)
     config.codec = d(name="pixels")

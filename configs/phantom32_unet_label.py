@@ -21,9 +21,10 @@ def get_config():
     config.lr_scheduler = d(name="linear", warmup_steps=100)
     # num_classes = 0: as many as the data have; attention_head_dim: heads, as in diffusers
     config.nnet = d(name="unet_label", sample_size=32, in_channels=3, out_channels=0, block_out_channels=(32, 64, 96),
-                    layers_per_block=1, down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
-                    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"), cross_attention_dim=64,
-                    attention_head_dim=4, norm_num_groups=16, num_classes=0, dropout=0.0, use_checkpoint=False)
+                    layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=64,
+                    attention_head_dim=4, norm_num_groups=16, num_classes=0, adaptive_norm=True, dropout=0.0,
+                    use_checkpoint=False)
     config.schedule = d(name="linear", steps=1000)
     config.denoiser = d(predicts="v", clip=False)
     config.codec = d(name="pixels")

@@ -92,11 +92,13 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
 
     def _predict(self, x, t, context, more):
         x, residuals = self.scheduler.scale_model_input(x, t), {}
+        # the class scales and shifts the activations too, where the network was built so
+        adapting = {"class_labels": context[:, 0]} if self.unet.config.class_embed_type else {}
         if more:
-            down, mid = self.controlnet(x, t, context, return_dict=False, **more)
+            down, mid = self.controlnet(x, t, context, return_dict=False, **adapting, **more)
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         # of a network that learned its variance too, the prediction
-        return self.unet(x, t, context, return_dict=False, **residuals)[0][:, :x.shape[1]]
+        return self.unet(x, t, context, return_dict=False, **adapting, **residuals)[0][:, :x.shape[1]]
 
     def _finish(self, latents, output_type):
         if self.vae is not None:

@@ -67,7 +67,7 @@ class MaskControlNet(LabelUNet):
 
     def copy_unet(self) -> None:
         """Start the ControlNet from the UNet's present weights; what has no counterpart there stays as it is, the zeros too."""
-        for part in COPIED:
+        for part in (*COPIED, *(["class_embedding"] if self.adaptive_norm else [])):
             getattr(self.controlnet, part).load_state_dict(getattr(self.unet, part).state_dict())
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -77,10 +77,11 @@ class MaskControlNet(LabelUNet):
         """
         self.check(x, t)
         context = self.context(x, label)
-        down, mid = self.controlnet(x, t, context, controlnet_cond=self._shown(x, mask),
+        adapting = self.adapting(context)
+        down, mid = self.controlnet(x, t, context, controlnet_cond=self._shown(x, mask), class_labels=adapting,
                                     conditioning_scale=self.conditioning_scale, return_dict=False)
-        return self.unet(x, t, context, down_block_additional_residuals=down, mid_block_additional_residual=mid,
-                         return_dict=False)[0]
+        return self.unet(x, t, context, class_labels=adapting, down_block_additional_residuals=down,
+                         mid_block_additional_residual=mid, return_dict=False)[0]
 
     def context(self, x: Tensor, label: Tensor | None) -> Tensor:
         """The tokens (N, 1, D) that the images x attend to."""

@@ -33,6 +33,9 @@ class LabelUNet(nn.Module):
     attention_head_dim    heads of each attention: diffusers' name says otherwise, its code does not, and checkpoints depend on it
     norm_num_groups       groups of each normalization, which must divide every width
     num_classes           K: label (N,) holds 0 ... K - 1, or K for no class; -1: no label, one token for all images
+    adaptive_norm         time and class also scale and shift the normalized activations of every residual block (AdaGN, Dhariwal
+                          and Nichol 2021), so that the class is known at every size; small networks learn much better so. The
+                          published ones are without
     dropout               in the residual blocks
     use_checkpoint        store the input of each block only and compute the rest again in the backward pass
 
@@ -44,10 +47,11 @@ class LabelUNet(nn.Module):
     def __init__(self, *, sample_size: int = 32, in_channels: int = 4, out_channels: int = 4,
                  block_out_channels: tuple[int, ...] = (128, 256, 512, 512), layers_per_block: int = 2,
                  down_block_types: tuple[str, ...] = DOWN, up_block_types: tuple[str, ...] = UP, cross_attention_dim: int = 768,
-                 attention_head_dim: int = 8, norm_num_groups: int = 32, num_classes: int = -1, dropout: float = 0.0,
-                 use_checkpoint: bool = False):
+                 attention_head_dim: int = 8, norm_num_groups: int = 32, num_classes: int = -1, adaptive_norm: bool = False,
+                 dropout: float = 0.0, use_checkpoint: bool = False):
         from diffusers import UNet2DConditionModel
         super().__init__()
+        self.adaptive_norm = adaptive_norm
         self.factor, self.num_classes = 2 ** (len(block_out_channels) - 1), max(num_classes, 0)
         self.shape = (in_channels, sample_size, sample_size)
         _check(sample_size, tuple(block_out_channels), tuple(down_block_types), tuple(up_block_types), attention_head_dim,
@@ -57,7 +61,8 @@ class LabelUNet(nn.Module):
             block_out_channels=tuple(block_out_channels), layers_per_block=layers_per_block,
             down_block_types=tuple(down_block_types), up_block_types=tuple(up_block_types),
             cross_attention_dim=cross_attention_dim, attention_head_dim=attention_head_dim, norm_num_groups=norm_num_groups,
-            dropout=dropout)
+            dropout=dropout, **(dict(resnet_time_scale_shift="scale_shift", class_embed_type="projection",
+                                     projection_class_embeddings_input_dim=cross_attention_dim) if adaptive_norm else {}))
         self.class_embedder = ClassEmbedder(self.num_classes, cross_attention_dim)
         if use_checkpoint:
             self.unet.enable_gradient_checkpointing()
@@ -73,7 +78,8 @@ class LabelUNet(nn.Module):
         label (N,) integers; num_classes, or None for the whole batch, means no class.
         """
         self.check(x, t)
-        return self.unet(x, t, self.context(x, label), return_dict=False)[0]
+        context = self.context(x, label)
+        return self.unet(x, t, context, class_labels=self.adapting(context), return_dict=False)[0]
 
     def context(self, x: Tensor, label: Tensor | None) -> Tensor:
         """The tokens (N, 1, D) that the images x attend to."""
@@ -84,6 +90,10 @@ class LabelUNet(nn.Module):
         elif label.shape != x.shape[:1] or label.is_floating_point():
             raise ValueError(f"expected integer labels of shape ({len(x)},), got {label.dtype} {tuple(label.shape)}")
         return self.class_embedder(label)
+
+    def adapting(self, context: Tensor) -> Tensor | None:
+        """What diffusers calls the class labels: the tokens (N, D), where they also scale and shift; None elsewhere."""
+        return context[:, 0] if self.adaptive_norm else None
 
     def check(self, x: Tensor, t: Tensor) -> None:
         """Raise ValueError unless x and t are of shapes that the UNet takes."""
@@ -113,7 +123,7 @@ class LabelUNet(nn.Module):
         if "class_embedder.embedding.weight" in state:
             rows, dim = state["class_embedder.embedding.weight"].shape
             told |= {"num_classes": rows - 1 or -1, "cross_attention_dim": dim}
-        return told
+        return told | {"adaptive_norm": "unet.class_embedding.linear_1.weight" in state}
 
 
 def _check(side, widths, down, up, heads, groups):
