@@ -58,9 +58,11 @@ def test_what_it_adds_at_256_pixels(published):
     assert mid.shape == (1, 512, 4, 4)
 
 
-def test_before_training_the_unet_is_unchanged_to_the_bit(batch):
-    net = small()
-    plain = backbones.get("unet_label", **{key: value for key, value in SMALL.items() if "embedding_out" not in key}, num_classes=3)
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_before_training_the_unet_is_unchanged_to_the_bit(batch, adaptive):
+    net = small(adaptive_norm=adaptive)
+    plain = backbones.get("unet_label", **{key: value for key, value in SMALL.items() if "embedding_out" not in key}, num_classes=3,
+                          adaptive_norm=adaptive)
     with torch.no_grad():
         for weight in net.unet.parameters():
             weight.add_(0.1)
@@ -69,7 +71,7 @@ def test_before_training_the_unet_is_unchanged_to_the_bit(batch):
         net.copy_unet()
         wanted = plain(batch["x"], batch["t"], batch["label"])
         assert torch.equal(net(**batch), wanted)
-        for part in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
+        for part in ("conv_in", "time_embedding", "down_blocks", "mid_block", *(["class_embedding"] if adaptive else [])):
             own, its = (getattr(each, part).state_dict() for each in (net.controlnet, net.unet))
             assert own.keys() == its.keys() and all(torch.equal(own[name], its[name]) for name in own)
         net.controlnet.controlnet_mid_block.bias.fill_(1.0)

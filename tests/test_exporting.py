@@ -88,14 +88,14 @@ def test_diffusers_alone_makes_the_same_images(tmp_path, kl):
     Image.fromarray(np.array([0, 7, 200], np.uint8)[classes]).save(tmp_path / "mask.png")
     label, sd = torch.tensor([1, 3]), dict(name="sd", shift=-1)
     cases = [  # sampler, its conditions, what the exported pipeline is asked
-        (_sampler(unet(), kl), {"label": label}, dict(class_label=["melanoma", None])),
+        (_sampler(unet(adaptive_norm=True), kl), {"label": label}, dict(class_label=["melanoma", None])),
         (_sampler(unet(), kl, algorithm="ddim", spacing="leading", steps=10, schedule=sd, predicts="v"), {"label": label},
          dict(class_label=[1, 3])),
         (_sampler(unet(channels=1, num_classes=-1), codecs.get("pixels"), guidance=1.0, predicts="x0", clip=True,
                   schedule=dict(name="cosine")), {}, dict(num_images=2)),
         (_sampler(control(conditioning_channels=1), kl, masks_as=MaskCode((0, 255), names=("skin", "lesion"))),
          {"label": label, "mask": mask}, dict(class_label=["melanoma", None], mask=mask)),
-        (_sampler(control((8,), channels=3, conditioning_channels=3), codecs.get("pixels"), masks_as=three, guidance=1.0,
+        (_sampler(control((8,), channels=3, conditioning_channels=3, adaptive_norm=True), codecs.get("pixels"), masks_as=three, guidance=1.0,
                   predicts="x0"),
          {"label": torch.tensor([0, 0]), "mask": three.tensor(classes)[None].expand(2, -1, -1, -1)},
          dict(class_label="naevus", mask=str(tmp_path / "mask.png"), num_images=2)),

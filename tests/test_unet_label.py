@@ -88,6 +88,20 @@ def test_min_snr_weights_of_the_linear_schedule():
     torch.testing.assert_close(weights, torch.tensor([0.00050013, 0.58571, 1.0]).double(), rtol=2e-4, atol=0)
 
 
+def test_the_class_may_scale_and_shift_every_block(batch):
+    """Where the class reaches nothing through attention, it still changes the output if norms adapt to it."""
+    x, t, label = batch
+    for adaptive in (False, True):
+        net = small(adaptive_norm=adaptive, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
+        for name, weight in net.named_parameters():
+            if "attentions" in name:  # of the middle block
+                torch.nn.init.zeros_(weight)
+        with torch.no_grad():
+            assert torch.equal(net(x, t, label), net(x, t, label.flip(0))) != adaptive
+        told = net.settings(net.state_dict())
+        assert told["adaptive_norm"] == adaptive and told["num_classes"] == 3
+
+
 def test_the_original_s_steps_of_unipc_are_our_linspace():
     """The ControlNet of the original samples by UniPC at 30 steps, whose first and last are these."""
     schedule = diffusion.schedule("linear")
