@@ -1,6 +1,7 @@
 """Your own images at 64x64 with labels, a small UNet of diffusers with class embeddings, in pixels: few images, or one small GPU.
 
-Predicts v, with the weights of the noise levels clamped, in place of the published eps (configs/folder256_unet_label.py).
+Predicts v, with the weights of the noise levels clamped, and lets time and class scale and shift every block (adaptive_norm), in
+place of the published network and its eps (configs/folder256_unet_label.py).
 
     python train_class_ldm.py --config=configs/folder64_unet_label.py --config.dataset.path=/path/to/images --workdir=workdir/ldm
     python sample.py --workdir=workdir/ldm --label=all --n_samples=100 --layout=classes
