@@ -154,3 +154,15 @@ def test_a_config_may_go_from_one_form_of_images_to_the_other(tmp_path):
         data.get(**options | {"image_prefx": ""})
     with pytest.raises(ValueError, match="'images_folder': expected one of"):
         data.get(name="isic2018", images_folder="images")
+
+
+def test_a_holdout_says_nothing_of_the_test_split(tmp_path):
+    """Evaluations ask for the masks of the test split of data whose validation images were held out of the training ones."""
+    for split, count in (("train", 10), ("test", 3)):
+        for kind, level in (("images", 90), ("masks", 255)):
+            folder = tmp_path / split / kind
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("L", (8, 8), level).save(folder / f"{i}.png")
+    options = dict(name="image_mask", path=str(tmp_path), resolution=8, split="train", holdout=0.3)
+    assert [len(data.held_out(options, split)) for split in ("train", "val", "test")] == [7, 3, 3]

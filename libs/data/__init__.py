@@ -77,9 +77,14 @@ def _options(build):
 
 
 def held_out(options, split):
-    """Another split of the data set that `options` (name included) describe; there classes may have no image."""
-    empty_classes = {"min_per_class": 0} if options["name"] in _OWN_IMAGES else {}
-    return get(**{**options, "split": split, **empty_classes})
+    """Another split of the data set that `options` (name included) describe; there classes may have no image.
+
+    A `holdout` divides the training images into 'train' and 'val', and says nothing of other splits.
+    """
+    other = {"min_per_class": 0} if options["name"] in _OWN_IMAGES else {}
+    if options.get("holdout") and split not in ("train", "val"):
+        other["holdout"] = 0.0
+    return get(**{**options, "split": split, **other})
 
 
 def some(dataset, size):
