@@ -15,6 +15,7 @@ import torch
 from . import data, pipeline
 
 log = logging.getLogger(__name__)
+AUTO = data.opening.AUTO  # as config.features.path: in the folder of the run
 
 
 def ready(run, config, codec, encoder=None, *, masks=False, batch_size=64):
