@@ -33,7 +33,8 @@ def get_config():
                     down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
                     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
                     cross_attention_dim=768, attention_head_dim=8, norm_num_groups=32, num_classes=0, adaptive_norm=False,
-                    dropout=0.0, use_checkpoint=False, conditioning_channels=0, conditioning_embedding_out_channels=(16, 32, 96, 256),
+                    dropout=0.0, use_checkpoint=False, conditioning_channels=0,
+                    conditioning_embedding_out_channels=(16, 32, 96, 256),
                     freeze_unet=True, legacy=False)
     config.schedule = d(name="linear", steps=1000)
     config.denoiser = d(predicts="eps", clip=False)

@@ -28,7 +28,8 @@ def get_config():
                     down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
                     up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
                     cross_attention_dim=128, attention_head_dim=4, norm_num_groups=16, num_classes=0, adaptive_norm=True,
-                    dropout=0.0, use_checkpoint=False, conditioning_channels=0, conditioning_embedding_out_channels=(16,), freeze_unet=True,
+                    dropout=0.0, use_checkpoint=False, conditioning_channels=0,
+                    conditioning_embedding_out_channels=(16,), freeze_unet=True,
                     legacy=False)
     config.schedule = d(name="linear", steps=1000)
     config.denoiser = d(predicts="v", clip=False)
