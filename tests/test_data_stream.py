@@ -202,7 +202,7 @@ from libs import data
 from tests.test_data_stream import Noise
 torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL = 0.2  # s between looks for the parent, else 5
 batches = data.Stream(Noise(100), 4, seed=0, workers=2)(0)
-next(batches)
+next(batches), next(batches)  # one of each worker: both have begun, and ignore signals
 workers = [w.pid for w in list(data.loader._running)[0]._workers]
 print(*workers, flush=True)
 for pid in workers:
