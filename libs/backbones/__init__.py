@@ -7,7 +7,7 @@ import difflib
 
 from torch import nn
 
-from libs.backbones import adm, controlnet, unet_label, unet_sd, uvit
+from libs.backbones import adm, controlnet, dit, unet_label, unet_sd, uvit
 from libs.backbones.checkpoint import frozen_hash, load
 from libs.backbones.flops import flops_per_image, train_flops
 from libs.backbones.precision import lower
@@ -19,6 +19,7 @@ _CONSTRUCTORS = {
     "uvit_t2i": uvit.uvit_t2i,
     "uvit_t2i_label": uvit.uvit_t2i_label,
     "uvit_t2i_prototype": uvit.uvit_t2i_prototype,
+    "dit": dit.dit,
     "adm_unet": adm.UNet,
     "adm_classifier": adm.Classifier,
     "unet_label": unet_label.LabelUNet,

@@ -4,7 +4,7 @@ import torch
 
 from libs import backbones
 
-EMBEDDINGS = {"unet_label": "class_embedder"}  # the weights that depend on the number of classes, where not label_emb
+EMBEDDINGS = {"unet_label": "class_embedder", "dit": "y_embedder"}  # the weights that depend on the number of classes, where not label_emb
 
 
 def build_net(config, classes, text_shape=None, *, mask_channels=0):
@@ -36,6 +36,11 @@ def build_net(config, classes, text_shape=None, *, mask_channels=0):
         if kwargs["out_channels"] != needed:
             raise ValueError(f"config.nnet.out_channels is {kwargs['out_channels']}; {kwargs['in_channels']} channels with "
                              f"config.denoiser.learned_var={needed > kwargs['in_channels']} need {needed}; 0 takes what is needed")
+    if kwargs["name"] == "dit":
+        learned = config.denoiser.get("learned_var", False)
+        if kwargs.setdefault("learn_sigma", learned) != learned:
+            raise ValueError(f"config.nnet.learn_sigma is {kwargs['learn_sigma']}, config.denoiser.learned_var is {learned}: leave "
+                             "learn_sigma out, it follows")
     if "conditioning_channels" in kwargs and mask_channels:
         kwargs["conditioning_channels"] = kwargs["conditioning_channels"] or mask_channels
         if kwargs["conditioning_channels"] != mask_channels and not kwargs.get("legacy"):
