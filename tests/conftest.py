@@ -1,4 +1,4 @@
-"""What several test files share: the folder of parity data, a way to run scripts as a user does."""
+"""What several test files share: the folder of parity data, a way to run scripts as a user does, an attention kernel."""
 
 import os
 import subprocess
@@ -39,3 +39,12 @@ def script():
         return done
 
     return call
+
+
+@pytest.fixture
+def math_attention():
+    """The attention kernel whose products torch's counter of operations sees."""
+    from libs.nn import use_backend
+    former = use_backend("math")
+    yield
+    use_backend(former)

@@ -15,7 +15,6 @@ from libs import backbones
 from libs.backbones import adm
 from libs.backbones.precision import lower
 from libs.diffusion import guidance
-from libs.nn import use_backend
 
 PARITY = pathlib.Path(__file__).parent / "parity"
 FILM = dict(use_scale_shift_norm=True, resblock_updown=True)
@@ -534,14 +533,6 @@ def test_bfloat16_training():
     out.float().square().mean().backward()
     found = torch.cat([p.grad.flatten() for p in net.parameters()])
     assert torch.nn.functional.cosine_similarity(found, exact, dim=0) > 0.999
-
-
-@pytest.fixture
-def math_attention():
-    """The attention kernel whose products a counter sees."""
-    former = use_backend("math")
-    yield
-    use_backend(former)
 
 
 @pytest.mark.parametrize("kwargs", [

@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from libs import backbones
-from libs.nn import use_backend
 
 PARITY = pathlib.Path(__file__).parent / "parity"
 TINY = dict(img_size=8, patch_size=2, embed_dim=32, depth=4, num_heads=4)
@@ -360,14 +359,6 @@ def test_load_returns_the_loaded_network():
     net, other = (backbones.get(**VARIANTS["t2i"]) for _ in range(2))
     assert backbones.load(net, other.state_dict()) is net
     assert torch.equal(net.pos_embed, other.pos_embed)
-
-
-@pytest.fixture
-def math_attention():
-    """The attention kernel whose products a counter sees."""
-    former = use_backend("math")
-    yield
-    use_backend(former)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from libs.backbones import adm
+from libs.backbones.dit import DiT
 from libs.backbones.unet_label import LabelUNet
 from libs.backbones.uvit import PrototypeUViT, UViT
 
@@ -47,9 +48,11 @@ def _terms(net: nn.Module, with_losses: bool) -> tuple[int, int]:
     """(operations behind the first layers, operations of the first layers) of one forward pass."""
     if isinstance(net, adm.Encoder):
         return _adm_terms(net)
+    if isinstance(net, DiT):
+        return _dit_terms(net)
     if not isinstance(net, UViT):
-        raise ValueError(f"no formula for the operations of {type(net).__name__}; there are some for UViT and ADM's "
-                         "networks; torch counts those of unet_label and controlnet")
+        raise ValueError(f"no formula for the operations of {type(net).__name__}; there are some for UViT, DiT and "
+                         "ADM's networks; torch counts those of unet_label and controlnet")
     tokens, dim = net.pos_embed.shape[1:]
     hidden, patches = net.mid_block.mlp.fc1.out_features, net.num_patches
     pixels = patches * net.decoder_pred.out_features
@@ -77,6 +80,17 @@ def _terms(net: nn.Module, with_losses: bool) -> tuple[int, int]:
         if with_losses:
             forward += cross + tokens * square
     return forward, first
+
+
+def _dit_terms(net: DiT) -> tuple[int, int]:
+    tokens, dim = net.pos_embed.shape[1:]
+    square, hidden = 2 * dim * dim, net.blocks[0].mlp.fc1.out_features
+    # of the tokens: qkv and proj, the attention's two products, the MLP; of the image as a whole: the six vectors of adaLN
+    block = 4 * tokens * square + 4 * tokens ** 2 * dim + 4 * tokens * dim * hidden + 6 * square
+    forward = block * len(net.blocks) + 2 * tokens * net.final_layer.linear.weight.numel()
+    # the second layer of the time's MLP, and the two vectors of the last adaLN
+    forward += 3 * square
+    return forward, 2 * tokens * net.x_embedder.proj.weight.numel() + 2 * net.t_embedder.mlp[0].weight.numel()
 
 
 def _adm_terms(net: adm.Encoder) -> tuple[int, int]:
