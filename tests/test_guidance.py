@@ -2,7 +2,9 @@
 import pytest
 import torch
 
-from libs.diffusion import Denoiser, guidance, schedule
+from configs.common import d
+from libs import codecs, pipeline
+from libs.diffusion import Denoiser, guidance, samplers, schedule
 from libs.diffusion.samplers import sample_ddim, sample_ddpm
 
 LINEAR = schedule("linear")
@@ -157,3 +159,90 @@ def test_classifier_reads_its_own_network_time():
     for network_time in (LINEAR.network_time, lambda t: 250 * t - 0.25):    # the second: index in ddim250
         guidance.at_network_time(lambda x, n: seen.append(n), network_time)(torch.zeros(2, 1), 0.401)
     assert seen[0].tolist() == [400, 400] and seen[1].tolist() == [100, 100]
+
+
+class Reader(torch.nn.Module):
+    """eps = (a w + 1) x / 4 + w / 8, w being the mean state of a text, whose numbers a table of its own makes states."""
+
+    takes = ("text",)
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding.from_pretrained(torch.arange(8.0)[:, None] / 8, freeze=False)
+        self.a, self.read = torch.nn.Parameter(torch.tensor(1.0)), []
+
+    def forward(self, x, n, text):
+        w = self.of_tokens(text).mean((1, 2))[:, None, None, None]
+        return (self.a * w + 1) * x / 4 + w / 8
+
+    def of_tokens(self, text):
+        if text.is_floating_point():
+            return text
+        self.read.append(tuple(text.shape))
+        return self.table(text)
+
+
+class ReadsOnce(Reader):
+    states = Reader.of_tokens
+
+
+def pipeline_of(net, **sample):
+    config = d(nnet=d(sample_size=2, in_channels=4), denoiser=d(predicts="eps"),
+               sample=d(**dict(dict(algorithm="ddim", sample_steps=4, guidance=2.0), **sample)))
+    return pipeline.Pipeline(net, config, codec=codecs.get("pixels", channels=4), schedule=LINEAR,
+                             null={"text": torch.tensor([0, 0])})
+
+
+def test_a_text_encoder_within_the_network_reads_once():
+    cond, often, once = {"text": torch.tensor([[1, 2], [3, 7], [5, 6]])}, Reader(), ReadsOnce()
+    images = [pipeline_of(net)(cond, seed=0, indices=[0, 1, 2]) for net in (often, once)]
+    assert torch.equal(*images) and images[0].std() > 0.1
+    assert often.read == [(6, 2)] * 4 and once.read == [(3, 2), (1, 2)]  # the texts asked for, and the empty one
+    z = [pipeline_of(net).encode(images[0], cond) for net in (often, once)]
+    assert torch.equal(*z) and len(once.read) == 4
+    states = once.states(cond["text"]).detach()
+    assert once.states(states) is states  # what is states already needs no reading
+
+
+def test_a_training_samples_with_its_own_weights_and_gradients():
+    """As the colour loss of Med-Art does: through the sampler, at another scale, in the weights of network and text encoder."""
+    cond, net = {"text": torch.tensor([[1, 2], [3, 7]])}, ReadsOnce()
+    sampler = pipeline_of(ReadsOnce().requires_grad_(False))
+    x = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+
+    def sampled(**options):
+        return sampler.codec.decode(samplers.run("dpmpp_2m", sampler.denoise(cond, **options), x, LINEAR, 3))
+
+    assert not sampled().requires_grad and torch.equal(sampled(net=net), sampled())
+    images = sampled(net=net, guidance=4.5)
+    assert not torch.allclose(images, sampled(), atol=1e-3)
+    by_hand = guidance.classifier_free(Denoiser(net, LINEAR), {"text": net.table(cond["text"])},
+                                       {"text": net.table(torch.zeros(2, 2, dtype=torch.int64))}, 4.5)
+    torch.testing.assert_close(images, samplers.run("dpmpp_2m", by_hand, x, LINEAR, 3))
+    images.square().sum().backward()
+    assert net.a.grad != 0 and (net.table.weight.grad[[0, 1, 2, 3, 7]] != 0).all()
+    wrapped = torch.nn.Module()
+    wrapped.module, wrapped.forward = net, net.forward
+    assert torch.equal(sampled(net=wrapped, guidance=4.5), images)
+    plain = guidance.classifier_free(Denoiser(net, LINEAR), cond, {}, 1.0)
+    assert torch.equal(sampled(net=net, guidance=1.0), samplers.run("dpmpp_2m", plain, x, LINEAR, 3))
+
+
+def test_what_config_sample_says_of_guidance(x):
+    """guided_channels and guidance_interval reach the denoiser, are told, and are refused where they mean nothing."""
+    cond, net = {"text": torch.tensor([[1, 2], [3, 7]])}, ReadsOnce()
+    sampler = pipeline_of(net, guidance=4.0, guided_channels="first_three", guidance_interval=(0.2, 0.8))
+    for t, guided in ((0.1, 0), (0.5, 3), (0.9, 0)):
+        made = sampler.denoise(cond)(x, t).eps
+        on = sampler.denoise(cond, guidance=1.0)(x, t).eps
+        off = pipeline_of(net).denoise({"text": torch.zeros(2, 2, dtype=torch.int64)}, guidance=1.0)(x, t).eps
+        torch.testing.assert_close(made, torch.cat([(off + 4 * (on - off))[:, :guided], on[:, guided:]], 1))
+    assert sampler.describe() == "ddim, 4 steps, guidance 4 of the first 3 channels for t in [0.2, 0.8]"
+    assert pipeline_of(net).describe() == "ddim, 4 steps, guidance 2"
+    with pytest.raises(ValueError, match="guided_channels is 'first_tree'; known: all, first_three. Did you mean 'first_three'"):
+        pipeline_of(net, guided_channels="first_tree")
+    for wrong in ((0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.8, 0.2), (0.1,), "0.2", (0.0, "1")):
+        with pytest.raises(ValueError, match="guidance_interval is .* 0 <= from < to <= 1"):
+            pipeline_of(net, guidance_interval=wrong)
+    with pytest.raises(ValueError, match="more than 3 channels, and this network denoises 3"):
+        pipeline.guidance_options(d(guided_channels="first_three"), 3)

@@ -14,7 +14,8 @@ ADVICE = "give the folder of a Stable Diffusion pipeline as config.nnet.path, or
 
 
 class StableDiffusionUNet(nn.Module):
-    """net(x, t, text) -> (N, C, H, W): text is token states (N, L, D), or token numbers (N, L) int64 for the own text encoder.
+    """net(x, t, text) -> (N, C, H, W): text is token states (N, L, D), or token numbers (N, L) int64 for the own text encoder,
+    whose states `states` gives, so that samplers need them once.
 
     unet            diffusers' UNet2DConditionModel; `requires_grad` says what of it is trained
     text_encoder    CLIPTextModel, or None
@@ -31,9 +32,13 @@ class StableDiffusionUNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """x (N, C, H, W), t (N,) in diffusion steps 0 ... 999."""
-        if self.text_encoder is not None:
-            text = self.text_encoder(input_ids=text).last_hidden_state
-        return self.unet(x, t, encoder_hidden_states=text, return_dict=False)[0]
+        return self.unet(x, t, encoder_hidden_states=self.states(text), return_dict=False)[0]
+
+    def states(self, text: Tensor) -> Tensor:
+        """States (N, L, D) of token numbers (N, L) int64 by the own text encoder; states stay as they are."""
+        if self.text_encoder is None or text.is_floating_point():
+            return text
+        return self.text_encoder(input_ids=text).last_hidden_state
 
 
 def build(path: str, *, subfolder: str = "unet", sample_size: int = 64, any_size: bool = False, in_channels: int = 4,

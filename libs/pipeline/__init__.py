@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from libs import backbones, codecs, cond as conditions, diffusion, encoders
-from libs.diffusion import guidance, samplers
+from libs.diffusion import samplers
+from libs.diffusion.guidance import classifier_free
 from libs.encoders import Bank, Prompts, read_attributes
 from libs.pipeline import stable_diffusion
-from libs.pipeline.building import (build_net, check_classes, check_images, check_masks, classes_without_data, guidance_scale,
-                                    latent_shape, null_conditions, start_controlnet, start_from)
+from libs.pipeline.building import (build_net, check_classes, check_images, check_masks, classes_without_data, guidance_options,
+                                    guidance_scale, latent_shape, null_conditions, start_controlnet, start_from)
 from libs.pipeline.parameters import parameters, parameters_table
 from libs.pipeline.prompts import (Describer, Masks, PROMPTS, StoredDescriber, choose_labels, count_labels, described,
                                    draw_conditions, draw_labels, draw_rows, read_prompts, requested)
@@ -22,10 +23,10 @@ from libs.pipeline.steering import (NoisyClassifier, by_gradient, check as check
                                     published_classifier)
 
 __all__ = ["Bank", "build_net", "check_classes", "check_images", "check_masks", "choose_labels", "classes_without_data",
-           "count_labels", "described", "Describer", "draw_conditions", "draw_labels", "draw_rows", "grid", "guidance_scale",
-           "identity", "image_codec", "image_generator", "latent_shape", "load", "Masks", "measure_name", "noisy_classifier",
-           "NoisyClassifier", "null_conditions", "parameters", "parameters_table", "Pipeline", "PROMPTS", "Prompts",
-           "published_classifier", "read_attributes", "read_prompts", "requested", "start_controlnet", "start_from",
+           "count_labels", "described", "Describer", "draw_conditions", "draw_labels", "draw_rows", "grid", "guidance_options",
+           "guidance_scale", "identity", "image_codec", "image_generator", "latent_shape", "load", "Masks", "measure_name",
+           "noisy_classifier", "NoisyClassifier", "null_conditions", "parameters", "parameters_table", "Pipeline", "PROMPTS",
+           "Prompts", "published_classifier", "read_attributes", "read_prompts", "requested", "start_controlnet", "start_from",
            "StoredDescriber", "text_encoder", "to_uint8"]
 
 STEERED = {"on": "x_t", "profile": "constant", "first": 1.0, "last": 0.0, "clip_norm": 0.0, "reclip": False, "legacy_steps": 0}
@@ -41,6 +42,7 @@ class Pipeline:
         null: the empty ones among them, without batch axis; a mask has none, so that guidance keeps it.
         masks_as: how masks are told in classes (a MaskCode of libs.data), or None.
         classifier: the NoisyClassifier that `config.sample.gradient` guides by, or None.
+        codec: latents become images by its `decode`, which is differentiable, as all samplers are.
     """
 
     def __init__(self, net, config, *, codec, schedule, null, classifier=None, algorithm="", steps=0, masks_as=None):
@@ -62,7 +64,7 @@ class Pipeline:
         self.shape = latent_shape(config.nnet)
         self.image_shape = codec.image_shape(self.shape)
         self.algorithm, self.steps = algorithm or config.sample.algorithm, steps or config.sample.sample_steps
-        self.guidance = guidance_scale(config.sample)
+        self.guidance, self.guided = guidance_scale(config.sample), guidance_options(config.sample, self.shape[0])
         self.own = {key: config.sample[key] for key in ("eta", "spacing") if key in config.sample}
         self.gradient, self.classifier = config.sample.get("gradient"), classifier
         self.controlnet_scale = config.sample.get("controlnet_scale", 1.0)
@@ -109,7 +111,7 @@ class Pipeline:
             float32 (N, *shape) on the network's device.
         """
         plain = diffusion.Denoiser(self._network, self.schedule, self.denoiser.predicts, self.denoiser.learned_var)
-        cond = self._conditions(cond)
+        cond = self._with_states(self.net, self._conditions(cond))[0]
         z = self.codec.sample(self.codec.moments(images.to(self.device)).chunk(2, dim=1)[0])  # its mean: no draw
         return samplers.sample_ddim(lambda x, t: plain(x, t, **cond), z, self._bridge_times()[:-1].flip(0), self.schedule,
                                     to_noise=to_noise)
@@ -120,11 +122,24 @@ class Pipeline:
         z = samplers.sample_ddim(self.denoise(cond), latents.to(self.device), self._bridge_times(), self.schedule)
         return self.codec.decode(z).clamp(-1.0, 1.0).float()
 
-    def denoise(self, cond):
+    def denoise(self, cond, *, net=None, guidance=None):
         """The denoiser under conditions (a row for each image), with the guidance of config.sample: classifier-free first,
-        the gradient around it."""
-        cond = self._conditions(cond)
-        denoise = guidance.classifier_free(self.denoiser, cond, conditions.null(self.null, cond), self.guidance)
+        the gradient around it. A network with a text encoder of its own reads the texts here, once, and not at every step.
+
+        Gradients flow: `samplers.run(name, pipeline.denoise(cond, net=net), x, ...)` and `codec.decode` of its result are
+        differentiable in the weights of `net`, those of its text encoder among them.
+
+        Args:
+            net: in place of the pipeline's own network (the averaged one, without gradients): that of a training, wrapped or not.
+            guidance: the classifier-free scale, in place of that of config.sample; 1 is off.
+
+        Returns:
+            denoise(x, t) -> Estimate for a float t, as the samplers call it.
+        """
+        denoiser = self.denoiser if net is None else diffusion.Denoiser(net, self.schedule, **self.config.denoiser)
+        cond, null = self._with_states(self.net if net is None else net, self._conditions(cond))
+        denoise = classifier_free(denoiser, cond, conditions.null(null, cond), self.guidance if guidance is None else guidance,
+                                  **self.guided)
         return by_gradient(denoise, self.gradient, self.classifier, cond.get("label")) if self.guides else denoise
 
     @property
@@ -149,6 +164,13 @@ class Pipeline:
     def _conditions(self, cond):
         return {key: cond[key].to(self.device, non_blocking=True) for key in self.takes}
 
+    def _with_states(self, net, cond):
+        """Conditions and empty ones, texts as the states that the network's own text encoder, if it has one, makes of them."""
+        states = getattr(getattr(net, "module", net), "states", None)  # a training wraps its network
+        if states is None or "text" not in cond:
+            return cond, self.null
+        return cond | {"text": states(cond["text"])}, self.null | {"text": states(self.null["text"][None])[0]}
+
     def _bridge_times(self):
         return self.schedule.times(self.steps, spacing=self.own.get("spacing") or None)
 
@@ -157,7 +179,10 @@ class Pipeline:
         words = [f"{self.algorithm}, {self.steps} steps"]
         words += [f"spacing {self.own['spacing']}"] if self.own.get("spacing") else []
         words += [f"eta {self.own['eta']:g}"] if self.own.get("eta") else []
-        words += [f"guidance {self.guidance:g}"] if self.guidance != 1.0 else []
+        if self.guidance != 1.0:
+            channels, (first, last) = self.guided["channels"], self.guided["interval"]
+            words.append(f"guidance {self.guidance:g}" + (f" of the first {channels} channels" if channels else "")
+                         + (f" for t in [{first:g}, {last:g}]" if (first, last) != (0.0, 1.0) else ""))
         words += [f"controlnet scale {self.controlnet_scale:g}"] if self.controlnet_scale != 1.0 else []
         words += ["x0 clipped"] if self.denoiser.clip else []
         if self.guides:

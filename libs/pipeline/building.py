@@ -1,10 +1,13 @@
 """From a config to a network that fits the data: its sizes, what it may start from, and what does not go together."""
 
+import difflib
+
 import torch
 
 from libs import backbones
 
-EMBEDDINGS = {"unet_label": "class_embedder", "dit": "y_embedder"}  # the weights that depend on the number of classes, where not label_emb
+EMBEDDINGS = {"unet_label": "class_embedder", "dit": "y_embedder"}  # weights with a row for each class, where not label_emb
+GUIDED_CHANNELS = {"all": None, "first_three": 3}
 
 
 def build_net(config, classes, text_shape=None, *, mask_channels=0):
@@ -163,6 +166,30 @@ def guidance_scale(sample):
     converted here and nowhere else.
     """
     return 1.0 + sample.scale if "scale" in sample else float(sample.get("guidance", 1.0))
+
+
+def guidance_options(sample, channels):
+    """What config.sample says of classifier-free guidance beside its scale, as arguments of guidance.classifier_free.
+
+    guided_channels: 'all', or 'first_three', by which the published DiT was evaluated: the rest of the `channels` that the
+    network denoises stay as the condition has them. guidance_interval: (from, to), the t within which images are guided.
+
+    Raises:
+        ValueError: another name; no interval in [0, 1]; three channels or fewer of which the first three were asked for.
+    """
+    name, interval = sample.get("guided_channels", "all"), sample.get("guidance_interval", (0.0, 1.0))
+    if name not in GUIDED_CHANNELS:
+        close = difflib.get_close_matches(str(name).lower(), GUIDED_CHANNELS, 1)
+        raise ValueError(f"config.sample.guided_channels is {name!r}; known: {', '.join(GUIDED_CHANNELS)}"
+                         + (f". Did you mean {close[0]!r}?" if close else ""))
+    if name == "first_three" and channels <= 3:
+        raise ValueError(f"config.sample.guided_channels='first_three' leaves something unguided only where there are more than 3 "
+                         f"channels, and this network denoises {channels}: set it to 'all'")
+    if not (isinstance(interval, (tuple, list)) and len(interval) == 2 and all(isinstance(t, (int, float)) for t in interval)
+            and 0 <= interval[0] < interval[1] <= 1):
+        raise ValueError(f"config.sample.guidance_interval is {interval!r}; two times (from, to) with 0 <= from < to <= 1 are "
+                         "needed, noise being at 1; (0., 1.) guides always")
+    return {"channels": GUIDED_CHANNELS[name], "interval": (float(interval[0]), float(interval[1]))}
 
 
 def latent_shape(nnet):
