@@ -25,7 +25,7 @@ def get_config():
     config.denoiser = d(predicts="v", learned_var=True, clip=True)
     config.codec = d(name="pixels")
     config.features = d(path="", dtype="float16")
-    config.dataset = d(name="phantoms", resolution=32, size=4_000, seed=0, split="train", random_flip=True)
+    config.dataset = d(name="phantoms", resolution=32, size=4_000, seed=0, split="train", random_flip=True, cast=(1.0, 1.0, 1.0))
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=1_000, mini_batch_size=100, guidance=1.5,
                       guided_channels="all", guidance_interval=(0.0, 1.0), labels="balanced", path="", npz="")
     config.metrics = metrics(features=("classifier",), n_samples=256, algorithm="dpmpp_2m", sample_steps=20)

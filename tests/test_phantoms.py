@@ -215,3 +215,13 @@ def test_bad_input_is_named(call, message):
 
 def test_public_names():
     assert all(hasattr(phantoms, name) for name in phantoms.__all__)
+
+
+def test_a_cast_colours_the_same_scenes():
+    plain, warm = Phantoms(size=8), Phantoms(size=8, cast=(1.0, 0.75, 0.5))
+    for i in range(8):
+        before, after = ((each[i]["image"] + 1) / 2 for each in (plain, warm))
+        assert (before * torch.tensor([1.0, 0.75, 0.5])[:, None, None] - after).abs().max() < 1 / 255
+    assert plain.fingerprint != warm.fingerprint and plain.fingerprint == Phantoms(size=8, cast=(1, 1, 1)).fingerprint
+    with pytest.raises(ValueError, match="cast"):
+        Phantoms(cast=(1.0, 0.0, 1.0))

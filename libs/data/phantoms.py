@@ -28,13 +28,14 @@ class Phantoms(base.Dataset):
     tell_class: captions say 'melanoma', else 'lesion'. wordings: captions of each image: the full sentence, then
     freer ones, in other orders and with some attributes left out.
     without: a mixture that is left out, {'colour': 'red', 'shape': 'irregular'}, to ask for it later.
+    cast: factors of red, green and blue, each above 0: the same scenes under a lamp of that colour.
     An image is drawn at its first visit and kept, unless all together exceed KEPT bytes.
     """
 
     name, classes = "phantoms", list(CLASSES)
 
     def __init__(self, resolution=32, size=4000, *, seed=0, split="train", random_flip=False, masks=False,
-                 tell_class=True, without=None, wordings=1):
+                 tell_class=True, without=None, wordings=1, cast=(1.0, 1.0, 1.0)):
         first = SPLITS[base.one_of("phantoms split", split, SPLITS)]
         if not 1 <= size <= 1 << 22:
             raise ValueError(f"phantoms: size={size}: expected 1 .. {1 << 22}")
@@ -42,7 +43,10 @@ class Phantoms(base.Dataset):
         self.resolution, self.seed, self.random_flip, self.masks = resolution, seed, random_flip, masks
         if wordings < 1:
             raise ValueError(f"phantoms: wordings={wordings}: expected 1 or more")
+        if len(cast) != 3 or not all(0 < factor < 10 for factor in cast):
+            raise ValueError(f"phantoms: cast={tuple(cast)}: expected factors of red, green and blue such as (1.0, 0.9, 0.7)")
         self.tell_class, self.without, self.split = tell_class, dict(without or {}), split
+        self.cast = tuple(float(factor) for factor in cast)
         self.wordings = wordings
         self.scenes = self._scenes(first, size)
         self.labels = torch.tensor(self.scenes % len(CLASSES))
@@ -91,6 +95,8 @@ class Phantoms(base.Dataset):
         if len(self._drawn) and self._drawn[i]:
             return self._pixels[i]
         image, mask, *_ = draw(self.seed, int(self.scenes[i]), self.resolution)
+        if self.cast != (1.0, 1.0, 1.0):
+            image = (image * np.float32(self.cast) + 0.5).clip(0, 255).astype(np.uint8)
         pixels = np.dstack([image, mask])
         if len(self._drawn):
             self._pixels[i], self._drawn[i] = pixels, True
@@ -110,4 +116,5 @@ class Phantoms(base.Dataset):
     @property
     def fingerprint(self):
         return base.fingerprint(self.name, VERSION, self.seed, self.split, len(self), self.resolution,
-                                self.masks, self.tell_class, self.without, self.wordings)
+                                self.masks, self.tell_class, self.without, self.wordings,
+                                *([self.cast] if self.cast != (1.0, 1.0, 1.0) else []))

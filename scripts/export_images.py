@@ -1,0 +1,51 @@
+"""Write the images that a config trains on as a folder: PNG files of its resolution, and metadata.csv with what is known of each.
+
+Any data set (DICOM under its window, class folders, drawn lesions) becomes a folder for dataset.name=folder, or for other software.
+Nothing is mirrored.
+
+    python scripts/export_images.py --config=configs/phantom32_dit_label.py --output=data/lesions
+    python scripts/export_images.py --config=configs/phantom32_dit_label.py --config.dataset.cast="(1.0,0.8,0.6)" --output=data/warm
+"""
+
+import csv
+import io
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from libs import cli, data, evaluation, pipeline  # noqa: E402
+from libs.engine.checkpoint import write_text  # noqa: E402
+
+TABLE = "metadata.csv"
+
+
+def export(config, output):
+    if not output:
+        raise ValueError("--output=FOLDER is missing: where the images go")
+    folder = Path(output)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"--output={output} is not empty: give a new folder, or delete what is there")
+    with config.unlocked():
+        config.dataset.random_flip = False
+    dataset = data.get(**config.dataset)
+    captions = dataset.captions
+    if captions is not None:  # of several wordings the first, the full sentence
+        captions = [each if isinstance(each, str) else each[0] for each in captions]
+    rows = []
+    for number in range(len(dataset)):
+        label = "" if dataset.labels is None else dataset.classes[int(dataset.labels[number])]
+        name = f"{label or 'images'}/{number:06d}.png"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        evaluation.save_png(folder / name, pipeline.to_uint8(dataset[number]["image"]))
+        row = {"file_name": name, "label": label, "text": "" if captions is None else captions[number]}
+        rows.append({key: value for key, value in row.items() if value})
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_text(folder / TABLE, text.getvalue())
+    print(f"{len(rows)} images of {dataset.name} in {folder}, with {', '.join(rows[0])} in {TABLE}")
+
+
+if __name__ == "__main__":
+    cli.main(export, output=("", "the folder, which must be new or empty"))
