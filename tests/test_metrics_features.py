@@ -194,3 +194,12 @@ def test_extract_keeps_every_image_in_order():
     torch.testing.assert_close(found, net(images), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(extract(net, iter(images.split(2)))[0], found, rtol=1e-4, atol=1e-5)
     assert extract(net, images[:0])[0].shape == (0, net.dims)
+
+
+def test_colour_statistics_are_those_of_the_images_as_they_are():
+    images = torch.randint(0, 256, (5, 3, 20, 24), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    found = extractor("colour")
+    x = images.double() / 127.5 - 1
+    expected = torch.cat([x.mean((2, 3)), x.flatten(2).var(2).sqrt()], dim=1)
+    assert torch.allclose(found(images).double(), expected, atol=1e-6) and (found.name, found.dims) == ("colour", 6)
+    assert found.classes is None and torch.equal(found(images[:, :1])[:, 0], found(images[:, :1])[:, 2])

@@ -5,6 +5,7 @@
     extractor('timm:resnet50.a1_in1k')            any timm model
     extractor('torchvision:densenet121')          any torchvision classifier that ends in a linear layer
     extractor('classifier:workdir/features')      a network trained on the data at hand (classifier.py)
+    extractor('colour')                           no network: mean and deviation of each colour channel
 
 `weights` may be a local file or 'random'; the extractor's name then says so, and belongs in the metric's
 name. Images are uint8 (N, C, H, W) with 1 or 3 channels, as they would be stored: a reported number must not
@@ -40,9 +41,8 @@ class Extractor:
         mean = torch.tensor(built.mean, device=self.device).view(1, -1, 1, 1)
         std = torch.tensor(built.std, device=self.device).view(1, -1, 1, 1)
         self.normalise = lambda images: (images - mean) / std
-        features, logits = self._run(
-            torch.zeros(1, built.channels, built.size, built.size, dtype=torch.uint8)
-        )
+        side = built.size or 8
+        features, logits = self._run(torch.zeros(1, built.channels, side, side, dtype=torch.uint8))
         self.dims = features.shape[1]
         self.classes = None if logits is None else list(classes) or [str(k) for k in range(logits.shape[1])]
         self.fingerprint = _fingerprint(built)
@@ -74,7 +74,7 @@ class Extractor:
             )
         images = images.to(torch.float32, memory_format=torch.channels_last) / 255
         size = (self.built.size, self.built.size)
-        if images.shape[2:] != size:
+        if self.built.size and images.shape[2:] != size:
             images = F.interpolate(
                 images, size=size, mode=self.built.resize, align_corners=False, antialias=self.built.antialias
             )
@@ -96,6 +96,7 @@ def extractor(name, *, device="cpu", weights="", **kwargs):
     kinds = {
         "inception": lambda: networks.inception(weights=weights, **kwargs),
         "dinov2": lambda: networks.dinov2(weights=weights, **kwargs),
+        "colour": lambda: networks.colour(**kwargs),
         "timm": lambda: networks.timm(model, weights=weights, **kwargs),
         "torchvision": lambda: networks.torchvision(model, weights=weights, **kwargs),
     }
@@ -104,7 +105,7 @@ def extractor(name, *, device="cpu", weights="", **kwargs):
             raise ValueError(f"{name!r} brings its own weights; weights={weights!r} cannot be given as well")
         network = classifier.load_classifier(model, **kwargs)
         return Extractor(classifier.built(network), device=device, classes=network.report["classes"])
-    known = ["inception", "dinov2", "timm:<model>", "torchvision:<model>", "classifier:<folder>"]
+    known = ["inception", "dinov2", "colour", "timm:<model>", "torchvision:<model>", "classifier:<folder>"]
     if kind not in kinds or (kind in ("timm", "torchvision")) != bool(model):
         close = difflib.get_close_matches(kind, [*kinds, "classifier"], n=1)
         raise ValueError(

@@ -23,7 +23,7 @@ class Built(NamedTuple):
 
     name: str
     module: nn.Module
-    size: int  # side of x in pixels
+    size: int  # side of x in pixels; 0: that of the images
     mean: tuple  # x = (image in [0, 1] - mean) / std, per channel
     std: tuple
     resize: str  # 'bilinear' or 'bicubic'
@@ -59,6 +59,18 @@ class Timm(nn.Module):
         maps = self.model.forward_features(x)
         features = self.model.forward_head(maps, pre_logits=True).flatten(1)
         return features, self.model.forward_head(maps) if self.model.num_classes else None
+
+
+class Colour(nn.Module):
+    """Images (N, 3, H, W) -> mean and standard deviation of each channel, (N, 6): what Med-Art's colour loss compares."""
+
+    def forward(self, x):
+        return torch.cat([x.mean((2, 3)), x.std((2, 3))], dim=1), None
+
+
+def colour():
+    """Colour statistics in place of a network: of images in [-1, 1], at the size that they have."""
+    return Built("colour", Colour(), 0, (0.5,) * 3, (0.5,) * 3, "bilinear", True)
 
 
 def inception(*, weights="", seed=0):
