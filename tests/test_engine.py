@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from libs import engine
 from libs.engine import checkpoint, optim
 from libs.engine.loop import Window
+from libs.engine.run import use_tf32
 
 
 class Batches:
@@ -290,6 +292,36 @@ def test_learning_rates():
 def test_unknown_settings_are_refused():
     with pytest.raises(ValueError, match="config.train.save_intervall; did you mean save_interval"):
         engine.check_settings(ConfigDict({"save_intervall": 3}))
+
+
+@pytest.fixture
+def precision():
+    """Puts PyTorch's precision of float32 products back as it was."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.parametrize("device, train, found", [
+    ("cuda", {"tf32": True}, ("high", True)), ("cuda", {"tf32": False}, ("highest", False)), ("cuda", {}, ("highest", True)),
+    ("cpu", {"tf32": True}, ("highest", True)), ("cpu", {"tf32": False}, ("highest", True))])
+def test_tf32_is_set_on_cuda_alone_and_never_for_metrics(device, train, found, precision, tmp_path, monkeypatch):
+    from libs.metrics.features import full_precision
+    use_tf32(False)
+    torch.backends.cudnn.allow_tf32 = True  # PyTorch's defaults
+    monkeypatch.setattr("libs.engine.run.Run", lambda folder, **_: SimpleNamespace(device=torch.device(device), is_main=True))
+    engine.start(ConfigDict({"seed": 0, "train": train}), tmp_path, claim=False)
+    for _ in range(2):
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == found
+        # the newer view of the same settings agrees
+        assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == (found[0] == "high")
+        assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == found[1]
+        with full_precision(device):
+            assert torch.backends.cuda.matmul.fp32_precision != "tf32" != torch.backends.cudnn.conv.fp32_precision
+    with pytest.raises(ValueError, match="config.train.tf32"):
+        engine.check_settings(ConfigDict({"tf32": True}))
+    engine.check_settings(ConfigDict({"tf32": True}), ("tf32",))
 
 
 def test_changed_settings_are_named_and_written_only_when_the_run_begins(tmp_path, caplog):

@@ -250,7 +250,8 @@ def start(config, workdir, *, claim=True):
     Args:
         config: ConfigDict with `seed` and, where training, `train.mixed_precision` ('' takes what
             `accelerate launch --mixed_precision` says, 'auto' bf16 where the processor multiplies it natively);
-            `train.fp16_scale_growth`: doublings of the loss scale per good step of fp16, 0 for PyTorch's 1/2000.
+            `train.fp16_scale_growth`: doublings of the loss scale per good step of fp16, 0 for PyTorch's 1/2000;
+            `train.tf32`: see `use_tf32`; without this key PyTorch's own defaults stay.
         workdir: the run folder.
         claim: False for scripts that only read the folder of another run.
     """
@@ -260,11 +261,25 @@ def start(config, workdir, *, claim=True):
     if not 0 <= growth <= 1:
         raise ValueError(f"config.train.fp16_scale_growth is {growth}; it must lie between 0 (PyTorch's 1/2000) and 1")
     run = Run(workdir, seed=config.seed, mixed_precision=precision, claim=claim, fp16_scale_growth=growth)
+    if run.device.type == "cuda" and "tf32" in config.get("train", {}):
+        use_tf32(config.train.tf32)
     logging.getLogger().setLevel(logging.INFO if run.is_main else logging.WARNING)
     torch.manual_seed(config.seed)  # of the initial weights; every training step is seeded anew
     if claim:
         run.record("config.json", json.loads(config.to_json_best_effort()))
     return run
+
+
+def use_tf32(allowed):
+    """Whether CUDA may round the inputs of float32 products to TF32, 10 bits of fraction in place of 23.
+
+    True allows it in matrix products and convolutions, False in neither. (PyTorch by itself: in convolutions alone.)
+    What asks for float32 by name, as the metrics do, has it in any case.
+    """
+    # Not torch.backends.*.fp32_precision, the newer way to say this: after it the older getters, which torch.compile still reads
+    # when it tunes kernels (torch 2.11), raise. These two setters leave both views of the setting in agreement.
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = bool(allowed)
 
 
 def read_json(path, default):
