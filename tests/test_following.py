@@ -92,6 +92,7 @@ class Copier:
 
     takes, null, image_shape = ("label", "mask"), {"label": torch.tensor(4)}, (3, 32, 32)
     masks_as = data.MaskCode((0, 255))
+    net, codec, algorithm, steps, guidance = torch.nn.Linear(1, 1), None, "copies", 1, 1.0
 
     def __init__(self, dataset, follows=True):
         self.dataset, self.follows = dataset, follows
@@ -120,6 +121,9 @@ def test_an_evaluation_states_dice_beside_that_of_real_images_and_shows_the_mask
     results = [evaluation.evaluate(run, Copier(dataset, follows), config(), dataset, n=24, seed=1, name=f"follows_{follows}")
                for follows in (True, False)]
     good, bad = results
+    assert good["judges"] == bad["judges"] and set(good["judges"]) == {"means", "following"}
+    assert good["judges"]["following"]["reference"] == "120 pairs, split 'val'"
+    assert len(good["judges"]["following"]["weights"]) == 64 and good["real"]["fingerprint"] == dataset.fingerprint
     assert good["scores"]["dice"]["value"] > 0.85 > bad["scores"]["dice"]["value"] + 0.1 and good["scores"]["dice"]["n"] == 24
     assert good["scores"]["dice"]["low"] < good["scores"]["dice"]["value"] < good["scores"]["dice"]["high"]
     assert good["following_of_real"] == found.of_real and good["following_source"] == "120 pairs, split 'val'"
@@ -152,7 +156,7 @@ def test_an_evaluation_states_dice_beside_that_of_real_images_and_shows_the_mask
 class Still:
     """In place of a feature network: three features, the mean of each channel."""
 
-    name, dims, classes = "means", 3, None
+    name, dims, classes, fingerprint = "means", 3, None, "means"
 
     def both(self, images):
         return images.float().mean((2, 3)), None

@@ -311,6 +311,8 @@ def test_times_have_one_definition(monkeypatch):
     assert (timing.images, timing.batches, timing.largest) == (8, 4, 2)
     assert timing.sampling == 4 * 2 and timing.seconds == 4 * (2 + 2)
     assert timing.told(run, 2) == "8 images, 2 steps: 16.0 s, 2 s/image, 1e+03 ms/step (one batch of 2; decoding not included)"
+    halves = 1 + (sampler.guidance != 1)
+    assert timing.measured(run) == {"seconds_per_image": 2.0, "evaluations_per_image": 2 * halves, "batch": 2}
     assert not sampler.net._forward_hooks and not sampler.net._forward_pre_hooks
     other = torch.tensor([[8.0, 2, 30, 12, 4]], dtype=torch.float64)
     two = SimpleNamespace(world=2, gather_rows=lambda rows: torch.cat([rows, other]))

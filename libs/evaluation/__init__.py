@@ -20,6 +20,7 @@ from libs.evaluation.agreement import Agreement, agreement
 from libs.evaluation.describing import asked, bank_of, describer, masks_asked, preview_masks, preview_prompts, tell_parameters
 from libs.evaluation.following import Following, following, pictures
 from libs.evaluation.generation import Sink, Timing, generate, generate_all, is_there, nhwc, save_npz, save_png
+from libs.evaluation.provenance import provenance
 from libs.evaluation.requests import RequestOptions, compose, weights_used
 from libs.evaluation.samples import finish_samples, first_of_each, listed_samples
 from libs.evaluation.trained import CODEC, Trained, base_weights, open_classifier, open_trained, tie_to_base
@@ -52,7 +53,7 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
 
     Returns:
         the content of scores.json: {'n', 'scores': {metric: {'value', 'low', 'high', 'n'}}, 'per_class', ...}, the
-        same on every process.
+        same on every process; where a folder is written, with what `provenance` says.
     """
     begun = time.perf_counter()
     found, references = zip(*(sides or prepare(run, config, dataset)))
@@ -61,13 +62,15 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
     agrees = run.main_first(lambda: agreement(config, dataset)) if texts and detailed else None
     follows = run.main_first(lambda: following(config, dataset, run.device)) if "mask" in cond and detailed else None
     sink = Sink(run, folder=config.sample.path, npz=config.sample.npz) if name else Sink(run)
+    timing = Timing() if name else None
     seen = _look(run, pipeline, config, found, cond, n, seed=seed, show=_shown(labels, n), sink=sink, agrees=agrees,
-                 follows=follows)
+                 follows=follows, timing=timing)
+    known = provenance(run, pipeline, dataset, found, references, agrees=agrees, follows=follows, timing=timing) if name else {}
     result = None
     if run.is_main:
         result = {"n": n, "step": step, "nnet": str(nnet), "seed": seed, "sampler": pipeline.describe(),
                   "features": ", ".join(each.name for each in found),
-                  "reference": "; ".join(each.source for each in references),
+                  "reference": "; ".join(each.source for each in references), **known,
                   "scores": {}, "per_class": {}, "warnings": []}
         resamples = config.metrics.bootstrap if detailed else 0
         if resamples:
@@ -232,12 +235,13 @@ class Seen(NamedTuple):
     images: torch.Tensor  # uint8 (len(shown), C, H, W)
 
 
-def _look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=None, follows=None):
+def _look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=None, follows=None, timing=None):
     """Generate images 0 .. n-1 over all processes and pass each through every feature network, as a `Seen`."""
     parts, indices, kept, images_kept = [[] for _ in found], [], [], []
     attributes = [torch.empty(0, len(agrees.words) if agrees else 0, dtype=torch.int64)]
     dice = [torch.empty(0, follows.masks_as.classes if follows else 0, dtype=torch.float64)]
-    for batch, images in generate(run, pipeline, cond, n, seed=seed, batch_size=config.sample.mini_batch_size):
+    batches = generate(run, pipeline, cond, n, seed=seed, batch_size=config.sample.mini_batch_size, timing=timing)
+    for batch, images in batches:
         for part, each in zip(parts, found):
             part.append([None if tensor is None else tensor.cpu() for tensor in each.both(images)])
         rows = [row for row, index in enumerate(batch) if index in show]

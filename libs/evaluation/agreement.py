@@ -14,6 +14,7 @@ import logging
 import torch
 
 from libs import data, metrics
+from libs.data.base import fingerprint
 from libs.evaluation.references import trained_once
 from libs.pipeline import read_attributes, to_uint8
 
@@ -27,15 +28,16 @@ class Agreement:
     Attributes:
         words: {attribute: words} of the attributes that can be read.
         of_real: {attribute: share of real images whose picture agrees with their own text}.
+        judge: hash of the networks that read, or the name of what reads without one.
     """
 
-    def __init__(self, words, read, of_real, readable=None):
+    def __init__(self, words, read, of_real, readable=None, judge="phantoms"):
         """
         Args:
             read: uint8 images (N, C, H, W) -> LongTensor (N, number of attributes), the position of the word; -1: none.
             readable: {attribute: positions of the words that `read` can give}; None: all.
         """
-        self.words, self.read, self.of_real = words, read, of_real
+        self.words, self.read, self.of_real, self.judge = words, read, of_real, judge
         self.readable = readable or {name: range(len(phrases)) for name, phrases in words.items()}
 
     def scores(self, texts, shown, *, seed=0, resamples=0):
@@ -119,7 +121,8 @@ def _of_classifiers(words, dataset, seed):
         return torch.stack([kept[network.both(images)[1].argmax(1).cpu()] for network, kept in readers.values()], 1)
 
     return Agreement({name: words[name] for name in readers}, read, of_real,
-                     {name: kept.tolist() for name, (_, kept) in readers.items()})
+                     {name: kept.tolist() for name, (_, kept) in readers.items()},
+                     judge=fingerprint(*((name, network.fingerprint) for name, (network, _) in readers.items())))
 
 
 def _values(scores):

@@ -64,17 +64,25 @@ class Timing:
     Its sampling counts from the first call of the network to the end of the last one, with the sampler's and the guidance's
     arithmetic between them, but without encoding conditions before and decoding after; on a GPU by the GPU's own clock.
 
-    Attributes: images, batches, seconds, sampling (seconds): sums over the batches of this process; largest: images in a batch.
+    Attributes: images, batches, seconds, sampling (seconds): sums over the batches of this process; largest: images in a batch;
+    evaluated: rows of all batches that the network was given, of which guidance takes two for an image.
     """
 
     def __init__(self):
         self.images, self.batches, self.seconds, self.sampling, self.largest = 0, 0, 0.0, 0.0, 0
+        self.evaluated = 0
 
     @contextmanager
     def batch(self, net, size):
         """Measure what is done within as one batch of `size` images, whose last step waits for the device."""
         marks, clock = [], _event if next(net.parameters()).is_cuda else time.perf_counter
-        hooks = [net.register_forward_pre_hook(lambda *_: None if marks else marks.append(clock())),
+
+        def before(_, inputs):
+            self.evaluated += len(inputs[0])
+            if not marks:
+                marks.append(clock())
+
+        hooks = [net.register_forward_pre_hook(before),
                  net.register_forward_hook(lambda *_: marks.__setitem__(slice(1, None), [clock()]))]
         begun = time.perf_counter()
         try:
@@ -101,6 +109,15 @@ class Timing:
         several = f" on {run.world} processes" if run.world > 1 else ""
         return (f"{count} images, {steps} steps{several}: {longest:.1f} s, {longest / count:.3g} s/image, {each:.3g} ms/step "
                 f"(one batch of {int(largest.max())}; decoding not included)")
+
+    def measured(self, run):
+        """{'seconds_per_image', 'evaluations_per_image', 'batch'} over all processes, {} where no image was made; called by
+        every process. Seconds are those of `told`."""
+        own = torch.tensor([[self.images, self.seconds, self.evaluated, self.largest]], dtype=torch.float64)
+        images, seconds, evaluated, largest = run.gather_rows(own).T
+        count = float(images.sum())
+        return {"seconds_per_image": float(seconds.max()) / count, "evaluations_per_image": float(evaluated.sum()) / count,
+                "batch": int(largest.max())} if count else {}
 
 
 def _event():

@@ -14,6 +14,7 @@ import torch
 from sklearn.model_selection import GroupShuffleSplit
 
 from libs import data, metrics
+from libs.engine.checkpoint import sha256
 from libs.evaluation.generation import save_npz
 from libs.metrics import gaussian
 from libs.pipeline import to_uint8
@@ -164,7 +165,7 @@ def reference(run, extractor, dataset, *, stats="", batch_size=64, workers=0):
     elif stats:
         logging.warning("no statistics at %s: they are computed from %s", stats, dataset.name)
     if dataset is None:
-        return Reference(known, None, None, None, str(stats))
+        return Reference(known, None, None, None, f"{stats} ({sha256(Path(stats))[:16]})")
     key = hashlib.sha256(json.dumps([dataset.fingerprint, extractor.fingerprint, KEPT]).encode()).hexdigest()
     path = CACHE / f"{dataset.name}-{extractor.name}-{key[:16]}.npz".replace("/", "_")
     if run.from_main(not _whole(path)):
@@ -177,7 +178,7 @@ def reference(run, extractor, dataset, *, stats="", batch_size=64, workers=0):
         n = int(file["n"])
     labels = None if dataset.labels is None else dataset.labels[stored["indices"]]
     gauss = known or gaussian.Gaussian(stored["mu"], stored["sigma"], n, extractor.name)
-    source = str(stats) if known else f"{n} images of {dataset.name} ({path.name})"
+    source = f"{stats} ({sha256(Path(stats))[:16]})" if known else f"{n} images of {dataset.name} ({path.name})"
     if n > KEPT:
         source += f"; single images compared with {len(stored['features'])} of them"
     return Reference(gauss, stored["features"], labels, stored["indices"], source)

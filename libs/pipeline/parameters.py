@@ -1,4 +1,6 @@
-"""How many numbers each part of a model holds, and how many of them are trained."""
+"""How many numbers each part of a model holds, how many of them are trained, and how much a call of the network computes."""
+
+from libs import backbones
 
 PARTS = ("unet", "class_embedder", "dummy_encoder", "controlnet", "text_encoder")  # of the networks made of diffusers' models
 
@@ -22,3 +24,11 @@ def parameters_table(found):
     lines += [f"{name:16s}" + "".join(f"{counts[key]:15,d}" for key in ("total", "trainable", "frozen"))
               for name, counts in found.items()]
     return "\n".join(lines)
+
+
+def operations(net):
+    """Operations (2 for a multiply-add) of one image's forward pass; None for a network without a formula."""
+    try:
+        return backbones.flops_per_image(net)
+    except ValueError:
+        return None
