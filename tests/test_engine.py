@@ -348,3 +348,46 @@ def test_the_stream_of_the_data_room_names_files():
     from libs import data
     stream = data.Stream(data.get(name="phantoms", size=8, resolution=8), 4, seed=0)
     assert stream.file_name(3) == stream.dataset.file_name(3) != ""
+
+
+class Now(Batches):
+    """Batches that bring the number of their step."""
+
+    def __call__(self, start):
+        for step, batch in enumerate(super().__call__(start), start):
+            yield batch | {"step": torch.full((4,), step)}
+
+
+def rare(net, batch):
+    """A term that steps 0, 3, 6, ... have, larger by 2 in the second of two parts, and in odd steps there alone."""
+    loss, step, first = net(batch["x"]).square().mean(), int(batch["step"][0]), int(batch["index"][0]) % 4
+    there = step % 3 == 0 and (step % 2 == 0 or first or len(batch["index"]) == 4)
+    return loss, {"size": loss.detach()} | ({"rare": torch.tensor(float(step + first))} if there else {})
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_term_of_some_steps_is_averaged_over_those(tmp_path, monkeypatch, accumulation):
+    monkeypatch.setitem(globals(), "loss_fn", rare)
+    own = dict(log_interval=5, batches=Now(), accumulation=accumulation)
+    train(tmp_path / "whole", 20, **own)
+    found = [line.get("rare") for line in lines(tmp_path / "whole") if line["kind"] == "train"]
+    assert found == pytest.approx([1.5, 7.5, 12, 16.5] if accumulation == 1 else [(1 + 5) / 2, (7 + 11) / 2, 13, (17 + 19) / 2])
+    with pytest.raises(SystemExit):
+        train(tmp_path / "parts", 20, stop_at=9, **own)
+    assert checkpoint.read_latest(tmp_path / "parts" / "ckpts")[2]["extra"]["counts"] == [[4, 4, 4, 1]]
+    train(tmp_path / "parts", 20, **own)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+def test_a_term_that_no_step_had_is_not_logged(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "loss_fn", rare)
+    train(tmp_path, 8, log_interval=2, batches=Now())
+    assert ["rare" in line for line in lines(tmp_path) if line["kind"] == "train"] == [True, True, False, True]
+
+
+def test_windows_of_earlier_versions_are_gone_on_with(tmp_path):
+    window = Window(engine.Run(tmp_path))
+    window.restore({"count": 2, "names": ["loss", "size"], "sums": [[3.0, 5.0]]})
+    window.add({"loss": torch.tensor(3.0), "size": torch.tensor(1.0)}, torch.tensor(0.0), torch.arange(4), 3, None)
+    assert {name: value for name, value in window.close().items() if name != "images_per_second"} == {"loss": 2.0, "size": 2.0}
+    window.run.finish()

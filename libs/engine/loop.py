@@ -7,6 +7,7 @@ done, and no generator state needs saving.
 
 import contextlib
 import difflib
+import itertools
 import logging
 import math
 import sys
@@ -34,7 +35,8 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
         batches: batches(start) -> iterator of this process's batches of step start, start + 1, ...; a batch is a dict
             of tensors of which 'index' names the items; `batches.file_name(index)` names one for error messages.
         loss_fn: loss_fn(net, batch) -> (loss, {name: scalar Tensor}); may draw from torch's default generators, which
-            are seeded for every part of every step and process.
+            are seeded for every part of every step and process. A term may be missing at some steps: what is logged of it is
+            the mean over those that have it.
         settings: config.train; the keys of SETTINGS are read here, others belong to the script.
         validation: () -> iterator of this process's held-out batches, the same at each call.
         preview: preview(ema, step) -> uint8 array (H, W, 3) on the main process; called by every process.
@@ -158,17 +160,18 @@ class Window:
         self._reset()
 
     def _reset(self):
-        self.names, self.sums, self.count, self.verdicts = [], [], 0, []
+        self.sums, self.counts, self.verdicts = {}, {}, []
         self._clock, self._images = time.perf_counter(), 0
 
     def add(self, terms, verdict, index, step, batches):
         """Note one step: scalar Tensors by name, and which items it used."""
-        values = [value.detach() for value in terms.values()]
-        if self.sums:
-            torch._foreach_add_(self.sums, values)
-        else:
-            self.names, self.sums = list(terms), [value.clone().float() for value in values]
-        self.count += 1
+        known = [name for name in terms if name in self.sums]
+        if known:
+            torch._foreach_add_([self.sums[name] for name in known], [terms[name].detach() for name in known])
+        for name, value in terms.items():
+            if name not in self.sums:
+                self.sums[name] = value.detach().clone().float()
+            self.counts[name] = self.counts.get(name, 0) + 1
         self._images += len(index) * self.run.world
         # As a list: a tensor from a data worker would hold on to its shared memory.
         self.verdicts.append((step, verdict, index.tolist(), batches))
@@ -196,10 +199,10 @@ class Window:
 
     def close(self):
         """The means over all processes since the last log line, with images per second; starts a new window."""
-        means = (torch.stack(self.sums) / self.count).to(torch.float64)
-        means = self.run.gather_rows(means[None]).mean(0).tolist()
+        names, sums, counts = self._of_all()
+        means = (sums.double().sum(0) / counts.double().sum(0)).tolist()
         seconds = time.perf_counter() - self._clock
-        numbers = dict(zip(self.names, means)) | {"images_per_second": self._images / max(seconds, 1e-9)}
+        numbers = dict(zip(names, means)) | {"images_per_second": self._images / max(seconds, 1e-9)}
         self._reset()
         return numbers
 
@@ -212,15 +215,30 @@ class Window:
 
     def record(self):
         """What a checkpoint keeps of an unfinished window: the sums of every process. Called by all of them."""
-        sums = torch.stack(self.sums)[None] if self.sums else torch.empty(1, 0, device=self.run.device)
-        return {"count": self.count, "names": self.names, "sums": self.run.gather_rows(sums).tolist()}
+        names, sums, counts = self._of_all()
+        return {"names": names, "sums": sums.tolist(), "counts": counts.tolist()}
 
     def restore(self, record):
         """Go on with an unfinished window."""
         rows = record["sums"]
-        mine = rows[self.run.rank] if len(rows) == self.run.world else [sum(row) / len(rows) for row in zip(*rows)]
-        self.count, self.names = record["count"], record["names"]
-        self.sums = [torch.tensor(value, device=self.run.device) for value in mine]
+        counts = record.get("counts") or [[record["count"]] * len(record["names"])] * len(rows)  # one count was kept once
+        sums, counts = (each[self.run.rank] if len(rows) == self.run.world else [sum(row) / len(rows) for row in zip(*each)]
+                        for each in (rows, counts))
+        self.counts = {name: count for name, count in zip(record["names"], counts) if count}
+        self.sums = {name: torch.tensor(value, device=self.run.device) for name, value in zip(record["names"], sums)
+                     if name in self.counts}
+
+    def _of_all(self):
+        """Names of the terms that any process has seen, and their sums and counts, each (processes, names)."""
+        names = list(self.sums)
+        if self.run.world > 1:
+            gathered = [None] * self.run.world
+            torch.distributed.all_gather_object(gathered, names)
+            names = list(dict.fromkeys(itertools.chain(*gathered)))
+        nothing = torch.zeros((), device=self.run.device)
+        sums = [torch.stack([self.sums.get(name, nothing) for name in names])] if names else [torch.empty(0)]
+        counts = torch.tensor([[self.counts.get(name, 0) for name in names]], dtype=torch.float32, device=self.run.device)
+        return names, self.run.gather_rows(torch.stack(sums)), self.run.gather_rows(counts)
 
 
 def _gradients(run, state, loss_fn, batch, accumulation):
@@ -230,7 +248,7 @@ def _gradients(run, state, loss_fn, batch, accumulation):
     size = math.ceil(items / accumulation)
     parts = range(0, items, size)
     scaler = run.accelerator.scaler
-    totals = {}
+    totals, shares = {}, {}
     for number, begin in enumerate(parts):
         part = {key: value[begin:begin + size] for key, value in batch.items()}
         share = len(part["index"]) / items
@@ -242,6 +260,10 @@ def _gradients(run, state, loss_fn, batch, accumulation):
         for name, value in {"loss": loss, **terms}.items():
             value = value.detach() if share == 1.0 else value.detach() * share
             totals[name] = totals[name] + value if name in totals else value
+            shares.setdefault(name, []).append(share)
+    for name, of_parts in shares.items():
+        if len(of_parts) < len(parts):  # the mean over the parts that have this term
+            totals[name] = totals[name] / sum(of_parts)
     return totals.pop("loss"), totals
 
 
