@@ -7,7 +7,7 @@ import difflib
 
 from torch import nn
 
-from libs.backbones import adm, controlnet, dit, unet_label, unet_sd, uvit
+from libs.backbones import adm, controlnet, dit, pixart, unet_label, unet_sd, uvit
 from libs.backbones.checkpoint import frozen_hash, load
 from libs.backbones.flops import flops_per_image, train_flops
 from libs.backbones.precision import lower
@@ -25,9 +25,10 @@ _CONSTRUCTORS = {
     "unet_label": unet_label.LabelUNet,
     "controlnet": controlnet.MaskControlNet,
     "unet_sd": unet_sd.build,
+    "pixart": pixart.build,
 }
 NAMES = tuple(_CONSTRUCTORS)
-_TAKE_TEXT = ("uvit_t2i", "uvit_t2i_label", "uvit_t2i_prototype", "unet_sd")
+_TAKE_TEXT = ("uvit_t2i", "uvit_t2i_label", "uvit_t2i_prototype", "unet_sd", "pixart")
 _NUMBERS_NULL = ("uvit", "uvit_t2i_label", "uvit_t2i_prototype")
 
 

@@ -9,9 +9,12 @@ def lower(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Round the weights of convolutions and linear maps to `dtype`, in place, and return `net`; for sampling, not training.
 
     The same rounding that autocast repeats at every call; norms and embeddings stay as they are. The network then works with
-    and without autocast, since each of these layers takes its input in its own precision.
+    and without autocast, since each of these layers takes its input in its own precision. Layers with the attribute
+    `overflows_float16` set (T5's) stay as they are where that would be their precision.
     """
     for module in net.modules():
+        if dtype == torch.float16 and getattr(module, "overflows_float16", False):
+            continue
         if isinstance(module, (nn.Linear, _ConvNd)):
             module.to(dtype)
         elif not isinstance(module, nn.LayerNorm) and type(module) is not nn.GroupNorm:  # ADM's own takes any precision

@@ -14,9 +14,9 @@ from pathlib import Path
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
-def load(kind: str, path: str, subfolder: str = "", *, what: str, likely=(), advice: str = "", other=None,
-         library: str = "diffusers"):
-    """A network of class `kind` of a library, in float32 and with every weight loaded.
+def load(kind: str, path: str, subfolder: str = "", *, what: str, likely=(), advice: str = "", other=None, also=(),
+         library: str = "diffusers", dtype=None):
+    """A network of class `kind` of a library, with every weight loaded.
 
     Args:
         path: a folder that holds one written by save_pretrained, or a name on the hub.
@@ -25,6 +25,8 @@ def load(kind: str, path: str, subfolder: str = "", *, what: str, likely=(), adv
         likely: subfolders of a local folder to look into in place of `subfolder`, in this order; '' is the folder itself.
         advice: how to get one, the end of messages that say it is not there.
         other: {class name: what to use in its place} for networks of another kind.
+        also: names of other classes whose folders `kind` reads.
+        dtype: torch.bfloat16 or torch.float16, in which weights are then read, as the library does; float32 else.
 
     Raises:
         OSError: nothing was found; says where one can be had.
@@ -32,12 +34,14 @@ def load(kind: str, path: str, subfolder: str = "", *, what: str, likely=(), adv
     """
     where = folder_of(path, likely or (subfolder,), what=what)
     if where:
-        _check_kind(where, kind, other or {})
+        _check_kind(where, kind, other or {}, also)
     elif looks_local(path):
         raise FileNotFoundError(f"no {what} at {path}: expected a folder written by save_pretrained{advice and f'; {advice}'}")
+    lower = dtype is not None and str(dtype) != "torch.float32"
     try:
         net, found = getattr(importlib.import_module(library), kind).from_pretrained(
-            where or path, output_loading_info=True, **({} if where or not subfolder else {"subfolder": subfolder}))
+            where or path, output_loading_info=True, **({} if where or not subfolder else {"subfolder": subfolder}),
+            **({"dtype": dtype} if lower else {}))
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         if where:
             raise ValueError(f"{where} cannot be read as {_article(kind)} {kind}: {error}") from error
@@ -46,7 +50,7 @@ def load(kind: str, path: str, subfolder: str = "", *, what: str, likely=(), adv
     if lacking:
         raise ValueError(f"{where or path} lacks weights of its {kind}, or has them in another shape: "
                          f"{', '.join(lacking[:5])}{f' and {len(lacking) - 5} more' if len(lacking) > 5 else ''}")
-    return net.float()
+    return net if lower else net.float()
 
 
 def read_json(path: str, name: str, subfolder: str = "", *, advice: str = ""):
@@ -123,13 +127,13 @@ def written_whole(folder):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _check_kind(folder, kind, other):
+def _check_kind(folder, kind, other, also=()):
     try:
         config = json.loads((folder / "config.json").read_text())
         named = config.get("_class_name") or next(iter(config.get("architectures") or ()), "no network of diffusers")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{folder}/config.json cannot be read: {error}") from error
-    if named != kind:
+    if named != kind and named not in also:
         raise ValueError(f"{folder} holds {named}, not {kind}" + (f": {other[named]}" if named in other else ""))
 
 

@@ -1,0 +1,191 @@
+"""PixArt-alpha from a pipeline: its size and that of its LoRA, what is trained, what a config must agree with, and what is said where
+a pipeline cannot be used."""
+
+import pytest
+import torch
+
+from libs import backbones, encoders
+from libs.backbones.pixart import PixArt, TARGETS, TEXT_TARGETS, add_lora
+from tests import tiny_pixart
+
+WINDOW = 12
+TEXTS = ["A red lesion", "", "green, with a very long tail of words"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_pixart.save(tmp_path_factory.mktemp("models") / "pixart")
+
+
+def net_of(folder, **options):
+    return backbones.get(name="pixart", path=str(folder), sample_size=8, **options)
+
+
+def tokens_of(folder, texts=TEXTS):
+    return encoders.get(name="tokens", path=str(folder), subfolder="tokenizer", max_length=WINDOW).encode(texts)
+
+
+def inputs(folder):
+    torch.manual_seed(1)
+    return torch.randn(3, 4, 8, 8), torch.tensor([0.0, 500.0, 999.0]), tokens_of(folder)
+
+
+def trained(net):
+    return {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
+
+
+def sizes(net):
+    return [sum(weight.numel() for weight in net.parameters() if weight.requires_grad == wanted) for wanted in (False, True)]
+
+
+def test_published_sizes():
+    """Those of PixArt-XL-2 and of T5 v1.1 XXL, and of what Med-Art trains beside them."""
+    from diffusers import PixArtTransformer2DModel
+    from transformers import T5Config, T5EncoderModel
+    for rank, expected in (8, 6_882_688), (4, 3_441_344):
+        with torch.device("meta"):
+            net = PixArtTransformer2DModel(sample_size=64, caption_channels=4096)
+            add_lora(net, rank, 8.0, TARGETS["medart"])
+        assert sizes(net) == [610_856_096, expected]
+        assert sum(name.endswith("lora_A.default.weight") for name in trained(net)) == 287
+        assert net.proj_out.scaling == {"default": 8 / rank}
+    config = T5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
+                      feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    for named, modules, expected in ("published", 120, 9_043_968), ("all", 168, 14_548_992):
+        with torch.device("meta"):
+            net = T5EncoderModel(config)
+            add_lora(net, 8, 8.0, TEXT_TARGETS[named])
+        assert sizes(net) == [4_762_310_656, expected]
+        assert sum(name.endswith("lora_A.default.weight") for name in trained(net)) == modules
+
+
+def test_the_network_is_that_of_the_pipeline(folder):
+    """Its noise, as diffusers computes it from T5's states and mask; LoRA changes nothing before the first step."""
+    from diffusers import PixArtTransformer2DModel
+    from transformers import T5EncoderModel
+    transformer = PixArtTransformer2DModel.from_pretrained(folder / "transformer").eval()
+    text_encoder = T5EncoderModel.from_pretrained(folder / "text_encoder").eval()
+    x, t, numbers = inputs(folder)
+    mask = numbers != 0
+    assert mask.sum(1).tolist()[1] == 1  # the empty text is one token
+    with torch.no_grad():
+        states = text_encoder(input_ids=numbers, attention_mask=mask).last_hidden_state
+        expected = transformer(x, encoder_hidden_states=states, timestep=t, encoder_attention_mask=mask).sample[:, :4]
+        net = net_of(folder, lora_rank=0).eval()
+        assert torch.allclose(net(x, t, text=numbers), expected, atol=1e-6)
+        own = net.states(numbers)
+        assert torch.equal(own, states * mask[..., None]) and net.states(own) is own
+        assert torch.allclose(net(x, t, text=own), expected, atol=1e-6)
+        assert torch.allclose(net(x, t, text=states, text_mask=mask), expected, atol=1e-6)
+        assert not torch.allclose(net(x, t, text=states), expected, atol=1e-3)  # where padding is taken for tokens
+        assert torch.equal(net_of(folder, lora_rank=2, text_targets="all", use_dora=True).eval()(x, t, text=numbers),
+                           net(x, t, text=numbers))
+        bare = backbones.get(name="pixart", path=str(folder / "transformer"), sample_size=8, train_text_encoder=False)
+        assert bare.text_encoder is None and torch.allclose(bare.eval()(x, t, text=own), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"lora_rank": 0}, {"lora_rank": 2, "text_targets": "all", "use_dora": True},
+                                     {"lora_rank": 2, "lora_targets": ("to_q",), "text_targets": ("q",), "use_rslora": True},
+                                     {"lora_rank": 2, "train_text_encoder": False}, {"lora_rank": 2, "base_dtype": "bfloat16"}])
+def test_what_is_trained(folder, options):
+    """Everything, or LoRA's matrices; a plain training step reaches all of it, through checkpoints too."""
+    x, t, numbers = inputs(folder)
+    own_text = options.get("train_text_encoder", True)
+    net = net_of(folder, **options, use_checkpoint=True).train()
+    text = numbers if own_text else net_of(folder, lora_rank=0).states(numbers).detach()
+    names = trained(net)
+    assert {name.split(".")[0] for name in names} == ({"transformer", "text_encoder"} if own_text else {"transformer"})
+    if options["lora_rank"]:
+        assert all(".lora_" in name for name in names)
+    else:
+        assert len(names) == len(list(net.parameters()))
+    assert all(weight.dtype == torch.float32 for weight in names.values())
+    (net(x, t, text=text) - x).square().mean().backward()
+    assert [name for name, weight in names.items() if weight.grad is None] == []
+    assert all(weight.grad is None for weight in net.parameters() if not weight.requires_grad)
+
+
+def test_scales_of_lora(folder):
+    for options, scale in ({}, 4.0), ({"lora_alpha": 0.0}, 1.0), ({"lora_alpha": 4.0, "use_rslora": True}, 4 / 2 ** 0.5):
+        net = net_of(folder, lora_rank=2, **options)
+        assert net.transformer.proj_out.scaling["default"] == pytest.approx(scale)
+        assert net.text_encoder.encoder.block[0].layer[0].SelfAttention.q.scaling["default"] == pytest.approx(scale)
+
+
+@pytest.mark.parametrize("name,bound", [("bfloat16", 0.05), ("float16", 0.01)])
+def test_frozen_weights_in_lower_precision(folder, name, bound):
+    """They compute without autocast, and nearly the same."""
+    x, t, numbers = inputs(folder)
+    net, full = net_of(folder, lora_rank=2, base_dtype=name).eval(), net_of(folder, lora_rank=2).eval()
+    frozen = {weight.dtype for each, weight in net.named_parameters() if not weight.requires_grad and ".wo." not in each}
+    assert frozen == {getattr(torch, name)}
+    with torch.no_grad():
+        for each in (net, backbones.lower(net_of(folder, lora_rank=2), getattr(torch, name)).eval()):
+            given, expected = each(x, t, text=numbers), full(x, t, text=numbers)
+            assert given.dtype == torch.float32
+            assert 0 < (given - expected).abs().max() < bound * expected.abs().max()
+    wo = each.text_encoder.encoder.block[0].layer[1].DenseReluDense.wo  # overflows in float16
+    assert wo.weight.dtype == (torch.float32 if name == "float16" else torch.bfloat16)
+
+
+def test_another_size(folder, tmp_path):
+    """The position embedding is that which diffusers makes for it, and the folder that is written says so."""
+    from diffusers import PixArtTransformer2DModel
+    with pytest.raises(ValueError, match="sample_size is 64.*trained at sample_size 8.*any_size=True"):
+        backbones.get(name="pixart", path=str(folder))
+    net = backbones.get(name="pixart", path=str(folder), sample_size=16, any_size=True, lora_rank=0).eval()
+    net.transformer.save_pretrained(tmp_path)
+    x, states = torch.randn(1, 4, 16, 16), torch.randn(1, 3, 16)
+    with torch.no_grad():
+        again = PixArtTransformer2DModel.from_pretrained(tmp_path).eval()
+        expected = again(x, encoder_hidden_states=states, timestep=torch.tensor([7.0])).sample[:, :4]
+        assert torch.allclose(net(x, torch.tensor([7.0]), text=states), expected, atol=1e-6)
+
+
+def test_micro_conditions(tmp_path):
+    """Transformers that are told the size of images are told it in pixels."""
+    folder = tiny_pixart.save(tmp_path / "pixart", micro_conditions=True)
+    net = net_of(folder, lora_rank=2, train_text_encoder=False).eval()
+    x, t, states = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 700.0]), torch.randn(2, 5, 16)
+    with torch.no_grad():
+        for pixels, same in (16, True), (128, False):
+            given = {"resolution": torch.full((2, 2), float(pixels)), "aspect_ratio": torch.ones(2, 1)}
+            expected = net.transformer(x, encoder_hidden_states=states, timestep=t, added_cond_kwargs=given).sample[:, :4]
+            assert torch.allclose(net(x, t, text=states), expected, atol=1e-6) is same
+    assert PixArt(net.transformer).downsample == 8
+
+
+def test_options_that_do_not_fit(folder):
+    for options, message in [
+            (dict(path=""), "config.nnet.path is missing"), (dict(in_channels=3), "in_channels is 3.*takes 4 channels and gives 8"),
+            (dict(sample_size=9, any_size=True), "multiple of 2"), (dict(lora_targets="all"), "lora_targets is 'all'; known: medart"),
+            (dict(lora_targets=("to_z",)), "lora_targets=.*to_z"), (dict(text_targets=("z",)), "text_targets=.*z"),
+            (dict(text_targets=()), "text_targets is empty"), (dict(base_dtype="bf16"), "base_dtype is 'bf16'; known: '', 'bfloat16'"),
+            (dict(lora_rank=-1), "lora_rank is -1")]:
+        with pytest.raises(ValueError, match=message):
+            backbones.get(**{"name": "pixart", "path": str(folder), "sample_size": 8, **options})
+    with pytest.raises(ValueError, match="holds AutoencoderKL, not PixArtTransformer2DModel"):
+        backbones.get(name="pixart", path=str(folder / "vae"), sample_size=8)
+    with pytest.raises(FileNotFoundError, match="no transformer in"):
+        backbones.get(name="pixart", path=str(folder / "scheduler"), sample_size=8)
+
+
+def test_folders_under_the_class_s_old_name(folder, tmp_path):
+    """Published transformers say Transformer2DModel, with options that diffusers has since dropped."""
+    import json
+    import shutil
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    config = json.loads((old / "transformer" / "config.json").read_text())
+    dropped = {"_class_name": "Transformer2DModel", "double_self_attention": False, "num_vector_embeds": None,
+               "only_cross_attention": False, "use_linear_projection": False}
+    (old / "transformer" / "config.json").write_text(json.dumps(config | dropped))
+    x, t, numbers = inputs(folder)
+    with torch.no_grad():
+        assert torch.equal(net_of(old, lora_rank=0).eval()(x, t, text=numbers), net_of(folder, lora_rank=0).eval()(x, t, text=numbers))
+
+
+def test_weights_of_another_rank_say_which(folder):
+    net, other = net_of(folder, lora_rank=4), net_of(folder, lora_rank=8, text_targets="all")
+    with pytest.raises(ValueError, match=r"(?s)--config.nnet.lora_rank=8.*--config.nnet.text_targets=all"):
+        backbones.load(net, other.state_dict())
