@@ -21,6 +21,7 @@ from PIL import Image
 from libs.engine.checkpoint import write_text
 from libs.report.bridge import write_bridge
 from libs.report.figures import curves, png, ramp
+from libs.report.meanings import MEANINGS
 
 __all__ = ["contents", "write", "write_bridge"]
 
@@ -42,14 +43,18 @@ def write(workdir, *, title=""):
     workdir = Path(workdir)
     if not workdir.is_dir():
         raise ValueError(f"{workdir} is no folder: give the run folder, the --workdir of a training")
-    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-                                   trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    templates.filters.update(number=number, duration=duration, parted=parted)
-    template = templates.get_template("report.html.j2")
-    page = template.render(contents(workdir), title=title or workdir.resolve().name)
     path = workdir / "report.html"
-    write_text(path, page)
+    write_text(path, templates().get_template("report.html.j2").render(contents(workdir), title=title or workdir.resolve().name))
     return path
+
+
+def templates():
+    """The templates of the pages of runs, which escape everything that comes out of files."""
+    found = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+                               lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    found.filters.update(number=number, duration=duration, parted=parted)
+    found.globals.update(meanings=MEANINGS)
+    return found
 
 
 def contents(workdir):
