@@ -185,6 +185,56 @@ def test_padding_is_not_attended_to(build, kind):
     torch.testing.assert_close(narrow.encode(TEXTS[:1])[:, :n], wide.encode(TEXTS[:1])[:, :n], rtol=0, atol=1e-5)
 
 
+def test_t5_may_leave_no_trace_of_padding(build):
+    """States of padding are 0, those of tokens as ever; what asks for it has a fingerprint of its own."""
+    plain, zeroed = build("t5"), build("t5", zero_padding=True)
+    mask = plain.mask(TEXTS)
+    assert torch.equal(zeroed.encode(TEXTS), plain.encode(TEXTS) * mask[..., None])
+    assert torch.equal((zeroed.encode(TEXTS) != 0).any(-1), mask) and (plain.encode(TEXTS) != 0).any(-1).all()
+    lower = build("t5", lower_case=True)
+    assert torch.equal(lower.encode(["A RED"]), plain.encode(["a red"]))
+    assert not torch.equal(plain.encode(["A RED"]), plain.encode(["a red"]))
+    assert len({each.fingerprint for each in (plain, zeroed, lower)}) == 3
+
+
+@pytest.fixture(scope="module")
+def spiece(tmp_path_factory):
+    """The tokenizer of a published T5: a file of sentencepiece and no tokenizer.json."""
+    import io
+
+    import sentencepiece
+    folder, model = tmp_path_factory.mktemp("spiece") / "tokenizer", io.BytesIO()
+    text = ["a red lesion of the skin", "an image with a large polyp", "normal tissue and a small lesion"] * 20
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(text), model_writer=model, vocab_size=60, pad_id=0, eos_id=1,
+                                             unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2)
+    folder.mkdir()
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "T5Tokenizer", "extra_ids": 100, "model_max_length": 512, "eos_token": "</s>", "pad_token": "<pad>",
+         "unk_token": "<unk>", "additional_special_tokens": [f"<extra_id_{i}>" for i in range(100)]}))
+    return folder
+
+
+def test_published_t5_tokenizers_are_read(spiece):
+    """As sentencepiece itself reads them; the empty text is the end alone, and what exceeds the window is told."""
+    import sentencepiece
+    tokens = encoders.get(name="tokens", path=str(spiece.parent), subfolder="tokenizer", max_length=120)
+    published = sentencepiece.SentencePieceProcessor(model_file=str(spiece / "spiece.model"))
+    texts = ["a red lesion", "a large, \ufb01ne tissue with  two spaces", "Unknown \u6f22", ""]
+    for text, numbers in zip(texts, tokens.encode(texts).tolist()):
+        expected = [*published.encode(text), 1]
+        assert numbers == expected + [0] * (120 - len(expected))
+    assert tokens.cut(texts) == "" and "1 of 2 texts exceed the window of 120" in tokens.cut(["a lesion", "normal tissue " * 70])
+
+
+def test_what_published_t5_tokenizers_need_is_said(spiece, monkeypatch):
+    from libs.encoders import pretrained
+    found = pretrained.importlib.util.find_spec
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None if name == "sentencepiece" else found(name))
+    with pytest.raises(ValueError, match="spiece.model: pip install sentencepiece"):
+        encoders.get(name="tokens", path=str(spiece), max_length=12)
+
+
 def test_a_text_tower_of_openclip_is_its_transformer(build, folders, tmp_path, monkeypatch):
     torch.testing.assert_close(build("openclip").encode(TEXTS), build("hf").encode(TEXTS), rtol=0, atol=1e-6)
     assert build("openclip").fingerprint == build("hf").fingerprint

@@ -31,7 +31,7 @@ def parts(seed=0, *, sample_size=8, layers=2, heads=2, head_dim=12, text_width=1
 
     Args:
         sample_size: side of the latents; images have twice as many pixels.
-        layers, heads, head_dim: of the transformer, whose width heads * head_dim is a multiple of 4, and of 3 with micro_conditions.
+        layers, heads, head_dim: of the transformer; heads * head_dim is a multiple of 4, and of 3 with micro_conditions.
         text_width, text_layers, text_heads: of T5.
         words: what the tokenizer knows as a whole.
         micro_conditions: whether the transformer is told resolution and aspect ratio; None leaves it to diffusers.

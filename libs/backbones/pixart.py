@@ -186,8 +186,8 @@ def _check_sizes(config, path, sample_size, any_size, in_channels):
     if config.norm_type != "ada_norm_single":
         raise ValueError(f"the transformer of {path} has norm_type {config.norm_type!r}, not ada_norm_single: it is none of PixArt")
     if config.in_channels != in_channels or config.out_channels not in (in_channels, 2 * in_channels):
-        raise ValueError(f"config.nnet.in_channels is {in_channels}, but the transformer of {path} takes {config.in_channels} channels "
-                         f"and gives {config.out_channels}; it must give what it takes, or twice that, with the variance")
+        raise ValueError(f"config.nnet.in_channels is {in_channels}, but the transformer of {path} takes {config.in_channels} "
+                         f"channels and gives {config.out_channels}; it must give what it takes, or twice that, with the variance")
     if config.sample_size != sample_size and not any_size:
         raise ValueError(f"config.nnet.sample_size is {sample_size}, but the transformer of {path} was trained at sample_size "
                          f"{config.sample_size}: set --config.nnet.sample_size={config.sample_size}, or "

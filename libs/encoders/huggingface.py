@@ -74,6 +74,7 @@ class HuggingFace(Tokenized):
 
     architecture = "AutoModel"
     attends_to_padding = False
+    zero_padding = False
 
     def __init__(self, path: str, *, max_length: int = 256, subfolder: str = "", dtype: str = ""):
         super().__init__()
@@ -94,6 +95,7 @@ class HuggingFace(Tokenized):
         """sha256 (hex) of options, tokenizer and weights; not of the path."""
         config = {key: getattr(self.net.config, key, None) for key in _SHAPING}
         options = [type(self.net).__name__, self.attends_to_padding, self.lower_case, *self.shape, self.dtype]
+        options += ["zero_padding"] if self.zero_padding else []
         digest = hashlib.sha256(json.dumps([options, config, self._tokenizer_state()], sort_keys=True, default=str).encode())
         for name, value in sorted(self.net.state_dict().items()):
             digest.update(json.dumps([name, list(value.shape), str(value.dtype)]).encode())
@@ -110,7 +112,8 @@ class HuggingFace(Tokenized):
         with torch.autocast(device.type, enabled=False):
             if self.attends_to_padding:
                 return self.net(input_ids=tokens["input_ids"]).last_hidden_state.float()
-            return self.net(**tokens).last_hidden_state.float()
+            states = self.net(**tokens).last_hidden_state.float()
+        return states.masked_fill(tokens["attention_mask"][..., None] == 0, 0.0) if self.zero_padding else states
 
     def _check(self, config, path, max_length):
         if getattr(config, "is_encoder_decoder", False) and self.architecture == "AutoModel":
@@ -145,11 +148,17 @@ class T5(HuggingFace):
     """The encoder of T5, as PixArt uses it. Arguments as for `HuggingFace`; 'bfloat16' halves the 19 GB of T5-XXL.
 
     Of a PixArt pipeline give subfolder='text_encoder'.
+
+    Args:
+        zero_padding: states of padding are exactly 0, by which the network `pixart` tells them from tokens.
+        lower_case: read texts in lower case, as PixArt was trained and as its pipeline in diffusers does.
     """
 
     architecture = "T5EncoderModel"
 
-    def __init__(self, path: str, *, max_length: int = 120, subfolder: str = "", dtype: str = ""):
+    def __init__(self, path: str, *, max_length: int = 120, subfolder: str = "", dtype: str = "", zero_padding: bool = False,
+                 lower_case: bool = False):
+        self.zero_padding, self.lower_case = zero_padding, lower_case
         super().__init__(path, max_length=max_length, subfolder=subfolder, dtype=dtype)
 
 

@@ -4,6 +4,7 @@ Nothing is executed on the way: weights are safetensors, or torch files of tenso
 """
 
 import contextlib
+import importlib.util
 import json
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def load_tokenizer(path: str, subfolder: str = ""):
     """The tokenizer of a text encoder; arguments and errors as for `load`."""
     import transformers
     where, local = place(path)
+    _check_sentencepiece(path, subfolder)
     with _reading(path), _quiet():
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, subfolder=subfolder, local_files_only=local,
                                                                trust_remote_code=False)
@@ -103,6 +105,23 @@ def _file(path, name, subfolder=""):
         raise
     except errors.EntryNotFoundError:
         return None
+
+
+def _check_sentencepiece(path, subfolder):
+    """Raise ValueError where a tokenizer needs a package that is not here. Published T5 tokenizers, PixArt's too, are spiece.model
+    alone, of whose lack transformers only says that it is no file of tiktoken."""
+    lacking = [name for name, module in (("sentencepiece", "sentencepiece"), ("protobuf", "google.protobuf"))
+               if not _installed(module)]
+    with _reading(path):
+        if lacking and _file(path, "spiece.model", subfolder) and not _file(path, "tokenizer.json", subfolder):
+            raise ValueError(f"its tokenizer is a file of sentencepiece, spiece.model: pip install {' '.join(lacking)}")
+
+
+def _installed(module):
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):  # no parent package; taken out of sys.modules
+        return False
 
 
 def _is_openclip(path, subfolder):
