@@ -20,15 +20,16 @@ def get_config():
     config.prompts = "vap_colonoscopy"  # a file of assets/prompts/, or the path of one's own
     # name 'transformers' or 'server': its options are in the section of that name
     config.model = d(name="transformers", path="llava-hf/llava-v1.6-mistral-7b-hf",
-                     max_new_tokens=300, temperature=0.0, retry_temperature=0.8, top_p=0.9, max_side=1024)
+                     max_new_tokens=300, temperature=0.0, retry_temperature=0.8, top_p=0.9, top_k=0, max_side=1024)
     config.transformers = d(dtype="auto", device="auto")
     config.server = d(base_url="http://localhost:8000/v1", api_key_env="", image_format="png", timeout=120.0, tries=5,
                       backoff=1.0, max_wait=60.0, startup=600.0)  # startup: seconds to wait while it loads
-    # on_fail 'mark': an image without a good description stays without text; 'stop': the work ends
+    # on_fail 'mark': an image without a good description stays without text, or with fallback='start' gets the sentence that
+    # all begin with; 'stop': the work ends. shorten 'sentences': the last are left out; 't5_simplify': said anew by T5
     config.checks = d(attempts=3, on_fail="mark", give_up=10, min_words=8, max_words=80,
                       max_tokens=0, tokenizer="", no_measurements=True,
                       forbidden=("adenoma", "carcinoma", "cancer", "malignant", "benign"),
-                      max_identical=0.3, dependence=8, max_unchanged=0.3)
+                      shorten="sentences", fallback="", max_identical=0.3, dependence=8, max_unchanged=0.3)
     # table: beside the images, read by dataset.path=<it>; on_change 'keep', 'redo', 'stop': captions of other prompts
     config.output = d(table="metadata_captions.csv", threads=1, on_change="stop", redo_failed=False)
     return config

@@ -3,7 +3,8 @@
     python scripts/caption_images.py --config=configs/isic_captions.py --config.input.path=ISIC2018 --workdir=workdir/isic
 
 <workdir>/captions.csv grows image by image, and the same command goes on where it stopped. At the end come report.json
-and the table that training reads (--config.output.table). --config.limit=20 tries 20 images.
+and the table that training reads (--config.output.table). --config.limit=20 tries 20 images. A table that has simple captions
+('An endoscopic image of polyps') in place of labels says the classes as well.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from libs import captioning, cli, data  # noqa: E402
 from libs.captioning.local import no_own_code  # noqa: E402
+from libs.captioning.shortening import T5Simplify  # noqa: E402
 
 SHOWN = 3  # captions printed as they come
 
@@ -27,18 +29,18 @@ SHOWN = 3  # captions printed as they come
 def main(config, workdir):
     check(config)
     dataset = data.get(**{"resolution": 64, "cache": "", **config.input})  # for its listing: images are read whole
-    rows = listing(dataset)
     procedure = captioning.load_prompts(config.prompts)
-    if procedure.uses_label and not dataset.classes:
-        raise ValueError(f"prompts {config.prompts!r} name the {{label}}, but {dataset.root} is unlabelled")
-    target = metadata_path(dataset, config, workdir)
-    rules = rules_of(config.checks, procedure.features)
+    rows = listing(dataset, procedure)
+    if config.checks.fallback and not procedure.start:
+        raise ValueError(f"config.checks.fallback={config.checks.fallback!r}, but prompts {config.prompts!r} have no start")
+    report = Path(workdir) / "report.json"
+    target = metadata_path(dataset, config, workdir, report)
+    rules, counted = rules_of(config, procedure.features)
     model = captioning.get_model(**config.model, **config.get(config.model.name, {}))
     # The sample comes first: a model that does not look at the images is found before the hours are spent.
     order = np.random.default_rng(config.seed).permutation(sorted(rows))
     names = list(dict.fromkeys([*order[:config.checks.dependence].tolist(), *rows]))[:config.limit or None]
     sample, rest = names[:config.checks.dependence], names[config.checks.dependence:]
-    report = Path(workdir) / "report.json"
 
     with captioning.Table(Path(workdir) / "captions.csv") as table:
         todo = set(table.todo(names, model=model.name, prompt=procedure.version, on_change=config.output.on_change,
@@ -60,11 +62,14 @@ def main(config, workdir):
             sys.exit(130)
         done = [table.rows[name] for name in rows if name in table.rows]
 
-    captioning.write_metadata(target, [{**rows[row.file_name], "text": row.text} for row in done])
+    captioning.write_metadata(target, [rows[row.file_name] | text_of(row, procedure, config.checks.fallback) for row in done])
     found = captioning.report(done, images=len(rows), dependence=dependence, max_identical=config.checks.max_identical,
                               max_unchanged=config.checks.max_unchanged)
+    fallback = [row.file_name for row in done if config.checks.fallback and not row.text]
+    found |= {"tokens": counted, "fallback": fallback, "table": {"path": str(target), "sha256": sha256_of(target)}}
     captioning.write_text(report, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    print("\n".join([*captioning.summary(found), f"captions: {target}", f"report: {report}"]))
+    said = [f"{len(fallback)} have the fallback text, such as {fallback[0]} (column fallback)"] if fallback else []
+    print("\n".join([*captioning.summary(found), *said, f"captions: {target}", f"report: {report}"]))
     if found["problems"] and config.checks.on_fail == "stop":
         raise ValueError("; ".join(found["problems"]))
 
@@ -81,13 +86,27 @@ def check(config):
         section, dot, name = path.rpartition(".")
         if (value := sections[section + dot][name]) < low:
             raise ValueError(f"config.{path} is {value}; expected {low} or more")
+    for name, known in (("shorten", ("sentences", "t5_simplify")), ("fallback", ("", "start"))):
+        if config.checks[name] not in known:
+            raise ValueError(f"config.checks.{name} is {config.checks[name]!r}; known: {', '.join(map(repr, known))}")
 
 
-def listing(dataset):
-    """{file name: its row in the table that training reads, without text}."""
+def listing(dataset, procedure):
+    """{file name: its row in the table that training reads, without text}.
+
+    Classes that the prompts need and no label tells are read off simple captions, such as 'An endoscopic image of polyps'.
+    """
     if not hasattr(dataset, "root"):
         raise ValueError(f"data set {dataset.name!r} has no image files to describe; give a folder or a table")
-    rows = {}
+    rows, spoken = {}, procedure.uses_label and not dataset.classes
+    if spoken and not dataset.captions:
+        raise ValueError(f"prompts {procedure.version!r} name the {{label}}, but {dataset.root} is unlabelled: give class "
+                         f"folders, a column 'label', or a column 'text' such as {procedure.start!r}")
+    unclear = [f"{dataset.wheres[i]}: {text[:60]!r}" for i, text in enumerate(dataset.captions or ())
+               if spoken and not procedure.label_in(text)]
+    if unclear:
+        raise ValueError(f"{len(unclear)} texts do not name a class as {procedure.start!r} does: {'; '.join(unclear[:5])}; "
+                         "mend them, or give a column 'label'")
     for i in range(len(dataset)):
         name = dataset.file_name(i)
         known = getattr(dataset, "rows", None)
@@ -95,6 +114,8 @@ def listing(dataset):
         row |= {key: value for key, value in known[i].items() if key != "text"} if known else {}
         if dataset.labels is not None:
             row["label"] = dataset.classes[dataset.labels[i]]
+        elif spoken:
+            row["label"] = procedure.label_in(dataset.captions[i])
         if getattr(dataset, "masks", None) is not None:
             row["mask_file_name"] = dataset.masks[i]
         rows.setdefault(name, row)
@@ -110,30 +131,66 @@ def item_of(dataset, row, options):
     return captioning.Item(row["file_name"], row["label"], read)
 
 
-def metadata_path(dataset, config, workdir):
-    """Where the final table goes: beside the images, whose names it holds, or into the workdir."""
-    name = config.output.table
+def metadata_path(dataset, config, workdir, report):
+    """Where the final table goes: beside the images, whose names it holds, or into the workdir.
+
+    metadata.csv, which is read in place of the class folders around it, is written only beside a table of another name that is
+    read, and over none but that of an earlier session.
+    """
+    name, own = config.output.table, Path(config.input.path).expanduser()
     if not name:
         return Path(workdir) / "metadata.csv"
-    if Path(name).name != name or not name.endswith(".csv") or name in (*data.scan.TABLES, Path(config.input.path).name):
+    target = Path(dataset.root) / name
+    if (Path(name).name != name or not name.endswith(".csv") or name == own.name
+            or name in data.scan.TABLES and not own.is_file()):
         raise ValueError(f"config.output.table is {name!r}; expected a file name such as metadata_captions.csv, to lie in "
                          f"{dataset.root}, other than that of the table read there; or '' for {workdir}/metadata.csv")
-    return Path(dataset.root) / name
+    before = json.loads(report.read_text(encoding="utf-8")).get("table", {}) if report.is_file() else {}
+    if name in data.scan.TABLES and target.exists() and sha256_of(target) != before.get("sha256"):
+        raise ValueError(f"config.output.table is {name!r}, but {target} is there already and not as {workdir} wrote it: move it "
+                         "away, or give another name such as metadata_captions.csv")
+    return target
 
 
-def rules_of(options, features):
-    """The checks that each description has to pass."""
-    count = None
-    if options.max_tokens:
-        from transformers import AutoTokenizer
-        if not options.tokenizer:
-            raise ValueError("config.checks.max_tokens needs config.checks.tokenizer: a hub name or a local folder")
-        with no_own_code(options.tokenizer, "name another one by config.checks.tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=False)
-        count = lambda text: len(tokenizer(text)["input_ids"])  # noqa: E731
+def sha256_of(path):
+    """Hex digest of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def text_of(row, procedure, fallback):
+    """The text of an image for training; where it has no good description and `fallback` asks for it, the start of all, and
+    under 'fallback' why."""
+    if row.text or not fallback:
+        return {"text": row.text}
+    return {"text": f"{procedure.start_for(row.label)}.", "fallback": ", ".join(row.failed_for)}
+
+
+def rules_of(config, features):
+    """(the checks that each description has to pass, how its tokens are counted)."""
+    options, simplify = config.checks, None
+    count, counted = counter(options.tokenizer) if options.max_tokens else (None, "")
+    if options.shorten == "t5_simplify":
+        simplify = T5Simplify(**config.get("t5_simplify", {}))
     return captioning.Rules(features=features, min_words=options.min_words, max_words=options.max_words, count=count,
                             max_tokens=options.max_tokens, no_measurements=options.no_measurements,
-                            forbidden=tuple(options.forbidden))
+                            forbidden=tuple(options.forbidden), simplify=simplify), counted
+
+
+def counter(name):
+    """(text -> tokens, who counts): the tokenizer `name`, or an estimate where it is one of the hub that is not at hand."""
+    from transformers import AutoTokenizer
+    if not name:
+        raise ValueError("config.checks.max_tokens needs config.checks.tokenizer: a hub name or a local folder")
+    try:
+        with no_own_code(name, "name another one by config.checks.tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except OSError as error:
+        if Path(name).expanduser().exists() or name.startswith(("/", ".", "~")):
+            raise
+        logging.warning("the tokenizer %s (config.checks.tokenizer) is not at hand, and tokens are estimated: one for each four "
+                        "letters begun of a word, one for each other sign (%s)", name, str(error).splitlines()[0][:200])
+        return captioning.estimated_tokens, f"estimated: {name} was not at hand"
+    return lambda text: len(tokenizer(text)["input_ids"]), f"counted by {name}"
 
 
 def look(describer, items, rows, report, config):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from libs import captioning, cli, data
-from libs.captioning import checks, local, prompts, server
+from libs.captioning import checks, local, prompts, server, shortening
 from tests.conftest import ROOT
 
 PROMPTS = sorted(path.stem for path in prompts.FOLDER.glob("*.toml"))
@@ -87,7 +87,9 @@ def test_configs_name_what_exists(name):
     config = module.get_config()
     cli.check(config)
     assert f"--config=configs/{name}.py" in module.__doc__
-    assert set(config) == {"seed", "limit", "input", "prompts", "model", "transformers", "server", "checks", "output"}
+    assert set(config) - {"t5_simplify"} == {"seed", "limit", "input", "prompts", "model", "transformers", "server", "checks",
+                                             "output"}
+    assert set(config.get("t5_simplify", {})) <= set(inspect.signature(shortening.T5Simplify).parameters)
     procedure = captioning.load_prompts(config.prompts)
     rules = checks.Rules(forbidden=config.checks.forbidden)
     starts = [procedure.start_for(label) for label in procedure.labels] or [""]
@@ -145,6 +147,91 @@ def test_texts_are_tidied_and_shortened_by_sentences():
     assert checks.whole_sentences("A b. C d") == "A b." and checks.whole_sentences("A b") == "A b"
     assert checks.identical(["A  b", "a B", "c"]) == (2 / 3, "a B") and checks.identical(["a", "b"]) == (0, "")
     assert checks.same("a b c", "C, b a") and not checks.same("a b c", "a b d")
+
+
+def test_the_published_generator_is_asked_as_it_was():
+    """Med-Art's VSG.py: features, start, 100 words; T 0.8, 50 tokens, 0.9, 150 new ones; 120 tokens of T5, beams as there."""
+    config = importlib.import_module("configs.kvasir_captions").get_config()
+    procedure = captioning.load_prompts(config.prompts)
+    asked = procedure.fill(procedure.steps[0].prompt, "polyps", {})
+    for word in ("color", "shape", "surrounding mucosa", "surface texture", "bleeding", '"An endoscopic image of polyps"',
+                 "at most 100 words"):
+        assert word in asked, word
+    model, rules = config.model, config.checks
+    assert (model.temperature, model.top_k, model.top_p, model.max_new_tokens) == (0.8, 50, 0.9, 150)
+    assert (rules.max_words, rules.max_tokens, rules.shorten, rules.fallback) == (100, 120, "sentences", "start")
+    assert dict(config.t5_simplify) == {"path": "t5-large", "prefix": "simplify: ", "max_length": 120, "min_length": 90,
+                                        "num_beams": 4, "window": 512}
+    echoed = f"An endoscopic image of polyps. {procedure.features}, all are visible."
+    assert checks.Rules(features=procedure.features).faults(echoed, procedure.start_for("polyps"))[0].startswith("echo")
+
+
+def test_simple_captions_name_their_class():
+    procedure = captioning.load_prompts("vsg_kvasir")
+    for text, label in (("An endoscopic image of polyps", "polyps"), ("an  endoscopic image of normal z-line. ", "normal z-line"),
+                        ("A photo of polyps", ""), ("An endoscopic image of", ""), ("", "")):
+        assert procedure.label_in(text) == label, text
+    between = prompts.Procedure("x@1", (), start="A {label} under the microscope")
+    assert between.label_in("A basophil under the microscope.") == "basophil" and between.label_in("A basophil") == ""
+    assert prompts.Procedure("x@1", ()).label_in("A basophil") == ""
+
+
+def test_estimated_tokens():
+    """One for each four letters begun, one for each other sign, one for the end."""
+    assert [checks.estimated_tokens(text) for text in ("", "red", "redly", "a b, c.", "surrounding mucosa")] == [1, 2, 3, 6, 6]
+
+
+@pytest.mark.parametrize("answer, text, note", [
+    ("A nevus is brown.", "A nevus is brown.", "simplified: from 9 to 4 words"),
+    ("It is brown.", "A nevus. It is brown.", "simplified: from 9 to 5 words"),
+    ("A nevus is brown. One two three four five.", "A nevus is brown.", "simplified: from 9 to 4 words"),
+    ("I cannot.", "A nevus, round. It is brown.", "shortened: from 9 to 6 words"),
+    ("One two three four five six.", "A nevus, round. It is brown.", "shortened: from 9 to 6 words")],
+    ids=["as it is", "start restored", "still too long", "refused", "one long sentence"])
+def test_a_second_model_shortens_where_it_does_so_well(procedure, answer, text, note):
+    long, asked = "A nevus, round. It is brown. One of many.", []
+    rules = checks.Rules(max_words=6, min_words=3, simplify=lambda said: asked.append(said) or answer)
+    row = captioning.Describer(Model(lambda *_: long), procedure, rules, attempts=1).describe(items(1)[0])
+    assert (row.text, row.checks) == (text, note) and asked == [long]
+    short = captioning.Describer(Model(lambda *_: "A nevus, round."), procedure, rules, attempts=1).describe(items(1)[0])
+    assert short.text == "A nevus, round." and len(asked) == 1, "what is short enough is not touched"
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory):
+    """A T5 of random weights, with a tokenizer of words, in a folder."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+    words = ["<pad>", "</s>", "<unk>", *"a simplify : large red round brown lesion with pale border on skin .".split()]
+    tokenizer = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("t5")
+    T5ForConditionalGeneration(T5Config(vocab_size=len(words), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
+                                        decoder_start_token_id=0)).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>",
+                            pad_token="<pad>").save_pretrained(folder)
+    return folder
+
+
+def test_t5_simplifies_within_its_bounds(t5, monkeypatch):
+    simplify = shortening.T5Simplify(path=str(t5), max_length=9, min_length=6, num_beams=2, window=8, device="cpu")
+    asked = []
+    generate = simplify.network.generate
+    monkeypatch.setattr(simplify.network, "generate", lambda **options: asked.append(options) or generate(**options))
+    said = simplify("a large red round brown lesion with pale border on skin")
+    assert said == simplify("a large red round brown lesion with pale border on skin") and "<" not in said
+    ids, = asked[0]["input_ids"].tolist()
+    assert simplify.tokenizer.decode(ids) == "simplify : a large red round brown </s>", "cut at the window"
+    assert 6 <= generate(**asked[0]).shape[1] <= 9 and asked[0]["num_beams"] == 2 and asked[0]["early_stopping"] is True
+    for options, words in (({"min_length": 200}, "min_length=200, max_length=120"), ({"path": ""}, "path is empty"),
+                           ({"num_beams": 0}, "num_beams=0")):
+        with pytest.raises(ValueError, match=words):
+            shortening.T5Simplify(**{"path": str(t5)} | options)
+    with pytest.raises(OSError, match="nowhere"):
+        shortening.T5Simplify(path=str(t5 / "nowhere"))
 
 
 def test_text_only_steps_are_asked_once_also_after_a_resume(tmp_path, procedure):

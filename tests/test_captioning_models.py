@@ -107,7 +107,8 @@ def test_a_question_reaches_the_server_with_its_image(server):
     assert model.ask("What?", retry=True) == "many colours"
     body = server.bodies[0]
     assert question(body)[1].size == (20, 15) and body["seed"] == 5 and body["model"] == "eye"
-    assert [body["temperature"] for body in server.bodies] == [0.2, 0.9]
+    assert [body["temperature"] for body in server.bodies] == [0.2, 0.9] and "top_k" not in body, "which not every server knows"
+    assert server.model(top_k=50).ask("") and server.bodies[-1]["top_k"] == 50
     red = Image.new("RGB", (9, 9), "red")
     server.model(image_format="jpeg").ask("", red)
     assert question(server.bodies[-1])[1].format == "JPEG"
@@ -156,7 +157,8 @@ def test_a_server_that_cannot_be_used_is_told_before_the_first_image(server, mon
                            ({"base_url": "localhost:8000"}, "such as http://localhost"), ({"tries": 0}, "tries=0"),
                            ({"startup": -1.0}, "startup=-1"),
                            ({"api_key_env": "CAPTION_KEY"}, "CAPTION_KEY, which is not set"),
-                           ({"temperature": -1.0}, "temperature is -1"), ({"image_format": "gif"}, "known: png, jpeg")):
+                           ({"temperature": -1.0}, "temperature is -1"), ({"top_k": -1}, "top_k is -1"),
+                           ({"image_format": "gif"}, "known: png, jpeg")):
         with pytest.raises(ValueError, match=words):
             server.model(**options)
     server.served = {"data": [{"id": "eye"}, {"id": "ear"}]}
@@ -251,6 +253,8 @@ def test_a_local_model_answers_about_the_image_and_repeats_itself(tiny):
     assert first == model.ask("a lesion", red, seed=2) != model.ask("a lesion", blue), "greedy, and it sees the image"
     warm = [model.ask("a lesion", red, seed=seed, retry=True) for seed in (1, 1, 2)]
     assert warm[0] == warm[1] != warm[2], "sampled answers follow from the seed"
+    one = captioning.get_model("transformers", path=str(tiny), device="cpu", max_new_tokens=12, temperature=1.0, top_k=1)
+    assert one.ask("a lesion", red, seed=1) == first, "of one token there is no choice"
     assert model.ask("a lesion") and set(first.split()) <= {"a", "large", "red", "round", "brown", "lesion", "with", "pale",
                                                             "border", "on", "skin"}
     model.close()

@@ -13,9 +13,10 @@ import time
 import pytest
 from PIL import Image
 
-from configs import isic_captions
+from configs import isic_captions, kvasir_captions
 from libs import captioning, data
 from tests.conftest import ROOT
+from tests.test_captioning import t5  # noqa: F401 (fixture)
 from tests.test_captioning_models import colour_of, no_proxy, server, tiny  # noqa: F401 (fixtures)
 
 LOOSE = {"checks.min_words": 1, "checks.max_words": 0, "checks.no_measurements": False, "checks.dependence": 0,
@@ -41,6 +42,7 @@ def caption():
 
     def call(options, workdir):
         config = isic_captions.get_config()
+        config.t5_simplify = kvasir_captions.get_config().t5_simplify
         config.update_from_flattened_dict(options)
         module.main(config.lock(), workdir)
 
@@ -117,6 +119,47 @@ def test_a_tokenizer_with_code_of_its_own(caption, server, tiny, images, tmp_pat
     assert not trace.exists()
 
 
+def test_simple_captions_become_descriptions_beside_their_images(caption, server, images, tmp_path, t5,  # noqa: F811
+                                                                 capsys, caplog, monkeypatch):
+    """Med-Art's raw.csv gives the metadata.csv that trainings read; where no description passes, the sentence stays."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (images / "raw.csv").write_text("file_name,text\ntrain/NV/1.png,An endoscopic image of polyps\n"
+                                    "train/MEL/2.png,An endoscopic image of normal cecum\n")
+    good = "An endoscopic image of polyps. It is red and round. It is smooth."
+    server.answer = lambda prompt, image, n: good if "polyps" in prompt else "A nice picture."
+    options = options_for(server, images / "raw.csv", **{
+        "prompts": "vsg_kvasir", "output.table": "metadata.csv", "checks.fallback": "start", "checks.max_tokens": 18,
+        "checks.tokenizer": "nobody/t5-that-is-nowhere", "checks.attempts": 2})
+    caption(options, tmp_path / "out")
+    assert "tokens are estimated" in caplog.text and "1 have the fallback text, such as train/MEL/2.png" in capsys.readouterr().out
+    rows = table_of(images / "metadata.csv")
+    assert rows["train/NV/1.png"] == {"file_name": "train/NV/1.png", "label": "polyps", "fallback": "",
+                                      "text": "An endoscopic image of polyps. It is red and round."}
+    assert rows["train/MEL/2.png"] == {"file_name": "train/MEL/2.png", "label": "normal cecum", "fallback": "start",
+                                       "text": "An endoscopic image of normal cecum."}
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["tokens"] == "estimated: nobody/t5-that-is-nowhere was not at hand" and report["fallback"] == ["train/MEL/2.png"]
+    dataset = data.get(name="folder", path=images, resolution=8, require=("text",))
+    assert len(dataset) == 2 and dataset.captions[1] == "An endoscopic image of normal cecum."
+
+    asked = server.asked
+    caption(options, tmp_path / "out")
+    assert server.asked == asked, "a finished table is written again, and nothing asked"
+    (images / "metadata.csv").write_text("file_name,text\ntrain/NV/1.png,my own\n")
+    with pytest.raises(ValueError, match="metadata.csv is there already and not as"):
+        caption(options, tmp_path / "out")
+
+    server.answer = lambda *_: good
+    caption(options | {"output.table": "simple.csv", "checks.shorten": "t5_simplify", "t5_simplify.path": str(t5), "limit": 1,
+                       "checks.tokenizer": str(t5), "t5_simplify.max_length": 9, "t5_simplify.min_length": 2}, tmp_path / "new")
+    text, = (row["text"] for row in table_of(images / "simple.csv").values())
+    assert text.startswith("An endoscopic image of polyps. ") and text != "An endoscopic image of polyps. It is red and round."
+
+    (images / "raw.csv").write_text("file_name,text\ntrain/NV/1.png,An endoscopic image of polyps\ntrain/MEL/2.png,Ulcers\n")
+    with pytest.raises(ValueError, match=r"1 texts do not name a class as .*: raw.csv:3: 'Ulcers'; mend them"):
+        caption(options, tmp_path / "other")
+
+
 def test_an_input_table_keeps_its_columns(caption, server, images, tmp_path):  # noqa: F811
     (images / "metadata.csv").write_text("file_name,text,label,mask_file_name,patient\n"
                                          "train/NV/1.png,old,NV,test/NV/3.png,p7\n"
@@ -138,6 +181,7 @@ def test_a_model_that_does_not_look_is_stopped_after_the_sample(caption, server,
     ({"prompts": "vsg_skin", "input.label_column": ""}, "name the {label}"),
     ({"model.name": "serve"}, "did you mean 'server'"),
     ({"output.table": "metadata.csv"}, "config.output.table is 'metadata.csv'"), ({"output.threads": 0}, "threads is 0"),
+    ({"checks.fallback": "start"}, "have no start"), ({"checks.shorten": "t5"}, "shorten is 't5'; known: 'sentences', 't5_simpl"),
     ({"checks.max_tokens": 9}, "max_tokens needs"), ({"checks.attempts": 0}, "attempts is 0"),
     ({"limit": -1}, "limit is -1"),
     ({"server.base_url": "http://127.0.0.1:9/v1"}, "cannot be reached"), ({"input.path": "/nowhere"}, "no such folder")])

@@ -6,7 +6,7 @@
         for row in captioning.caption(items, describer, table, threads=8): ...
 """
 
-from .checks import Rules
+from .checks import Rules, estimated_tokens
 from .describe import Describer, Item, caption, image_dependence
 from .models import Unanswered, Unusable
 from .models import get as get_model
@@ -14,5 +14,5 @@ from .prompts import load as load_prompts
 from .report import report, summary, unchanged
 from .table import Caption, Table, write_metadata, write_text
 
-__all__ = ["Caption", "Describer", "Item", "Rules", "Table", "Unanswered", "Unusable", "caption", "get_model",
-           "image_dependence", "load_prompts", "report", "summary", "unchanged", "write_metadata", "write_text"]
+__all__ = ["Caption", "Describer", "Item", "Rules", "Table", "Unanswered", "Unusable", "caption", "estimated_tokens",
+           "get_model", "image_dependence", "load_prompts", "report", "summary", "unchanged", "write_metadata", "write_text"]

@@ -21,7 +21,8 @@ class Rules:
     """Which checks a description has to pass; 0, '', False and () leave one out.
 
     features: the list of features in the prompt, which must not come back as it is.
-    count: text -> length in the tokens of a text encoder, for max_tokens.
+    count: text -> length in the tokens of a text encoder, for max_tokens; `estimated_tokens` where none is at hand.
+    simplify: text -> the same in fewer words, asked before sentences are left out; None leaves sentences out only.
     forbidden: words or phrases, such as diagnoses, that must not be named.
     """
 
@@ -32,6 +33,7 @@ class Rules:
     count: Callable[[str], int] | None = None
     no_measurements: bool = False
     forbidden: tuple[str, ...] = ()
+    simplify: Callable[[str], str] | None = None
 
     def faults(self, text: str, start: str = "") -> list[str]:
         """The reasons against `text`, [] where there are none; `start`: how it has to begin, even if that is forbidden."""
@@ -44,8 +46,20 @@ class Rules:
             reasons.append(length(text, 0, self.max_tokens, self.count, "tokens"))
         return [reason for reason in reasons if reason]
 
-    def fit(self, text: str) -> str:
-        """`text` without as many of its last sentences as it takes to be short enough; never without the first."""
+    def fit(self, text: str, start: str = "") -> str:
+        """`text` short enough: without as many of its last sentences as it takes, never without the first.
+
+        Where there is `simplify`, what it makes of the text is taken instead, unless that fails a check. `start`, how a
+        description has to begin, is put before it where it was lost.
+        """
+        if self.simplify and self._too_long(text):
+            said = tidy(self.simplify(text))
+            said = self._fewer_sentences(f"{start}. {said}" if start and begins(said, start) else said)
+            if not self.faults(said, start):
+                return said
+        return self._fewer_sentences(text)
+
+    def _fewer_sentences(self, text):
         sentences = _SENTENCE.split(text)
         while len(sentences) > 1 and self._too_long(" ".join(sentences)):
             sentences.pop()
@@ -54,6 +68,12 @@ class Rules:
     def _too_long(self, text: str) -> bool:
         return bool(self.max_words and words(text) > self.max_words
                     or self.max_tokens and self.count and self.count(text) > self.max_tokens)
+
+
+def estimated_tokens(text: str) -> int:
+    """A guess at the tokens of a text where no tokenizer is at hand: one for each four letters begun of a word, one for each
+    other sign, and one for the end."""
+    return sum(-(-len(part) // 4) for part in re.findall(r"\w+|[^\w\s]", text)) + 1
 
 
 def words(text: str) -> int:

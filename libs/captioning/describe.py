@@ -79,11 +79,13 @@ class Describer:
         *before, last = answers.values()
         reasons = [f"{reason} (step {name!r})" for name, answer in zip(answers, before, strict=False)
                    if (reason := checks.refusal(answer))]
-        text = self.rules.fit(last)
-        reasons += self.rules.faults(text, self.procedure.start_for(item.label))
+        start = self.procedure.start_for(item.label)
+        text = self.rules.fit(last, start)
+        reasons += self.rules.faults(text, start)
         if reasons:
             return "", reasons
-        return text, [] if text == last else [f"shortened: from {checks.words(last)} to {checks.words(text)} words"]
+        how = "shortened" if last.startswith(text) else "simplified"
+        return text, [] if text == last else [f"{how}: from {checks.words(last)} to {checks.words(text)} words"]
 
     def _ask_once(self, prompt):
         with self._lock:
@@ -192,7 +194,7 @@ def image_dependence(describer: Describer, items: list[Item], rows: dict[str, Ca
         except Unanswered as error:
             logger.warning("image dependence: %s: %s", item.file_name, error)
             return None
-        return checks.same(row.text, describer.rules.fit(text))
+        return checks.same(row.text, describer.rules.fit(text, describer.procedure.start_for(item.label)))
 
     blank = [lambda item=item: Image.new("RGB", item.read().size, (128, 128, 128)) for item in usable]
     for kind, others in (("blank", blank), ("shuffled", _others(usable))):

@@ -22,6 +22,7 @@ class Local:
         temperature: 0 is greedy, the same answer each time; above, answers follow from the seed.
         retry_temperature: the least temperature after a description failed its checks, so that another one comes.
         top_p: share of the probability that sampling draws from.
+        top_k: how many of the likeliest tokens it draws from; 0 leaves that to the model's own generation config.
         max_side: longest side of the image in pixels, 0 = as it is; the processor has its own bounds besides.
     Raises:
         ValueError, OSError: where there is no such model, it is no such model, or one that brings its own code, which is
@@ -29,9 +30,10 @@ class Local:
     """
 
     def __init__(self, *, path: str, dtype: str = "auto", device: str = "auto", max_new_tokens: int = 300,
-                 temperature: float = 0.0, retry_temperature: float = 0.7, top_p: float = 1.0, max_side: int = 0):
+                 temperature: float = 0.0, retry_temperature: float = 0.7, top_p: float = 1.0, top_k: int = 0,
+                 max_side: int = 0):
         from transformers import AutoModelForImageTextToText, AutoProcessor
-        check_sampling(max_new_tokens, temperature, retry_temperature, top_p, max_side)
+        check_sampling(max_new_tokens, temperature, retry_temperature, top_p, top_k, max_side)
         if not path:
             raise ValueError("config.model.path is empty: give a hub name or a local folder of an image-text-to-text model")
         place = {"device_map": "auto"} if device == "auto" and torch.cuda.is_available() else {}
@@ -44,7 +46,8 @@ class Local:
                                                                        **place).eval()
         if not place:
             self.network.to("cpu" if device == "auto" else device)
-        self.name, self.max_new_tokens, self.max_side, self.top_p = path, max_new_tokens, max_side, top_p
+        self.name, self.max_new_tokens, self.max_side = path, max_new_tokens, max_side
+        self._drawing = {"top_p": top_p} | ({"top_k": top_k} if top_k else {})
         self.temperatures = (temperature, max(temperature, retry_temperature))
         self._lock, self._closed = threading.Lock(), False
 
@@ -54,7 +57,7 @@ class Local:
         if image is not None:
             content.insert(0, {"type": "image", "image": bounded(image, self.max_side)})
         temperature = self.temperatures[retry]
-        how = {"do_sample": True, "temperature": temperature, "top_p": self.top_p} if temperature else {"do_sample": False}
+        how = {"do_sample": True, "temperature": temperature, **self._drawing} if temperature else {"do_sample": False}
         with self._lock, torch.inference_mode(), torch.random.fork_rng():
             if self._closed:
                 raise CancelledError

@@ -41,12 +41,13 @@ def bounded(image: Image.Image, max_side: int) -> Image.Image:
     return image
 
 
-def check_sampling(max_new_tokens, temperature, retry_temperature, top_p, max_side):
+def check_sampling(max_new_tokens, temperature, retry_temperature, top_p, top_k, max_side):
     """ValueError for options of a model that mean nothing."""
     for option, value, fine, right in (("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
                                        ("temperature", temperature, 0 <= temperature <= 2, "0 (greedy) .. 2"),
                                        ("retry_temperature", retry_temperature, 0 <= retry_temperature <= 2, "0 .. 2"),
                                        ("top_p", top_p, 0 < top_p <= 1, "above 0, at most 1"),
+                                       ("top_k", top_k, top_k >= 0, "1 or more, or 0 for what the model does by itself"),
                                        ("max_side", max_side, max_side >= 0, "pixels, or 0 for the image's own size")):
         if not fine:
             raise ValueError(f"config.model.{option} is {value}; expected {right}")

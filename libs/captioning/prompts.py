@@ -62,6 +62,14 @@ class Procedure:
         """How the description of an image of this class has to begin; '' = as it likes."""
         return self.fill(self.start, label, {})
 
+    def label_in(self, text: str) -> str:
+        """The class that a simple caption names, 'polyps' of 'An endoscopic image of polyps.'; '' where it begins otherwise."""
+        before, found, after = self.start.partition("{label}")
+        text, after = " ".join(text.split()).rstrip(" ."), after.rstrip(" .")
+        if not found or not text.lower().startswith(before.lower()) or not text.lower().endswith(after.lower()):
+            return ""
+        return text[len(before):len(text) - len(after)].strip()
+
 
 def load(name: str) -> Procedure:
     """The procedure `name` of assets/prompts/, or of the .toml file of that path.

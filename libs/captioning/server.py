@@ -30,6 +30,7 @@ class Server:
         base_url: such as http://localhost:8000/v1
         api_key_env: name of the environment variable that holds the key, '' = none. The key is written nowhere.
         max_new_tokens, temperature, retry_temperature, top_p: as for `local.Local`; the seed is sent along.
+        top_k: as there, and sent only where it is not 0: vLLM and llama.cpp know it, the hosted services of OpenAI do not.
         max_side: longest side of the image that is sent, in pixels; 0 = as it is.
         image_format: 'png' (exact) or 'jpeg' (a tenth of the size).
         timeout: seconds without a sign of life after which a request has failed.
@@ -42,10 +43,10 @@ class Server:
     """
 
     def __init__(self, *, path: str, base_url: str, api_key_env: str = "", max_new_tokens: int = 300,
-                 temperature: float = 0.0, retry_temperature: float = 0.7, top_p: float = 1.0, max_side: int = 1024,
-                 image_format: str = "png", timeout: float = 120.0, tries: int = 5, backoff: float = 1.0,
+                 temperature: float = 0.0, retry_temperature: float = 0.7, top_p: float = 1.0, top_k: int = 0,
+                 max_side: int = 1024, image_format: str = "png", timeout: float = 120.0, tries: int = 5, backoff: float = 1.0,
                  max_wait: float = 60.0, startup: float = 0.0):
-        check_sampling(max_new_tokens, temperature, retry_temperature, top_p, max_side)
+        check_sampling(max_new_tokens, temperature, retry_temperature, top_p, top_k, max_side)
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"config.server.base_url is {base_url!r}; expected such as http://localhost:8000/v1")
         if image_format not in ("png", "jpeg"):
@@ -59,7 +60,7 @@ class Server:
         self.base_url, self.max_side, self.image_format = base_url.rstrip("/"), max_side, image_format
         self.timeout, self.tries, self.backoff, self.max_wait = timeout, tries, backoff, max_wait
         self.temperatures = (temperature, max(temperature, retry_temperature))
-        self._options = {"max_tokens": max_new_tokens, "top_p": top_p}
+        self._options = {"max_tokens": max_new_tokens, "top_p": top_p} | ({"top_k": top_k} if top_k else {})
         self._closed, self._mine = threading.Event(), threading.local()
         self.name = self._served(path, startup)
 
