@@ -13,8 +13,8 @@ precision and recall are those of every evaluation. See eval.py for what is writ
 from libs import cli, evaluation
 
 
-def evaluate(config, workdir, nnet_path, seed, name):
-    scores = evaluation.evaluate_run(config, workdir, nnet_path, seed, name)
+def evaluate(config, workdir, nnet_path, seed, name, npz=""):
+    scores = evaluation.evaluate_run(config, workdir, nnet_path, seed, name, npz)
     if scores:
         print(scores)
 

@@ -9,8 +9,8 @@ Without the images of ImageNet, assets/fid_stats/fid_stats_imagenet256_guided_di
 from libs import cli, evaluation
 
 
-def evaluate(config, workdir, nnet_path, seed, name):
-    scores = evaluation.evaluate_run(config, workdir, nnet_path, seed, name)
+def evaluate(config, workdir, nnet_path, seed, name, npz=""):
+    scores = evaluation.evaluate_run(config, workdir, nnet_path, seed, name, npz)
     if scores:
         print(scores)
 

@@ -12,8 +12,8 @@ eval.py for what is written where.
 from libs import cli, evaluation
 
 
-def evaluate(config, workdir, nnet_path, seed, name):
-    scores = evaluation.evaluate_run(config, workdir, nnet_path, seed, name)
+def evaluate(config, workdir, nnet_path, seed, name, npz=""):
+    scores = evaluation.evaluate_run(config, workdir, nnet_path, seed, name, npz)
     if scores:
         print(scores)
 

@@ -11,8 +11,8 @@ combinations that no caption of the class has), or a split of the data such as '
 from libs import cli, evaluation
 
 
-def evaluate(config, workdir, nnet_path, seed, name):
-    scores = evaluation.evaluate_run(config, workdir, nnet_path, seed, name)
+def evaluate(config, workdir, nnet_path, seed, name, npz=""):
+    scores = evaluation.evaluate_run(config, workdir, nnet_path, seed, name, npz)
     if scores:
         print(scores)
 

@@ -2,8 +2,8 @@
 
     python scripts/adm_suite.py --reference=VIRTUAL_imagenet256_labeled.npz --samples=samples.npz --output=scores.json
 
-Samples hold `arr_0`, uint8 (N, H, W, C), as `--config.sample.npz=samples.npz` of eval*.py writes them; a reference `arr_0`,
-statistics `mu`, `sigma`, `mu_s`, `sigma_s`, or both. libs/metrics/adm_suite.py says what is computed and how.
+Samples hold `arr_0`, uint8 (N, H, W, C), as `--npz=samples.npz` of eval*.py writes them; a reference `arr_0`, statistics
+`mu`, `sigma`, `mu_s`, `sigma_s`, or both. libs/metrics/adm_suite.py says what is computed and how.
 
 The check to make, with the published weights and archives: admnet_guided_upsampled_imagenet256.npz against
 VIRTUAL_imagenet256_labeled.npz gives IS 215.8370, FID 3.9426, sFID 6.1404, precision 0.8265, recall 0.5309. It has not been

@@ -24,7 +24,7 @@ from libs.evaluation.provenance import provenance
 from libs.evaluation.requests import RequestOptions, compose, weights_used
 from libs.evaluation.samples import finish_samples, first_of_each, listed_samples
 from libs.evaluation.trained import CODEC, Trained, base_weights, open_classifier, open_trained, tie_to_base
-from libs.evaluation.references import extractors, feature_network, prepare, reference
+from libs.evaluation.references import NoFeatures, extractors, feature_network, prepare, reference
 from libs.pipeline import described, exporting, grid, measure_name, to_uint8
 
 __all__ = ["Agreement", "CODEC", "FLAGS", "Following", "RequestOptions", "Timing", "Trained", "agreement", "asked", "bank_of",
@@ -35,12 +35,14 @@ __all__ = ["Agreement", "CODEC", "FLAGS", "Following", "RequestOptions", "Timing
 
 # The options of every evaluation script, beside --config, --workdir and --nnet_path; see `evaluate_run`.
 FLAGS = {"seed": (1, "seed of the images; another than that of the evaluations during training"),
-         "name": ("", "name of the result folder; by default <checkpoint>_<number of images>")}
+         "name": ("", "name of the result folder; by default <checkpoint>_<number of images>"),
+         "npz": ("", "file for all images as the ADM suite reads them, also where nothing is there to score them by; in place of "
+                     "config.sample.npz")}
 SHOWN = 8  # images of each class on a page or in a preview
 
 
 def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="", detailed=True, sides=(),
-             prompts=None):
+             prompts=None, unscored=""):
     """Generate n images and score them; the whole evaluation of one network, called by every process.
 
     Args:
@@ -50,28 +52,30 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
         detailed: scores per class and intervals as well.
         sides: from `prepare`, where the caller has it already.
         prompts: from `describer`, for a network that takes text.
+        unscored: why features of images cannot be compared with anything; they are made all the same. '' where they can.
 
     Returns:
         the content of scores.json: {'n', 'scores': {metric: {'value', 'low', 'high', 'n'}}, 'per_class', ...}, the
         same on every process; where a folder is written, with what `provenance` says.
     """
     begun = time.perf_counter()
-    found, references = zip(*(sides or prepare(run, config, dataset)))
+    found, references = ((), ()) if unscored else zip(*(sides or prepare(run, config, dataset)))
     cond = asked(config, dataset, pipeline, n, seed=seed, prompts=prompts)
     labels, texts = cond.get("label"), getattr(cond.get("text"), "texts", None)
     agrees = run.main_first(lambda: agreement(config, dataset)) if texts and detailed else None
     follows = run.main_first(lambda: following(config, dataset, run.device)) if "mask" in cond and detailed else None
-    sink = Sink(run, folder=config.sample.path, npz=config.sample.npz) if name else Sink(run)
     timing = Timing() if name else None
-    seen = _look(run, pipeline, config, found, cond, n, seed=seed, show=_shown(labels, n), sink=sink, agrees=agrees,
-                 follows=follows, timing=timing)
+    keep = dict(folder=config.sample.path, npz=config.sample.npz, shape=(n, *pipeline.image_shape)) if name else {}
+    with Sink(run, **keep) as sink:
+        seen = _look(run, pipeline, config, found, cond, n, seed=seed, show=_shown(labels, n), sink=sink, agrees=agrees,
+                     follows=follows, timing=timing)
     known = provenance(run, pipeline, dataset, found, references, agrees=agrees, follows=follows, timing=timing) if name else {}
     result = None
     if run.is_main:
         result = {"n": n, "step": step, "nnet": str(nnet), "seed": seed, "sampler": pipeline.describe(),
                   "features": ", ".join(each.name for each in found),
                   "reference": "; ".join(each.source for each in references), **known,
-                  "scores": {}, "per_class": {}, "warnings": []}
+                  "scores": {}, "per_class": {}, "warnings": [f"not scored by features: {unscored}"] if unscored else []}
         resamples = config.metrics.bootstrap if detailed else 0
         if resamples:
             result["interval"] = f"95 % bootstrap over images, {resamples} draws (at least 200 for shares)"
@@ -95,35 +99,63 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
                 "arr_8": nhwc(pictures(follows.masks_as, follows.masks_as.index(cond["mask"][seen.shown.tolist()]))),
                 "arr_9": nhwc(pictures(follows.masks_as, follows.obtained(seen.images))),
                 "arr_10": follows.foreground(seen.dice[seen.shown]).numpy()}
-            _keep_shown(folder / "shown.npz", seen, labels, references[0], dataset, **masks)
+            _keep_shown(folder / "shown.npz", seen, labels, references[0] if references else None, dataset, **masks)
             write_text(folder / "scores.json", json.dumps(result, indent=1))
     return run.from_main(result)
 
 
-def evaluate_run(config, workdir, nnet_path, seed, name):
+def evaluate_run(config, workdir, nnet_path, seed, name, npz=""):
     """What an evaluation script does: open a trained network and evaluate it.
 
     Writes <workdir>/eval/<name>/scores.json and what the report shows. `config.sample.path` keeps the images,
-    `config.sample.npz` an archive for the ADM suite.
+    `npz`, or `config.sample.npz`, an archive for the ADM suite; where one is asked for, images are made also if there is nothing
+    to score them by, neither real images nor statistics, or no feature network.
 
     Returns:
         the scores as text, for the main process to print; '' on the others.
     """
     run = engine.start(config, workdir, claim=False)
-    trained = open_trained(run, config, workdir, nnet_path)
+    config.sample.npz = npz or config.sample.npz
+    trained = open_trained(run, config, workdir, nnet_path, unscored=bool(config.sample.npz))
     how = config.sample.get("prompts", "bank")
     ending = "" if trained.prompts is None or how == "bank" else f"_{how}"
     if trained.sampler.guides:
         ending += f"_{measure_name(config.sample.gradient.measure)}{config.sample.gradient.scale:g}"
-    before = engine.read_json(Path(workdir) / "config.json", {}).get("sample", {})
-    if any(key in before and config.sample[key] != before[key] for key in ("guidance", "scale") if key in config.sample):
-        ending += f"_guidance{trained.sampler.guidance:g}"
+    ending += _guided_otherwise(trained.sampler, config.sample, engine.read_json(Path(workdir) / "config.json", {}))
+    sides, unscored = _sides(run, config, trained.dataset)
     result = evaluate(run, trained.sampler, config, trained.dataset, n=config.sample.n_samples, seed=seed, step=trained.step,
-                      nnet=trained.source, prompts=trained.prompts,
+                      nnet=trained.source, prompts=trained.prompts, sides=sides, unscored=unscored,
                       name=name or f"{trained.source.stem}_{config.sample.n_samples}{ending}")
     text = table(result) if run.is_main else ""
+    if config.sample.npz and run.is_main:
+        text += f"\n{result['n']} images in {config.sample.npz}"
     run.finish()
     return text
+
+
+def _guided_otherwise(sampler, sample, of_run):
+    """What of the classifier-free guidance differs from that of the run, as words for the name of a folder."""
+    def changed(*keys):
+        return any(key in before and key in sample and before[key] != json.loads(json.dumps(sample[key])) for key in keys)
+
+    before, (first, last) = of_run.get("sample", {}), sampler.guided["interval"]
+    words = [f"_guidance{sampler.guidance:g}"] if changed("guidance", "scale") else []
+    words += [f"_{sample.guided_channels}"] if changed("guided_channels") else []
+    return "".join(words + ([f"_from{first:g}to{last:g}"] if changed("guidance_interval") else []))
+
+
+def _sides(run, config, dataset):
+    """(sides of `prepare`, ''), or ((), why there are none) where the images are asked for all the same."""
+    try:
+        if dataset is None and not Path(config.metrics.fid_stat).is_file():
+            raise NoFeatures(f"no images at config.dataset.path={config.dataset.get('path', '')!r}, and no statistics of them at "
+                             f"config.metrics.fid_stat={config.metrics.fid_stat!r}")
+        return prepare(run, config, dataset), ""
+    except NoFeatures as error:
+        if not config.sample.npz:
+            raise
+        logging.warning("images are made for %s and not scored: %s", config.sample.npz, error)
+        return (), str(error)
 
 
 def evaluator(run, pipeline, config, dataset, prompts=None):
@@ -208,7 +240,8 @@ def export_best(run, config):
 def table(result):
     """The scores of an evaluation as text: a line for each, with interval and number of images."""
     masks = f" of {result['masks']} different masks" if "masks" in result else ""
-    lines = [f"{result['n']} images{masks}, {result['sampler']}, against {result['reference']}"]
+    lines = [f"{result['n']} images{masks}, {result['sampler']}"
+             + (f", against {result['reference']}" if result["reference"] else "")]
     for title, scores in {"": result["scores"], **result["per_class"]}.items():
         lines += [title] if title else []
         for name, score in scores.items():
@@ -251,7 +284,6 @@ def _look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=Non
         attributes += [agrees.read(images)] if agrees else []
         dice += [follows.read(images, cond["mask"][batch])] if follows else []
         sink.add(batch, images)
-    sink.close()
     order = run.gather_rows(torch.tensor(indices, dtype=torch.int64)).argsort()
     if len(order) != n:
         raise RuntimeError(f"{len(order)} images were generated, not {n}")
@@ -316,12 +348,12 @@ def _shown(labels, n):
 
 
 def _keep_shown(path, seen, labels, real, dataset, **more):
-    """shown.npz: generated pictures, the real image nearest to each in feature space, and as many real ones.
+    """shown.npz: generated pictures; where they are scored the real image nearest to each in feature space, and as many real ones.
 
     more: where masks were asked for, these and those obtained, as colours, and the Dice of each picture.
     """
     arrays = {**more, "arr_0": nhwc(seen.images), "arr_1": _labels(labels, seen.shown)}
-    if dataset is not None:
+    if dataset is not None and real is not None:
         distance, row = metrics.nearest(seen.features[0][seen.shown], real.features)
         nearest = real.indices[row[:, 0]].tolist()
         if labels is not None and real.labels is not None:

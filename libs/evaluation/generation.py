@@ -1,8 +1,11 @@
 """Generated images: exactly N over all processes, image i depending on (seed, i) alone, and where they go."""
 
+import io
 import logging
 import os
+import shutil
 import time
+import zipfile
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -142,31 +145,81 @@ def generate_all(run, pipeline, cond, n, *, seed, batch_size):
 class Sink:
     """Where the images of an evaluation go beside the feature networks: PNG files, an `.npz`, or nowhere.
 
+    with Sink(run, folder=..., npz=..., shape=(n, C, H, W)) as sink: sink.add(indices, images)
+
+    The archive appears when all images are there; until then they lie in a file beside it, which all processes write to, so that
+    memory does not grow with n, and which is removed where the evaluation fails.
+
     Args:
         folder: for `<index>.png`; '' for none.
         npz: path of an archive with `arr_0` uint8 (n, H, W, C), image i at row i, as the ADM suite reads it; '' for none.
+        shape: of all images, which an archive needs to know beforehand.
+
+    Raises:
+        ValueError: `npz` is a folder. OSError: it cannot be written, or the disk is too small.
     """
 
-    def __init__(self, run, *, folder="", npz=""):
-        self.run, self.folder, self.npz, self.parts = run, Path(folder) if folder else None, npz, []
+    def __init__(self, run, *, folder="", npz="", shape=()):
+        self.run, self.folder, self.file = run, Path(folder) if folder else None, None
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
+        if npz:
+            n, channels, height, width = shape
+            self.npz, self.shape, self.row = Path(npz), (n, height, width, channels), height * width * channels
+            self.staging = self.npz.with_name(f".staging-{self.npz.stem}.npy")
+            self.file = run.main_first(self._opened)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if self.file is None:
+            return
+        self.file.close()
+        if kind is None:
+            self.run.barrier()
+        if self.run.is_main:
+            try:
+                if kind is None:
+                    self._archive()
+            finally:
+                self.staging.unlink(missing_ok=True)
+        if kind is None:
+            self.run.barrier()
 
     def add(self, indices, images):
         """Take in uint8 images (b, C, H, W)."""
-        if self.folder:
-            for index, image in zip(indices, images):
+        for index, image in zip(indices, images):
+            if self.folder:
                 save_png(self.folder / f"{index:06d}.png", image)
-        if self.npz:
-            self.parts.append((indices, images))
+            if self.file:
+                self.file.seek(self.begin + index * self.row)
+                self.file.write(image.permute(1, 2, 0).contiguous().numpy())
 
-    def close(self):
-        """Write the archive, from the images of all processes."""
-        if self.npz:
-            images = self.run.gather_rows(torch.cat([part for _, part in self.parts]))
-            order = self.run.gather_rows(torch.tensor([i for part, _ in self.parts for i in part])).argsort()
-            if self.run.is_main:
-                save_npz(self.npz, arr_0=nhwc(images[order]))
+    def _opened(self):
+        """The file of the array, which the main process begins with what numpy writes before the numbers."""
+        if self.npz.is_dir():
+            raise ValueError(f"{self.npz} is a folder: --npz (config.sample.npz) names a file, such as {self.npz / 'samples.npz'}")
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": self.shape})
+        self.begin = header.tell()
+        if not self.run.is_main:
+            return open(self.staging, "r+b")
+        self.npz.parent.mkdir(parents=True, exist_ok=True)
+        needed, free = 2 * self.shape[0] * self.row, shutil.disk_usage(self.npz.parent).free
+        if needed > free:
+            raise OSError(f"{self.npz}: {self.shape[0]} images of {self.row} bytes, twice while the archive is written, need "
+                          f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there")
+        file = open(self.staging, "wb")
+        file.write(header.getvalue())
+        file.flush()
+        return file
+
+    def _archive(self):
+        staging = self.staging.with_suffix(".npz")
+        with zipfile.ZipFile(staging, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            archive.write(self.staging, "arr_0.npy")
+        staging.replace(self.npz)
 
 
 def nhwc(images):

@@ -25,6 +25,10 @@ LOOKED_AT = 64  # pixels a side at which the classifier of the data at hand look
 KEPT = 10_000  # real feature vectors kept for what needs single images (KID, precision, nearest neighbours)
 
 
+class NoFeatures(FileNotFoundError):
+    """No feature network can be had: nothing can be scored."""
+
+
 class Reference(NamedTuple):
     """The real side of a comparison: Gaussian of all images; features, labels and indices of up to 10,000 of them."""
 
@@ -50,7 +54,7 @@ def extractors(run, config, dataset, *, only_first=False):
 
     Raises:
         ValueError: an unknown name.
-        FileNotFoundError: none of them can be had.
+        NoFeatures: none of them can be had.
     """
     def build(name):
         if name == "classifier":
@@ -69,7 +73,7 @@ def extractors(run, config, dataset, *, only_first=False):
             logging.warning("features %r are left out: %s", name, error)
     names, reasons = run.from_main([list(found), reasons])
     if not names:
-        raise FileNotFoundError("no feature network of config.metrics.features can be had. " + " | ".join(reasons))
+        raise NoFeatures("no feature network of config.metrics.features can be had. " + " | ".join(reasons))
     return [found[name] if run.is_main else build(name) for name in names]
 
 

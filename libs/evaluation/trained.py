@@ -35,23 +35,25 @@ class Trained(NamedTuple):
     source: Path
 
 
-def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompts=True, exact=False):
+def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompts=True, exact=False, unscored=False):
     """The network of --nnet_path, or the best checkpoint of --workdir, as `Trained`.
 
     Args:
         with_data: whether the real images are needed (evaluation) or not (sampling).
         with_prompts: whether descriptions have to be drawn; without, `prompts` is the run's own bank or None.
         exact: keep the weights as they were saved also where images are made in lower precision.
+        unscored: go on where there are neither images nor statistics of them.
 
     A classifier in config.sample.gradient is opened with it.
 
     Raises:
         ValueError: classes or masks of the run and of the data differ, or no classes are known.
-        FileNotFoundError: no weights; or the images are needed and config.metrics.fid_stat does not stand in for them.
+        FileNotFoundError: no weights; or the images are needed and config.metrics.fid_stat does not stand in for them, unless
+            `unscored`.
     """
     weights, step, source = engine.load_weights(nnet_path or workdir, ema_rate=config.sample.get("ema_rate", 0.0))
     stable_diffusion.start_from_folder(config, source)
-    dataset = _images(config) if with_data else None
+    dataset = _images(config, unscored) if with_data else None
     encoder = run.main_first(lambda: pipeline.text_encoder(config, run.device))
     home = next((folder for folder in (source.parent.parent, source.parent, Path(workdir)) if (folder / "classes.json").is_file()),
                 Path(workdir))  # the run that the weights are of, or else the workdir
@@ -150,13 +152,17 @@ def open_classifier(path, config=None, *, device="cpu"):
                                      source=source, step=step)
 
 
-def _images(config):
+def _images(config, unscored=False):
     """The real images, of the split whose descriptions are asked for; None where a statistics file stands in for them."""
     how = config.sample.get("prompts", "bank")
-    images = data.at_hand(config.dataset if how in pipeline.PROMPTS else {**config.dataset, "split": how})
+    options = config.dataset if how in pipeline.PROMPTS else {**config.dataset, "split": how}
+    images = None if unscored and options.get("path") == "" else data.at_hand(options)
     if images is None:
         if not Path(config.metrics.fid_stat).is_file():
+            if unscored:
+                return None
             raise FileNotFoundError(f"no images at config.dataset.path={config.dataset.path!r}, and no statistics of them at "
-                                    f"config.metrics.fid_stat={config.metrics.fid_stat!r}")
+                                    f"config.metrics.fid_stat={config.metrics.fid_stat!r}. To keep images without scores, say "
+                                    "where: --npz=FILE")
         logging.warning("no data at %s: only what %s allows is scored", config.dataset.path, config.metrics.fid_stat)
     return images
