@@ -66,7 +66,8 @@ class DiT(nn.Module):
         label (N,) integers; num_classes, or None for the whole batch, means no class.
         """
         label = self._checked(x, t, label)
-        tokens = self.x_embedder(x) + self.pos_embed
+        # pos_embed first: a sum lies in memory as its first operand does, and the tokens of a convolution have the width outermost
+        tokens = self.pos_embed + self.x_embedder(x)
         # one vector per image: the sinusoid in the type of the weights, float32 under autocast
         given = self.t_embedder(t) + self.y_embedder.embedding_table(label)
         for block in self.blocks:
@@ -169,7 +170,7 @@ class LabelEmbedder(nn.Module):
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (N, L, D) normalized over D, times 1 + scale, plus shift, each (N, 1, D)."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
 
 
 def position_embedding(dim: int, side: int) -> Tensor:
