@@ -149,6 +149,23 @@ def test_decoding_is_differentiable_in_slices_and_in_float32(folder):
     assert torch.equal(codec.moments(x.bfloat16()), codec.moments(x.bfloat16().float()))
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_checkpointed_decoding_keeps_less_and_has_the_same_gradient(folder, n):
+    codec, z = codecs.get(name="kl", path=str(folder)), torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    found, kept = [], []
+    for options in ({}, {"checkpointed": True}):
+        mine, sizes = z.clone().requires_grad_(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (sizes.append(tensor.nbytes), tensor)[1], lambda tensor: tensor):
+            images = codec.decode(mine, **options)
+        images.square().sum().backward()
+        found.append((images, mine.grad))
+        kept.append(sum(sizes))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)  # another batch size rounds otherwise
+    assert kept[1] < kept[0] / 3 and (n == 1 or kept[1] < 10 * z.nbytes)
+    with torch.no_grad():
+        assert torch.allclose(codec.decode(z, checkpointed=True), found[0][0], atol=1e-5)
+
+
 def test_fingerprint_is_that_of_the_moments(folder):
     codec = codecs.get(name="kl", path=str(folder))
     before = codec.fingerprint

@@ -33,8 +33,11 @@ class Codec(nn.Module):
         """Images (N, C, H, W) in [-1, 1] -> mean and log-variance before scaling, stacked to (N, 2c, h, w)."""
         raise NotImplementedError
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Latents (N, c, h, w) -> float32 images (N, C, H, W) about [-1, 1], not clamped; gradients flow through."""
+    def decode(self, z: Tensor, *, checkpointed: bool = False) -> Tensor:
+        """Latents (N, c, h, w) -> float32 images (N, C, H, W) about [-1, 1], not clamped; gradients flow through.
+
+        checkpointed: for a backward pass in less memory and more time, with the same result.
+        """
         raise NotImplementedError
 
     def encode(self, x: Tensor) -> Tensor:

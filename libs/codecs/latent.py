@@ -5,6 +5,7 @@ import json
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from libs.codecs.base import LOGVAR_CEILING, LOGVAR_FLOOR, Codec
 
@@ -57,14 +58,26 @@ class LatentCodec(Codec):
             mean, logvar = self._encode(x.to(self.net.dtype)).float().chunk(2, dim=1)
         return torch.cat([mean, logvar.clamp(LOGVAR_FLOOR, LOGVAR_CEILING)], dim=1)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Latents (N, c, h, w) -> images (N, C, H, W) about [-1, 1], float32, not clamped; gradients flow through."""
+    def decode(self, z: Tensor, *, checkpointed: bool = False) -> Tensor:
+        """Latents (N, c, h, w) -> images (N, C, H, W) about [-1, 1], float32, not clamped; gradients flow through.
+
+        checkpointed: keep for the backward pass only the latents, and of one image at a time only what enters the blocks of the
+            decoder; activations are computed again. With gradients off it changes nothing.
+        """
         if z.ndim != 4 or z.shape[1] != self.channels:
             raise ValueError(f"expected latents of shape (N, {self.channels}, h, w), got {tuple(z.shape)}")
         with torch.autocast(z.device.type, enabled=False):
             z = (z.float() / self.scale_factor).to(self.net.dtype)
+            if checkpointed and torch.is_grad_enabled():
+                # The whole decoder at once again in the backward pass would need as much memory then as it saved before: what
+                # saves is to go block by block and, of several images, to begin anew with each. It stays so for later calls,
+                # since this one's backward pass has to find what its forward pass found.
+                self.net.enable_gradient_checkpointing()
+                parts = z.split(1)
+                return torch.cat([checkpoint(self._decode, part, use_reentrant=False) for part in parts]
+                                 if len(parts) > 1 else [self._decode(z)])
             parts = z.split(self.decode_batch) if self.decode_batch else [z]
-            return torch.cat([self.net.decode(part, return_dict=False)[0].float() for part in parts])
+            return torch.cat([self._decode(part) for part in parts])
 
     def image_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """(C, H, W) of the images that latents of shape (c, h, w) decode to."""
@@ -80,6 +93,9 @@ class LatentCodec(Codec):
             raise ValueError(f"images of {height}x{width}: each side must be a multiple of {self.downsample}, by which the "
                              "autoencoder shrinks images. Choose dataset.resolution so")
         return self.channels, height // self.downsample, width // self.downsample
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return self.net.decode(z, return_dict=False)[0].float()
 
     def _encode(self, x: Tensor) -> Tensor:
         raise NotImplementedError

@@ -32,7 +32,7 @@ class Pixels(Codec):
         """Mean x and log-variance -30, stacked to (N, 2 * channels, H, W): their samples are x to 2e-6."""
         return torch.cat([self._checked(x), torch.full_like(x, LOGVAR_FLOOR)], dim=1)
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, *, checkpointed: bool = False) -> Tensor:
         """z (N, channels, H, W) -> z itself, not clamped."""
         return self._checked(z)
 
