@@ -1,11 +1,16 @@
 """PixArt-alpha from a pipeline: its size and that of its LoRA, what is trained, what a config must agree with, and what is said
 where a pipeline cannot be used."""
 
+import copy
+import json
+import shutil
+
 import pytest
 import torch
 
-from libs import backbones, encoders
+from libs import backbones, encoders, pipeline
 from libs.backbones.pixart import PixArt, TARGETS, TEXT_TARGETS, add_lora
+from libs.pipeline import stable_diffusion
 from tests import tiny_pixart
 
 WINDOW = 12
@@ -158,7 +163,8 @@ def test_micro_conditions(tmp_path):
 def test_options_that_do_not_fit(folder):
     for options, message in [
             (dict(path=""), "config.nnet.path is missing"), (dict(in_channels=3), "in_channels is 3.*takes 4 channels and gives 8"),
-            (dict(sample_size=9, any_size=True), "multiple of 2"), (dict(lora_targets="all"), "lora_targets is 'all'; known: medart"),
+            (dict(sample_size=9, any_size=True), "multiple of 2"),
+            (dict(lora_targets="all"), "lora_targets is 'all'; known: medart"),
             (dict(lora_targets=("to_z",)), "lora_targets=.*to_z"), (dict(text_targets=("z",)), "text_targets=.*z"),
             (dict(text_targets=()), "text_targets is empty"), (dict(base_dtype="bf16"), "base_dtype is 'bf16'; known: '', 'bf"),
             (dict(lora_rank=-1), "lora_rank is -1")]:
@@ -172,8 +178,6 @@ def test_options_that_do_not_fit(folder):
 
 def test_folders_under_the_class_s_old_name(folder, tmp_path):
     """Published transformers say Transformer2DModel, with options that diffusers has since dropped."""
-    import json
-    import shutil
     old = tmp_path / "old"
     shutil.copytree(folder, old)
     config = json.loads((old / "transformer" / "config.json").read_text())
@@ -190,3 +194,110 @@ def test_weights_of_another_rank_say_which(folder):
     net, other = net_of(folder, lora_rank=4), net_of(folder, lora_rank=8, text_targets="all")
     with pytest.raises(ValueError, match=r"(?s)--config.nnet.lora_rank=8.*--config.nnet.text_targets=all"):
         backbones.load(net, other.state_dict())
+
+
+@pytest.fixture
+def config(folder):
+    from configs.common import d
+    options = dict(name="pixart", path=str(folder), sample_size=8, in_channels=4, lora_rank=2, train_text_encoder=True)
+    return d(nnet=d(**options), schedule=d(name="linear"), denoiser=d(predicts="eps", clip=False),
+             codec=d(name="kl", path="", subfolder="vae", scale_factor=0.0),
+             encoder=d(name="t5", path="", subfolder="text_encoder", max_length=WINDOW),
+             train=d(mode="cond", p_uncond=0.1), sample=d(algorithm="dpmpp_2m", sample_steps=5, spacing="linspace", guidance=4.5))
+
+
+def test_one_path_stands_for_all_parts(folder, config):
+    """Texts come as numbers, or as states of a frozen T5 without any at padding; the network gives the same noise from both."""
+    assert stable_diffusion.part(config, "encoder") == dict(name="tokens", path=str(folder), subfolder="tokenizer",
+                                                            max_length=WINDOW, lower_case=True)
+    tokens, codec, net = pipeline.text_encoder(config), pipeline.image_codec(config), pipeline.build_net(config, []).eval()
+    stable_diffusion.check_fit(net, codec, tokens)
+    assert pipeline.latent_shape(config.nnet) == (4, 8, 8) and codec.image_shape((4, 8, 8)) == (3, 16, 16)
+    assert pipeline.parameters(net)["transformer"]["trainable"] > 0 < pipeline.parameters(net)["text_encoder"]["trainable"]
+    config.nnet.train_text_encoder = False
+    assert stable_diffusion.part(config, "encoder") == dict(name="t5", path=str(folder), subfolder="text_encoder",
+                                                            max_length=WINDOW, lower_case=True, zero_padding=True)
+    states, frozen = pipeline.text_encoder(config), pipeline.build_net(config, []).eval()
+    stable_diffusion.check_fit(frozen, codec, states)
+    x, t, _ = inputs(folder)
+    with torch.no_grad():
+        assert torch.allclose(frozen(x, t, text=states.encode(TEXTS)), net(x, t, text=tokens.encode(TEXTS)), atol=1e-6)
+    assert torch.equal(states.encode(["A RED lesion"]), states.encode(["a red lesion"]))
+    assert tokens.cut(["a " * 40]).startswith("1 of 1 texts exceed the window of 12 tokens")
+    plain = encoders.get(**stable_diffusion.part(config, "encoder") | {"zero_padding": False})
+    with pytest.raises(ValueError, match="padding by states that are 0.*zero_padding=True"):
+        stable_diffusion.check_fit(frozen, codec, plain)
+
+
+def test_parts_that_do_not_belong_together(config, tmp_path):
+    net, codec, tokens = pipeline.build_net(config, []), pipeline.image_codec(config), pipeline.text_encoder(config)
+    other = tiny_pixart.save(tmp_path / "other", text_width=8, text_heads=1, words=[f"word{n}" for n in range(50)])
+    config.encoder.path = str(other)
+    with pytest.raises(ValueError, match="tokenizer knows 148 tokens.*text encoder of config.nnet.path 112"):
+        stable_diffusion.check_fit(net, codec, pipeline.text_encoder(config))
+    config.nnet.train_text_encoder = False
+    with pytest.raises(ValueError, match="transformer of config.nnet.path attends to states of width 16, the text encoder gives 8"):
+        stable_diffusion.check_fit(pipeline.build_net(config, []), codec, pipeline.text_encoder(config))
+    codec.channels = 3
+    with pytest.raises(ValueError, match="takes latents of 4 channels, the codec gives 3"):
+        stable_diffusion.check_fit(net, codec, tokens)
+
+
+def test_the_scheduler_and_the_config_must_agree(config, folder, tmp_path):
+    stable_diffusion.check(config)
+    for section, key, value, message in [
+            ("schedule", "name", "cosine", "beta_schedule=linear.*name='linear'"), ("denoiser", "predicts", "v", "predict epsilon"),
+            ("denoiser", "learned_var", True, "learned_var is True.*set it to False")]:
+        wrong = copy.deepcopy(config)
+        with wrong.unlocked():
+            wrong[section][key] = value
+        with pytest.raises(ValueError, match=message):
+            stable_diffusion.check(wrong)
+    for part in ("transformer", "text_encoder", "tokenizer", "vae", "scheduler"):
+        lacking = tmp_path / part
+        shutil.copytree(folder, lacking, ignore=shutil.ignore_patterns(part))
+        config.nnet.path = str(lacking)
+        with pytest.raises(FileNotFoundError, match=f"lacks {part}/: a PixArt-alpha pipeline has transformer/"):
+            stable_diffusion.check(config)
+    config.nnet.path = ""
+    with pytest.raises(ValueError, match="config.nnet.path is missing.*PixArt-XL-2-512x512"):
+        stable_diffusion.check(config)
+
+
+def test_weights_that_are_not_all_of_the_network(config, caplog):
+    """LoRA without T5 leaves T5 as published, which is said; what contradicts the network is an error."""
+    def lora(net):
+        return {name: weight.detach() + 1 for name, weight in net.named_parameters() if weight.requires_grad}
+
+    net = pipeline.build_net(config, [])
+    of_transformer = {name: weight for name, weight in lora(net).items() if name.startswith("transformer.")}
+    before = {name: weight.clone() for name, weight in net.named_parameters()}
+    pipeline.start_from(net, of_transformer)
+    assert "no LoRA of text_encoder, which stays as it was published" in caplog.text
+    for name, weight in net.named_parameters():
+        assert torch.equal(weight, before[name] + (name in of_transformer))
+    whole = net_of(config.nnet.path, lora_rank=0)
+    assert "text_encoder.encoder.embed_tokens.weight" not in whole.state_dict()
+    pipeline.start_from(whole, {name: weight + 1 for name, weight in whole.state_dict().items()})
+    assert whole.text_encoder.encoder.embed_tokens.weight is whole.text_encoder.shared.weight
+    with pytest.raises(ValueError, match="lora_rank is 2, but these weights are those of a whole network.*lora_rank=0"):
+        pipeline.start_from(net, whole.state_dict())
+    with pytest.raises(ValueError, match="lora_rank is 0, but these weights are those of LoRA.*lora_rank=2"):
+        pipeline.start_from(whole, lora(net))
+    with pytest.raises(ValueError, match="train_text_encoder=True"):
+        pipeline.start_from(net_of(config.nnet.path, lora_rank=2, train_text_encoder=False), lora(net))
+    with pytest.raises(ValueError, match="--config.nnet.lora_rank=4"):
+        pipeline.start_from(net, lora(net_of(config.nnet.path, lora_rank=4)))
+
+
+def test_lora_counts_as_it_did(config):
+    said = {"lora_rank": 2, "lora_alpha": 8.0, "use_rslora": False, "use_dora": False}
+    stable_diffusion.check_adapter(config, said)
+    stable_diffusion.check_adapter(config, {})
+    with config.unlocked():
+        config.nnet.lora_alpha = 0.0
+    with pytest.raises(ValueError, match="with lora_alpha=8.0; here config.nnet has lora_alpha=2.*--config.nnet.lora_alpha=8.0"):
+        stable_diffusion.check_adapter(config, said)
+    config.nnet.lora_alpha = 8.0
+    with pytest.raises(ValueError, match="--config.nnet.lora_rank=4 --config.nnet.use_dora=True"):
+        stable_diffusion.check_adapter(config, {**said, "lora_rank": 4, "use_dora": True})

@@ -43,6 +43,10 @@ class PixArt(nn.Module):
         super().__init__()
         self.transformer, self.lora_rank, self.downsample = transformer, lora_rank, downsample
         self.text_encoder = text_encoder
+        # The embedding of tokens has two names in T5, of which files and checkpoints know the first.
+        self.tied = ("text_encoder.encoder.embed_tokens.weight",) if text_encoder is not None else ()
+        self.register_state_dict_post_hook(_without_tied)
+        self.register_load_state_dict_pre_hook(_with_tied)
         if text_encoder is not None:
             self.pad = text_encoder.config.pad_token_id or 0
             for name, module in text_encoder.named_modules():
@@ -168,6 +172,16 @@ def add_lora(model: nn.Module, rank: int, alpha: float, targets, *, use_rslora: 
     for weight in model.parameters():  # those of peft take the precision of what they stand beside
         if weight.requires_grad:
             weight.data = weight.data.float()
+
+
+def _without_tied(net, state, prefix, _):
+    for name in net.tied:
+        state.pop(prefix + name, None)
+
+
+def _with_tied(net, state, prefix, *_):
+    for name in net.tied:
+        state.setdefault(prefix + name, state.get(prefix + "text_encoder.shared.weight"))
 
 
 def _targets(option, given, known):

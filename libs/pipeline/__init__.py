@@ -217,7 +217,7 @@ def load(config, weights, *, classes, device, encoder=None, empty_text=None, cla
                          "frozen.safetensors lies beside ckpts/, or both files with a comma between them, ldm.pt,controlnet.pt")
     # What was never trained is in no checkpoint of ours, but what a run keeps beside them.
     frozen = {name: weight for name, weight in net.named_parameters() if not weight.requires_grad}
-    stable_diffusion.check_weights(config, net, weights)
+    weights = stable_diffusion.fit_weights(net, weights)
     if base:
         stable_diffusion.check_base(base, net, config)
     backbones.load(net, frozen | weights)

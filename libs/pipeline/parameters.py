@@ -2,7 +2,7 @@
 
 from libs import backbones
 
-PARTS = ("unet", "class_embedder", "dummy_encoder", "controlnet", "text_encoder")  # of the networks made of diffusers' models
+PARTS = ("unet", "transformer", "class_embedder", "dummy_encoder", "controlnet", "text_encoder")  # of the networks made of diffusers' models
 
 
 def parameters(net, codec=None, encoder=None):
