@@ -20,10 +20,11 @@ from PIL import Image
 
 from libs.engine.checkpoint import write_text
 from libs.report.bridge import write_bridge
+from libs.report.comparison import write_comparison
 from libs.report.figures import curves, png, ramp
 from libs.report.meanings import MEANINGS
 
-__all__ = ["contents", "write", "write_bridge"]
+__all__ = ["contents", "write", "write_bridge", "write_comparison"]
 
 SMALL_N = 50  # below it a score is marked, whatever the evaluation itself warned of
 WITH_PICTURES = 2  # evaluations, newest first: a sweep of many would make a page too large to open
