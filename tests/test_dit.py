@@ -116,7 +116,7 @@ def test_published_numbers_of_a_small_network():
         second = network_output(sampler.denoise({"label": torch.tensor([1000])}, guidance=1.0)(x[:1], 0.501))
         second[:, :3] = first[:, :3]
         found = torch.cat([first, second]).mean(), first[0, 0, 5, 5], first[0, 3, 5, 5]
-        assert [value.item() for value in found] == pytest.approx([.050243839486322, 5.443351749874861, -.765858355741012], rel=1e-6)
+        assert [each.item() for each in found] == pytest.approx([.050243839486322, 5.443351749874861, -.765858355741012], rel=1e-6)
 
 
 @pytest.mark.parametrize("output, expected", [

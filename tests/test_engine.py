@@ -264,7 +264,7 @@ def test_weights_files(tmp_path):
     torch.save(state, tmp_path / "published.pth")
     weights, step, _ = engine.load_weights(tmp_path / "published.pth")
     assert step is None and all(torch.equal(weights[name], state[name]) for name in state)
-    torch.save({"step": 3, "model": state}, tmp_path / "other.pth")
+    torch.save({"step": 3, "network": state}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="does not hold a state_dict"):
         engine.load_weights(tmp_path / "other.pth")
     torch.save({"a": Payload(tmp_path / "mark")}, tmp_path / "evil.pth")

@@ -8,11 +8,12 @@ import difflib
 from torch import nn
 
 from libs.backbones import adm, controlnet, dit, pixart, unet_label, unet_sd, uvit
-from libs.backbones.checkpoint import frozen_hash, load
+from libs.backbones.checkpoint import adaptations, frozen_hash, init_without, load
 from libs.backbones.flops import flops_per_image, train_flops
 from libs.backbones.precision import lower
 
-__all__ = ["NAMES", "flops_per_image", "frozen_hash", "get", "load", "lower", "numbers_null", "takes_text", "train_flops"]
+__all__ = ["NAMES", "adaptations", "flops_per_image", "frozen_hash", "get", "init_without", "load", "lower", "numbers_null",
+           "takes_text", "train_flops"]
 
 _CONSTRUCTORS = {
     "uvit": uvit.uvit,

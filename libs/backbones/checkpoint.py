@@ -32,6 +32,24 @@ def load(net: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     return net
 
 
+def adaptations(net: nn.Module, state: dict[str, Tensor]) -> dict[str, tuple]:
+    """What stands between a network and the weights of another task that it could begin with.
+
+    Returns {setting: (value in `state`, value of `net`, prefix of the weights that depend on it)} by the network's `adaptable`; {}
+    where nothing does, where more does than can be left out, or where the shapes do not tell.
+    """
+    known, differing = getattr(net, "adaptable", {}), _differing(net, net.state_dict(), state)
+    if not differing.keys() <= set(known):
+        return {}
+    return {key: (*differing[key], prefix) for key, prefix in known.items() if key in differing}
+
+
+def init_without(prefixes) -> str:
+    """The option that leaves out weights whose names begin so, as the command line takes it."""
+    prefixes = tuple(dict.fromkeys(prefixes))
+    return f'--config.train.init_without="{prefixes}"'
+
+
 def frozen_hash(net: nn.Module) -> str:
     """SHA-256 (hex) of the parameters that require no gradient, '' where all do: of what LoRA stands upon, by its values alone,
     whatever folder it came from and whatever names peft and transformers give it."""
@@ -65,14 +83,25 @@ def _listed(entries: list[str], what: str) -> str:
     return f"{len(entries)} {what}: {', '.join(entries[:SHOWN])}{more}" if entries else ""
 
 
+def _differing(net: nn.Module, own: dict, state: dict) -> dict[str, tuple]:
+    """{setting: (value in `state`, value of the network)} of what the shapes tell of `state` and is otherwise in the network."""
+    settings = getattr(net, "settings", lambda state: {})
+    ours, theirs = settings(own), settings(state)
+    return {key: (value, ours.get(key)) for key, value in theirs.items() if ours.get(key) != value}
+
+
 def _advice(net: nn.Module, own: dict, state: dict) -> list[str]:
     """What would be right: the settings that the shapes tell, or a hint at a foreign layout."""
     if not set(own) & set(state):
         prefixes = sorted({key.split(".")[0] for key in state})
         return [f"no key in common; the checkpoint's begin with {', '.join(prefixes[:SHOWN])}: it belongs to "
                 "another network, or its tensors lie one level deeper or under a prefix"]
-    settings = getattr(net, "settings", lambda state: {})
-    ours, theirs = settings(own), settings(state)
-    return [f"the checkpoint has {key}={value!r}, the network {ours[key]!r}: set --config.nnet.{key}={value}"
-            if key in ours else f"the checkpoint has {key}={value!r}: set --config.nnet.{key}={value}"
-            for key, value in theirs.items() if ours.get(key) != value]
+    options = getattr(net, "options", {})  # where a setting is not one of config.nnet
+    lines = [f"the checkpoint has {key}={theirs!r}{'' if ours is None else f', the network {ours!r}'}: "
+             f"set --{options.get(key, f'config.nnet.{key}')}={theirs}"
+             for key, (theirs, ours) in _differing(net, own, state).items()]
+    found = adaptations(net, state)
+    if found:
+        lines.append("or to begin a training with these weights all the same: --config.train.init=WEIGHTS "
+                     + init_without(prefix for *_, prefix in found.values()))
+    return lines

@@ -34,6 +34,11 @@ class DiT(nn.Module):
     `takes` names the conditions that forward needs. Raises ValueError for sizes that do not divide.
     """
 
+    constants = ("pos_embed",)  # never trained, and in every published checkpoint
+    class_table = "y_embedder.embedding_table.weight"  # its last row, beyond the classes, is that of no class
+    adaptable = {"num_classes": "y_embedder", "input_size": "pos_embed"}  # what to leave out of weights of other classes or sizes
+    options = {"learn_sigma": "config.denoiser.learned_var"}  # which build_net derives it from
+
     def __init__(self, *, input_size: int = 32, patch_size: int = 2, in_channels: int = 4, hidden_size: int = 1152,
                  depth: int = 28, num_heads: int = 16, mlp_ratio: float = 4.0, class_dropout_prob: float = 0.1,
                  num_classes: int = 1000, learn_sigma: bool = True, use_checkpoint: bool = False):
@@ -110,11 +115,14 @@ class DiT(nn.Module):
     @staticmethod
     def settings(state: dict[str, Tensor]) -> dict[str, object]:
         """The constructor arguments that the shapes of a state_dict tell (not, for one, num_heads)."""
-        if not {"pos_embed", "x_embedder.proj.weight", "y_embedder.embedding_table.weight", "final_layer.linear.weight"} <= set(state):
+        telling = "pos_embed", "x_embedder.proj.weight", "y_embedder.embedding_table.weight", "final_layer.linear.weight"
+        if not set(telling) <= set(state):
             return {}
         hidden_size, in_channels, patch_size = state["x_embedder.proj.weight"].shape[:3]
-        return {"hidden_size": hidden_size, "patch_size": patch_size, "in_channels": in_channels,
-                "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
+        sizes = {"hidden_size": hidden_size, "patch_size": patch_size,
+                 "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")})}
+        model = next((name for name, known in MODELS.items() if sizes.items() <= known.items()), "")
+        return {"model": model, **({} if model else sizes), "in_channels": in_channels,
                 "input_size": patch_size * math.isqrt(state["pos_embed"].shape[1]),
                 "num_classes": len(state["y_embedder.embedding_table.weight"]) - 1,
                 "learn_sigma": len(state["final_layer.linear.weight"]) == 2 * in_channels * patch_size ** 2}

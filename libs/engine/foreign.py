@@ -1,5 +1,6 @@
-"""Weights that others wrote, under the names of our networks: Diffusion-Model-SOTA's checkpoints and diffusers' folders.
+"""Weights that others wrote, under the names of our networks: checkpoints of DiT, of Diffusion-Model-SOTA, diffusers' folders.
 
+    0050000.pt              {model, ema, opt, args} of DiT's and fast-DiT's training; the average `ema` is taken
     checkpoint_*.pt         {unet, class_embedder} or {controlnet, dummy_encoder[, unet]}, each a state_dict; with
                             optimizer, config and the like, which are left where they lie
     a pipeline's folder     unet/, controlnet/, class_embedder/, text_encoder/, each as save_pretrained writes them
@@ -8,6 +9,7 @@
 A weight `x` of the part `unet` becomes `unet.x`, and so on. Nothing is executed on the way.
 """
 
+import argparse
 import hashlib
 import json
 import logging
@@ -17,6 +19,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+AVERAGED = ("ema", "model")  # of a checkpoint of DiT's training, the better one first
 PARTS = ("unet", "class_embedder", "controlnet", "dummy_encoder", "text_encoder")
 # parts of a single tensor, which has had more than one name
 SINGLE = {"class_embedder": "class_embedder.embedding.weight", "dummy_encoder": "dummy_encoder.embedding"}
@@ -62,12 +65,16 @@ def _read(path, *, with_unet=False):
     if path.suffix == ".safetensors":
         return load_file(path)
     weights = _torch_file(path)
-    if isinstance(weights, dict) and weights and all(map(torch.is_tensor, weights.values())):
+    if _is_state(weights):
         return weights
+    for part in AVERAGED if isinstance(weights, dict) else ():
+        if _is_state(weights.get(part)):
+            logging.info("%s: %s is used", path, "the moving average, ema," if part == "ema" else "model, without an average,")
+            return weights[part]
     if isinstance(weights, dict) and isinstance(weights.get("unet", weights.get("controlnet")), dict):
         return _checkpoint(path, weights, with_unet=with_unet)
     raise ValueError(f"{path} does not hold a state_dict (name -> tensor), nor state_dicts under the keys unet and class_embedder "
-                     f"or controlnet and dummy_encoder, but {_kind(weights)}")
+                     f"or controlnet and dummy_encoder, nor one under ema or model, but {_kind(weights)}")
 
 
 def split(path):
@@ -212,13 +219,20 @@ def _weight_files(folder):
 
 
 def _torch_file(path):
-    """What a file of torch holds; big tensors stay on the disk until they are used."""
+    """What a file of torch holds; big tensors stay on the disk until they are used. Beside tensors and plain values only
+    argparse.Namespace is allowed, a bag of values in which DiT's training keeps its options."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError:
         raise
     except Exception as error:
         raise ValueError(f"{path} is not a plain state_dict that can be loaded safely ({type(error).__name__}: {error})") from error
+
+
+def _is_state(held):
+    """Whether something is a state_dict, name -> tensor, that is not empty."""
+    return isinstance(held, dict) and bool(held) and all(map(torch.is_tensor, held.values()))
 
 
 def _json(file):

@@ -1,8 +1,9 @@
 """The state of a training: network, averaged network, optimizer and step; what a checkpoint holds.
 
 Only what requires a gradient is optimized, averaged and saved, so that LoRA and ControlNet checkpoints are small by
-construction. Random numbers and the order of the data are functions of (seed, step), not state: nothing of them needs
-to be saved for a resume to be exact.
+construction. What a network names as its `constants` is saved beside it, such as DiT's table of positions, which tells its size
+and which other code expects in a checkpoint. Random numbers and the order of the data are functions of (seed, step), not state:
+nothing of them needs to be saved for a resume to be exact.
 """
 
 import contextlib
@@ -217,15 +218,23 @@ def weights_hash(path, *, ema_rate=0.0):
 
 
 def _saved_buffers(module):
-    """The buffers that belong to a network's state_dict; others (such as position numbers) are made anew with the network."""
-    saved = module.state_dict().keys()
-    return {name: buffer for name, buffer in module.named_buffers() if name in saved}
+    """The buffers that belong to a network's state_dict, and its constants; others (such as position numbers) are made anew with
+    the network."""
+    saved, constants = module.state_dict().keys(), _constants(module)
+    return {name: buffer for name, buffer in module.named_buffers() if name in saved} | constants
+
+
+def _constants(module):
+    """The parameters that a network names as never trained, and of use in a checkpoint."""
+    named = getattr(module, "constants", ())
+    return {name: weight.detach() for name, weight in module.named_parameters() if name in named and not weight.requires_grad}
 
 
 def _load_into(module, tensors, names, folder):
     """Copy saved weights into a network in place, after checking that both have the same names and shapes."""
     buffers = _saved_buffers(module)
     mine, wanted = dict(module.named_parameters()) | buffers, {*names, *buffers}
+    wanted -= _constants(module).keys() - tensors.keys()  # the network has them anyway
     problems = [f"{name}: missing in the checkpoint" for name in sorted(wanted - tensors.keys())]
     problems += [f"{name}: not in this network" for name in sorted(tensors.keys() - wanted)]
     problems += [f"{name}: {tuple(tensors[name].shape)} in the checkpoint, {tuple(mine[name].shape)} in this network"

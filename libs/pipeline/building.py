@@ -5,6 +5,7 @@ import difflib
 import torch
 
 from libs import backbones
+from libs.pipeline import stable_diffusion
 
 EMBEDDINGS = {"unet_label": "class_embedder", "dit": "y_embedder"}  # weights with a row for each class, where not label_emb
 GUIDED_CHANNELS = {"all": None, "first_three": 3}
@@ -122,16 +123,33 @@ def start_controlnet(net, weights):
 def start_from(net, weights, *, without=()):
     """Copy the weights of another training into a fresh network, but those whose names begin with one of `without`.
 
+    Of a DiT `without` may hold 'y_embedder', for other classes: what the weights know of no class, the last row of that table, is
+    kept all the same; and 'pos_embed', for another size: the table of positions, which is computed and not learned, is then that
+    of the new size.
+
     Raises:
-        ValueError: they do not fit; a prefix of `without` that no weight has.
+        ValueError: they do not fit; where that is because of classes or size, says what to leave out. A prefix of `without` that
+            no weight has.
     """
-    own = net.state_dict()
+    own, weights = net.state_dict(), stable_diffusion.fit_weights(net, weights)
     for prefix in without:
         if not any(name.startswith(prefix) for name in own):
             raise ValueError(f"config.train.init_without={tuple(without)}: no weight's name begins with {prefix!r}")
-    fresh = {name: value for name, value in own.items() if name.startswith(tuple(without))} if without else {}
-    kept = {name: value for name, value in weights.items() if not (without and name.startswith(tuple(without)))}
-    backbones.load(net, kept | fresh)
+    fresh = {name: value for name, value in own.items() if name.startswith(tuple(without))}
+    table = getattr(net, "class_table", "")
+    if table in fresh and table in weights and len(fresh[table]) > net.num_classes \
+            and fresh[table].shape[1:] == weights[table].shape[1:]:
+        fresh[table] = torch.cat([fresh[table][:-1], weights[table][-1:].to(fresh[table])])
+    # what is computed and never trained need not be in a checkpoint
+    fixed = {name: own[name] for name, weight in net.named_parameters() if not weight.requires_grad and name not in weights}
+    weights = {name: value for name, value in weights.items() if not name.startswith(tuple(without))} | fresh | fixed
+    differing = backbones.adaptations(net, weights)
+    if differing:
+        said = ", ".join(f"{key}={theirs} in place of {ours}" for key, (theirs, ours, _) in differing.items())
+        prefixes = [*without, *(prefix for *_, prefix in differing.values())]
+        raise ValueError(f"the weights of config.train.init are of another task: {said}. To begin with all of them but what "
+                         f"depends on that: {backbones.init_without(prefixes)}")
+    backbones.load(net, weights)
 
 
 def classes_without_data(config):
