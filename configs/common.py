@@ -1,6 +1,9 @@
 """Small builders of values that many configs share. Each config file still shows its whole structure."""
 
+from importlib.util import find_spec
+
 import ml_collections
+import torch
 
 
 def d(**entries):
@@ -11,6 +14,12 @@ def d(**entries):
 def adamw(lr, betas, weight_decay=0.03):
     """AdamW as U-ViT uses it: the weight decay reaches every parameter."""
     return d(name="adamw", lr=lr, betas=betas, weight_decay=weight_decay)
+
+
+def adamw_8bit(lr, betas, weight_decay):
+    """AdamW with moments of 8 bits where bitsandbytes and a GPU are there, else of 32; a run's config.json says which."""
+    found = find_spec("bitsandbytes") is not None and torch.cuda.is_available()
+    return d(name="adamw_8bit" if found else "adamw", lr=lr, betas=betas, weight_decay=weight_decay)
 
 
 def warm_up(steps):
