@@ -161,5 +161,5 @@ def test_what_cannot_be_read_says_what_was_expected(tmp_path, nets):
             engine.load_weights(where)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/model_index.json").write_text("{}")
-    with pytest.raises(ValueError, match="empty has no unet/ and no controlnet/"):
+    with pytest.raises(ValueError, match="empty has no unet/, transformer/ or controlnet/"):
         engine.load_weights(tmp_path / "empty")

@@ -1,10 +1,10 @@
 """Training runs: processes, folder, state, loop. It has never heard of diffusion or of images."""
 
-from libs.engine.foreign import class_names
+from libs.engine.foreign import adapter_settings, class_names
 from libs.engine.frozen import BASE, base_of, keep_frozen
 from libs.engine.loop import check_settings, fit, validation_loss
 from libs.engine.run import Run, read_json, read_metrics, start
 from libs.engine.state import State, load_weights, weights_hash
 
-__all__ = ["BASE", "Run", "State", "base_of", "check_settings", "class_names", "fit", "keep_frozen", "load_weights", "read_json",
-           "read_metrics", "start", "validation_loss", "weights_hash"]
+__all__ = ["BASE", "Run", "State", "adapter_settings", "base_of", "check_settings", "class_names", "fit", "keep_frozen",
+           "load_weights", "read_json", "read_metrics", "start", "validation_loss", "weights_hash"]

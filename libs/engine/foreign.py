@@ -3,8 +3,9 @@
     0050000.pt              {model, ema, opt, args} of DiT's and fast-DiT's training; the average `ema` is taken
     checkpoint_*.pt         {unet, class_embedder} or {controlnet, dummy_encoder[, unet]}, each a state_dict; with
                             optimizer, config and the like, which are left where they lie
-    a pipeline's folder     unet/, controlnet/, class_embedder/, text_encoder/, each as save_pretrained writes them
-    a part's folder         config.json and the weights of a UNet2DConditionModel or ControlNetModel
+    a pipeline's folder     unet/, transformer/, controlnet/, class_embedder/, text_encoder/, as save_pretrained writes them
+    a part's folder         config.json and the weights of a UNet2DConditionModel, ControlNetModel or PixArtTransformer2DModel
+    LoRA of PixArt          see foreign_lora
 
 A weight `x` of the part `unet` becomes `unet.x`, and so on. Nothing is executed on the way.
 """
@@ -19,19 +20,24 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from libs.engine import foreign_lora
+
 AVERAGED = ("ema", "model")  # of a checkpoint of DiT's training, the better one first
-PARTS = ("unet", "class_embedder", "controlnet", "dummy_encoder", "text_encoder")
+PARTS = ("unet", "transformer", "class_embedder", "controlnet", "dummy_encoder", "text_encoder")
 # parts of a single tensor, which has had more than one name
 SINGLE = {"class_embedder": "class_embedder.embedding.weight", "dummy_encoder": "dummy_encoder.embedding"}
-CLASSES = {"UNet2DConditionModel": "unet", "ControlNetModel": "controlnet"}
+CLASSES = {"UNet2DConditionModel": "unet", "ControlNetModel": "controlnet", "PixArtTransformer2DModel": "transformer",
+           "Transformer2DModel": "transformer"}
 STEM = "diffusion_pytorch_model"
 STEMS = {"text_encoder": {".safetensors": "model", ".bin": "pytorch_model"}}  # as transformers calls its files
 
 
 def is_folder(path):
-    """Whether a folder is a pipeline of diffusers or a part of one."""
+    """Whether a folder is a pipeline of diffusers or a part of one, or a path one of LoRA."""
     path = Path(path)
-    if any((path / name).is_file() for name in ("model_index.json", "unet/config.json")):
+    if foreign_lora.holds(path):
+        return True
+    if any((path / name).is_file() for name in ("model_index.json", "unet/config.json", "transformer/config.json")):
         return True
     return (path / "config.json").is_file() and "_class_name" in _json(path / "config.json")  # not a run's own
 
@@ -60,6 +66,8 @@ def read(path):
 
 def _read(path, *, with_unet=False):
     """`read` of one path; with_unet: another one has brought the weights of a UNet already."""
+    if foreign_lora.holds(path):
+        return foreign_lora.read(path)
     if path.is_dir():
         return _folder(path)
     if path.suffix == ".safetensors":
@@ -106,11 +114,19 @@ def digest(path):
     """SHA-256 (hex) of the weights that `read` takes from a folder, or from several paths."""
     whole = hashlib.sha256()
     for each in split(path):
-        files = (file for part in _parts(each).values() for file in _files(part)) if each.is_dir() else (each,)
+        if foreign_lora.holds(each):
+            files = foreign_lora.files(each)
+        else:
+            files = (file for part in _parts(each).values() for file in _files(part)) if each.is_dir() else (each,)
         for file in sorted(files):
             with open(file, "rb") as stream:
                 whole.update(hashlib.file_digest(stream, "sha256").digest())
     return whole.hexdigest()
+
+
+def adapter_settings(path):
+    """What is said of the LoRA that `read` takes from a path, see foreign_lora.settings; {} where there is none."""
+    return foreign_lora.settings([each for each in split(path) if foreign_lora.holds(each)])
 
 
 def _checkpoint(path, weights, *, with_unet=False):
@@ -183,8 +199,8 @@ def _parts(folder):
         if "text_encoder" in found and not _weight_files(found["text_encoder"]):
             del found["text_encoder"]  # of a form that is not read here; few networks ask for it
     if not found.keys() - {"text_encoder"}:
-        raise ValueError(f"{folder} has no unet/ and no controlnet/ with a config.json: expected a folder that save_pretrained "
-                         "wrote")
+        raise ValueError(f"{folder} has no unet/, transformer/ or controlnet/ with a config.json: expected a folder that "
+                         "save_pretrained wrote")
     averaged = found["unet"].with_name("unet_ema") if "unet" in found else folder
     if averaged != folder and (averaged / "config.json").is_file():
         if found["unet"] != averaged:

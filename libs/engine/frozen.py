@@ -61,9 +61,12 @@ def frozen_of(checkpoint_folder):
 
 
 def base_of(checkpoint_folder):
-    """What <run>/base.json says of the weights that were frozen under a checkpoint <run>/ckpts/<step>.ckpt; {} where it is not."""
-    path = Path(checkpoint_folder).parent.parent / BASE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """What base.json says of the weights that were frozen under a checkpoint <run>/ckpts/<step>.ckpt, or under LoRA that was
+    written for others, in whose folder it lies itself; {} where it is not."""
+    for folder in (Path(checkpoint_folder), Path(checkpoint_folder).parent.parent):
+        if (folder / BASE).is_file():
+            return json.loads((folder / BASE).read_text())
+    return {}
 
 
 def hash_with_frozen(digest, checkpoint_folder):

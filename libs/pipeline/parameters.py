@@ -2,7 +2,8 @@
 
 from libs import backbones
 
-PARTS = ("unet", "transformer", "class_embedder", "dummy_encoder", "controlnet", "text_encoder")  # of the networks made of diffusers' models
+# of the networks made of diffusers' models
+PARTS = ("unet", "transformer", "class_embedder", "dummy_encoder", "controlnet", "text_encoder")
 
 
 def parameters(net, codec=None, encoder=None):

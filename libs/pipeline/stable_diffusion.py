@@ -82,8 +82,8 @@ def check(config):
         raise ValueError(f"config.nnet.path is missing: give the folder of a {family.title} pipeline, or a hub name such as "
                          f"{family.example}")
     if config.denoiser.get("learned_var", False):
-        raise ValueError(f"config.denoiser.learned_var is True; of {config.nnet.name} the noise alone is used and trained: set it to "
-                         "False")
+        raise ValueError(f"config.denoiser.learned_var is True; of {config.nnet.name} the noise alone is used and trained: set it "
+                         "to False")
     _check_parts(config, path, family)
     found = scheduler_config(path, family)
     if found is None:
@@ -202,8 +202,8 @@ def check_fit(net, codec, encoder):
                              f"encoder of config.nnet.path {known.vocab_size}, with padding {known.pad_token_id}: they do not "
                              "belong together; config.encoder.path='' takes that of the same pipeline")
     elif family.encoder.get("zero_padding") and not getattr(encoder, "zero_padding", False):
-        raise ValueError(f"{what} tells padding by states that are 0, which the {type(encoder).__name__} of config.encoder does not "
-                         "give: set config.encoder.name='t5' with zero_padding=True")
+        raise ValueError(f"{what} tells padding by states that are 0, which the {type(encoder).__name__} of config.encoder does "
+                         "not give: set config.encoder.name='t5' with zero_padding=True")
 
 
 def _check_parts(config, path, family):
