@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data._utils import signal_handling
 
 from libs import data
 from libs.data.base import Dataset
@@ -195,6 +197,84 @@ def test_a_killed_worker_ends_the_iteration(after):
     assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
 
 
+@pytest.fixture
+def late(monkeypatch):
+    """Workers that take half a second to begin, and a parent that looks after them more often."""
+    begin = data.loader._start_worker
+
+    def slowly(number):
+        time.sleep(0.5)
+        begin(number)
+
+    monkeypatch.setattr(data.loader, "_start_worker", slowly)
+    monkeypatch.setattr(data.loader, "LOOK", 0.2)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_signals_to_workers_that_have_not_begun_are_ignored(name, late, monkeypatch):
+    """torch's own handlers make them leave with exit code 0, which looks like no fault, and their batches never come."""
+    monkeypatch.setattr(data.loader, "STALLED", 20)
+    batches = data.Stream(Noise(100), 4, seed=0, workers=2)(0)
+    start, struck = BaseProcess.start, []
+
+    def start_and_strike(process):
+        start(process)
+        time.sleep(0.1)  # by then torch's handlers are set
+        os.kill(process.pid, getattr(signal, name))
+        struck.append(process.pid)
+
+    monkeypatch.setattr(BaseProcess, "start", start_and_strike)
+    found = list(itertools.islice(batches, 4))
+    batches.close()
+    assert len(struck) == 2 and same(found, take(data.Stream(Noise(100), 4, seed=0), 0, 4))
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+def test_a_worker_killed_before_its_parent_listens_is_missed_and_named(late, monkeypatch):
+    told = signal_handling._set_worker_pids
+
+    def after_a_death(key, pids):
+        os.kill(pids[1], signal.SIGKILL)
+        os.waitid(os.P_PID, pids[1], os.WEXITED | os.WNOWAIT)
+        told(key, pids)
+
+    monkeypatch.setattr(signal_handling, "_set_worker_pids", after_a_death)
+    batches, begun = data.Stream(Noise(100), 4, seed=0, workers=2)(3), time.monotonic()
+    with pytest.raises(RuntimeError, match=r"a data worker died at step [34] \(killed by SIGKILL\)"):
+        for _ in range(2):
+            next(batches)
+    assert time.monotonic() - begun < 10 and not data.loader._running
+
+
+class Faulty(Noise):
+    """Items that cannot be made, in one way or another."""
+
+    def __init__(self, way):
+        super().__init__(100)
+        self.way = way
+
+    def item(self, i, generator=None):
+        if self.way == "leave":
+            os._exit(0)
+        if self.way == "hang":
+            time.sleep(1.0)
+        raise RuntimeError("a tensor of the wrong shape")
+
+
+@pytest.mark.parametrize("way, fault", [
+    ("leave", r"a data worker died at step 0 \(exit code 0\)"),
+    ("hang", r"the data workers live, but made no batch for step 0 in 0.3 s.*Try workers=0"),
+    ("raise", "a tensor of the wrong shape")])
+def test_workers_that_leave_hang_or_fail(way, fault, monkeypatch):
+    monkeypatch.setattr(data.loader, "LOOK", 0.1)
+    monkeypatch.setattr(data.loader, "STALLED", 0.3 if way == "hang" else 20)
+    begun = time.monotonic()
+    with pytest.raises(RuntimeError, match=fault) as error:
+        next(data.Stream(Faulty(way), 4, seed=0, workers=1)(0))
+    assert time.monotonic() - begun < 10
+    assert "died" not in str(error.value) or way == "leave"
+
+
 SCRIPT = """
 import os, signal, sys, time
 import torch.utils.data._utils.worker
@@ -202,7 +282,7 @@ from libs import data
 from tests.test_data_stream import Noise
 torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL = 0.2  # s between looks for the parent, else 5
 batches = data.Stream(Noise(100), 4, seed=0, workers=2)(0)
-next(batches), next(batches)  # one of each worker: both have begun, and ignore signals
+next(batches)  # of one worker; the other may not have begun yet
 workers = [w.pid for w in list(data.loader._running)[0]._workers]
 print(*workers, flush=True)
 for pid in workers:

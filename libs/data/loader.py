@@ -1,10 +1,12 @@
 """Batches in an order that depends on the seed alone, whatever the number of workers, ranks or restarts."""
 
 import atexit
+import contextlib
 import logging
 import multiprocessing.util  # noqa: F401  its atexit waits for workers; ours, registered later, runs first
 import signal
 import sys
+import time
 import weakref
 
 import numpy as np
@@ -15,6 +17,8 @@ from .base import stack_items
 
 log = logging.getLogger(__name__)
 STALLED = 1800  # seconds without a batch after which the workers count as hung
+LOOK = 5  # seconds between looks for workers whose death no signal told
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)  # to a whole group of processes they mean its first one
 _running = weakref.WeakSet()  # iterators with workers
 
 
@@ -144,23 +148,19 @@ def _batches(dataset, keys, workers, seed, pin_memory, first):
     loader = DataLoader(
         _Visits(dataset, seed), batch_sampler=keys, collate_fn=_as_it_is, num_workers=workers,
         pin_memory=pin_memory, generator=torch.Generator(), worker_init_fn=_start_worker,
-        timeout=STALLED if workers else 0,
+        timeout=min(LOOK, STALLED) if workers else 0,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None)
-    iterator = iter(loader)
+    with _signals_later() if workers else contextlib.nullcontext():
+        iterator = iter(loader)
     if workers:
         _running.add(iterator)
     step = first
     try:
         while True:
             try:
-                batch = next(iterator)
+                batch = _next(iterator, step)
             except StopIteration:
                 return
-            except (RuntimeError, OSError, EOFError) as error:  # OSError: it died while handing a batch over
-                if workers and ("worker" in str(error).lower() or not isinstance(error, RuntimeError)):
-                    raise RuntimeError(f"a data worker died at step {step}; killed for memory? Try fewer "
-                                       f"workers. ({type(error).__name__}: {error})") from error
-                raise
             if isinstance(batch, _Failure):
                 raise ValueError(f"step {step}: {batch}")
             yield batch
@@ -169,14 +169,52 @@ def _batches(dataset, keys, workers, seed, pin_memory, first):
         _end(iterator)
 
 
+def _next(iterator, step):
+    """The loader's next batch. RuntimeError within LOOK seconds of a worker's death, and after STALLED without a batch."""
+    patience = time.monotonic() + STALLED
+    while True:
+        try:
+            return next(iterator)
+        except (RuntimeError, OSError, EOFError) as error:  # OSError: a worker died while handing a batch over
+            workers = getattr(iterator, "_workers", [])
+            ends = {_told(worker.exitcode) for worker in workers if worker.exitcode is not None}
+            if ends or workers and not isinstance(error, RuntimeError):
+                raise RuntimeError(f"a data worker died at step {step} ({', '.join(sorted(ends)) or error}); killed for memory? "
+                                   "Try fewer workers") from error
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+            if time.monotonic() > patience:
+                raise RuntimeError(f"the data workers live, but made no batch for step {step} in {STALLED} s: a file system that "
+                                   "does not answer, or a library that does not bear fork. Try workers=0") from error
+
+
+def _told(code):
+    """An exit code of a process in words."""
+    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+
+
 def _as_it_is(batch):
     return batch
 
 
+@contextlib.contextmanager
+def _signals_later():
+    """Holds signals back while workers are started: they come into the world with them blocked, until they ignore them.
+
+    One that a signal reached before that left as if it had finished, with exit code 0, and nobody missed it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(_):
     """A worker leaves signals to the training process, which ends it."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in _SIGNALS:
+        signal.signal(name, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     torch.set_num_threads(1)
 
 
