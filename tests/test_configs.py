@@ -1,5 +1,6 @@
 """Every config: its sections and their order, the published numbers, and one training step of its network at tiny width."""
 
+import ast
 import importlib
 import json
 import re
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from libs import backbones, cli, cond as conditions, diffusion, pipeline
+import train_dit
+from libs import backbones, cli, cond as conditions, diffusion, engine, pipeline
 from tests.conftest import ROOT
 
 ORDER = ["seed", "train", "optimizer", "lr_scheduler", "nnet", "schedule", "denoiser", "codec", "encoder", "features", "dataset",
@@ -87,6 +89,45 @@ def test_published_numbers_of_guided_diffusion(name):
     assert config.denoiser.learned_var and config.sample.algorithm == "ddpm" and config.sample.sample_steps == 250
 
 
+# DiT's: parameters, steps, side of the latents, guidance, resolution
+PUBLISHED_DIT = {
+    "imagenet256_dit_xl2": (675_129_632, 7_000_000, 32, 1.5, 256),
+    "imagenet512_dit_xl2": (676_014_368, 3_000_000, 64, 1.5, 512),
+    "imagenet256_dit_b4": (130_475_648, 400_000, 32, 1.0, 256),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_DIT)
+def test_published_numbers_of_dit(name):
+    config = CONFIGS[name]
+    with torch.device("meta"):
+        net = pipeline.build_net(config, [str(k) for k in range(1000)])
+    train, sample, optimizer = config.train, config.sample, config.optimizer
+    assert (sum(p.numel() for p in net.parameters()), train.n_steps, net.shape[1], sample.guidance,
+            config.dataset.resolution) == PUBLISHED_DIT[name]
+    assert (optimizer.lr, optimizer.weight_decay, tuple(optimizer.betas)) == (1e-4, 0.0, (0.9, 0.999))
+    assert (train.batch_size, train.ema_rate, train.p_uncond, train.grad_clip, train.tf32) == (256, 0.9999, 0.1, 0.0, True)
+    assert (train.weighting, train.rescale_learned_sigmas, train.use_kl, train.time_sampler) == ("eps", False, False, "uniform")
+    assert config.denoiser.learned_var and not config.denoiser.clip and config.lr_scheduler.warmup_steps == 0
+    assert (sample.algorithm, sample.sample_steps, sample.spacing, sample.guided_channels) == ("ddpm", 250, "", "first_three")
+    assert (config.codec.path, config.codec.scale_factor) == ("stabilityai/sd-vae-ft-ema", 0.18215)
+    assert pipeline.guidance_options(sample, 4) == {"channels": 3, "interval": (0.0, 1.0)}
+
+
+@pytest.mark.parametrize("name", [name for name, config in NETWORKS.items() if config.nnet.name == "dit"])
+def test_commands_of_dit(name):
+    """What the docstring says to type are scripts that are there and options that the config has."""
+    engine.check_settings(CONFIGS[name].train, train_dit.SETTINGS)
+    said = re.sub(r"\\\n", " ", ALL[name].__doc__)
+    for line in said.splitlines():
+        assert not line.startswith("    ") or (ROOT / re.search(r"(\S+\.py)", line)[1]).is_file(), line
+        for section, key in re.findall(r"--config\.(\w+)\.(\w+)=", line):
+            assert key in CONFIGS[name][section], line
+    for left_out in re.findall(r"--config.train.init_without=\"(.+?)\"", said):
+        net = backbones.get("dit", input_size=4, hidden_size=8, depth=1, num_heads=2, num_classes=2)
+        pipeline.start_from(net, net.state_dict(), without=ast.literal_eval(left_out))
+
+
 def test_mgdm_s_numbers():
     config = CONFIGS["folder128_adm"]
     with torch.device("meta"):
@@ -102,9 +143,12 @@ def test_one_step_at_tiny_width(name):
     for key, value in dict(embed_dim=32, depth=2, num_heads=2, model_channels=32, num_res_blocks=1, num_head_channels=-1).items():
         if key in config.nnet:
             config.nnet[key] = value
+    if config.nnet.name == "dit":
+        config.nnet.update(dict(model="", patch_size=config.nnet.input_size // 4, hidden_size=32, depth=2, num_heads=2))
     classes, text_shape = ["a", "b"], None
-    if config.nnet.name == "adm_unet":
+    if config.nnet.name in ("adm_unet", "dit"):
         classes = [str(k) for k in range(config.nnet.num_classes)] or classes
+    if config.nnet.name == "adm_unet":
         config.nnet.channel_mult = tuple(1 for _ in config.nnet.channel_mult)
         config.nnet.image_size = min(config.nnet.image_size, 64)
     if "block_out_channels" in config.nnet:
