@@ -92,7 +92,7 @@ class Run:
         seconds, images = self.seconds_at(self.step), self.step * self.batch
         found = self.evaluation or {}
         sampling, text = found.get("sampling") or {}, str(found.get("sampler") or "")
-        said = {key: re.search(pattern, text) for key, pattern in {"steps": r"(\d+) steps", "guidance": r"guidance ([\d.]+)"}.items()}
+        steps, guidance = (re.search(pattern, text) for pattern in (r"(\d+) steps", r"guidance (\d+(?:\.\d+)?)"))
         operations, calls = found.get("operations"), sampling.get("evaluations_per_image")
         at = found.get("step")
         return {
@@ -106,8 +106,8 @@ class Run:
             "evaluation": found.get("folder"), "n": found.get("n"), "seed": found.get("seed"), "step_evaluated": at,
             "seconds_to_evaluated": self.seconds_at(at) if at is not None and seconds else None,
             "chosen_by": train.get("best_metric") or "the last step", "weights": found.get("nnet"),
-            "sampler": text or None, "sample_steps": sampling.get("steps") or (said["steps"] and int(said["steps"][1])),
-            "guidance": sampling.get("guidance") or (float(said["guidance"][1].rstrip(".")) if said["guidance"] else 1.0 if text else None),
+            "sampler": text or None, "sample_steps": sampling.get("steps") or (steps and int(steps[1])),
+            "guidance": sampling.get("guidance") or (float(guidance[1]) if guidance else 1.0 if text else None),
             "evaluations_per_image": calls, "operations_per_image": operations * calls if operations and calls else None,
             "seconds_per_image": sampling.get("seconds_per_image"), "sampling_batch": sampling.get("batch"),
             "sampling_device": sampling.get("device"), "sampling_processes": sampling.get("processes"),
@@ -131,10 +131,10 @@ def evaluation(path, warnings):
     if not found or found.get("levels"):  # of a classifier of noisy images
         return None
     if type(found.get("n")) is not int or not isinstance(found.get("scores"), dict):
-        warnings.append(f"{path.parent.parent.parent.name}/eval/{path.parent.name}/scores.json holds no scores of generated images")
+        warnings.append(f"{'/'.join(path.parts[-4:])} holds no scores of generated images")
         return None
     per_class = found.get("per_class") if isinstance(found.get("per_class"), dict) else {}
-    parts = {key: found.get(key) if isinstance(found.get(key), dict) else {} for key in ("judges", "real", "sampling", "parameters")}
+    parts = {key: found[key] if isinstance(found.get(key), dict) else {} for key in ("judges", "real", "sampling", "parameters")}
     return {**found, **parts, "scores": numbers(found["scores"], found["n"]), "folder": path.parent.name, "path": path.parent,
             "per_class": {name: numbers(row, found["n"]) for name, row in per_class.items() if isinstance(row, dict)},
             "made": path.stat().st_mtime}

@@ -13,11 +13,12 @@ from libs.engine.checkpoint import write_text
 from libs.report import comparison_files, fairness
 from libs.report.compared import Run, choose
 from libs.report.figures import curves, png, ramp
-from libs.report.yardsticks import best, column, feature_names, judge, kind, yardstick
+from libs.report.yardsticks import best, column, feature_names, in_words, judge, kind, yardstick
 
-RULE = ("Marked is the best value of a column where its 95 % interval overlaps that of no other run there; where nothing is marked, "
-        "the intervals do not tell the runs apart. They are over the images drawn from one training each, and do not say how far "
-        "another training seed would move a value.")
+RULE = ("Marked is the best value of a column where its 95 % interval overlaps that of no other run there (one without width, "
+        "where none or all of n images count, is taken as 3 / n wide); where nothing is marked, the intervals do not tell the runs "
+        "apart. They are over the images drawn from one training each, and do not say how far another training seed would move a "
+        "value.")
 CURVES = ("fid", "fd", "accuracy")  # of what training logs
 IMAGES = 96  # of one run, at most; half of it above 64 pixels
 EACH = 8  # images of a class, at most
@@ -57,12 +58,14 @@ def contents(workdirs, *, names=(), name=""):
     if not any(run.evaluation for run in runs):
         what = f"an evaluation {name!r}" if name else "an evaluation"
         raise ValueError(f"none of the runs has {what}. To make them:\n  " + "\n  ".join(run.command(name=name) for run in runs))
-    left_out = {}  # (run, reason): metrics
+    left_out = {}  # (run, reason): (metrics of all images, metrics by class)
     overall = scores(runs, left_out)
     return {"runs": runs, "facts": {run.name: run.facts() for run in runs}, "rule": RULE, "faults": fairness.faults(runs, name),
             "remarks": fairness.remarks(runs) + warnings, "evaluations_say": fairness.evaluations_say(runs),
             "scores": overall, "per_class": per_class(runs, left_out),
-            "left_out": [{"run": run, "metrics": metrics, "reason": reason} for (run, reason), metrics in left_out.items()],
+            "left_out": [{"run": name, "what": in_words(next(run.evaluation for run in runs if run.name == name), *metrics),
+                          "reason": reason, "metrics": metrics[0], "by_class": metrics[1]}
+                         for (name, reason), metrics in left_out.items()],
             "pictures": pictures(runs, warnings), "nearest": nearest(runs), "charts": charts(runs), "small_n": report.SMALL_N,
             "intervals": list(dict.fromkeys(run.evaluation["interval"] for run in runs if (run.evaluation or {}).get("interval")))}
 
@@ -113,18 +116,18 @@ def per_class(runs, left_out):
         for name in classes:
             entries = {run.name: run.evaluation["per_class"][name][metric] for run in runs
                        if run.evaluation and metric in run.evaluation["per_class"].get(name, {})}
-            kept = fair(runs, metric, entries, left_out, of=" by class")
+            kept = fair(runs, metric, entries, left_out, by_class=True)
             if kept:
                 found.setdefault(metric, {})[name] = kept
     return in_order(found)
 
 
-def fair(runs, metric, entries, left_out, of=""):
+def fair(runs, metric, entries, left_out, by_class=False):
     """The entries that may stand in one column, as `report.score` gives them, with 'best'; reasons for others go to `left_out`."""
     kept, reasons = column(runs, metric, entries)
     for name, reason in reasons.items():
-        metrics = left_out.setdefault((name, reason), [])
-        metrics += [metric + of] if metric + of not in metrics else []
+        metrics = left_out.setdefault((name, reason), ([], []))[by_class]
+        metrics += [metric] if metric not in metrics else []
     first = best(metric, kept)
     return {name: {**report.score(entry), "number": entry["value"], "best": name == first} for name, entry in kept.items()}
 
@@ -216,7 +219,8 @@ def charts(runs):
     """
     found = []
     logged = {run: {metric for row in run.records.get("eval", {}).values() for metric in row} for run in runs}
-    for metric in dict.fromkeys(metric for run in runs for metric in sorted(logged[run]) if kind(metric) in CURVES):
+    for metric in sorted({metric for names in logged.values() for metric in names if kind(metric) in CURVES},
+                         key=lambda each: (CURVES.index(kind(each)), each)):
         rows = {run: [(step, row[metric], int(row.get("n", 0))) for step, row in run.records["eval"].items()
                       if np.isfinite(row.get(metric, np.nan))] for run in runs if metric in logged[run]}
         entries = {run.name: {"n": of_run[-1][2]} for run, of_run in rows.items() if of_run}
@@ -228,18 +232,19 @@ def charts(runs):
             points = [(step, run.seconds_at(step), value) for step, value, n in rows[run] if kept and n == entries[run.name]["n"]]
             if run.name in kept and points:
                 lines[run.name] = tuple(np.array(points, float).T)
-        found.append({"metric": metric, "lines": lines, "without": without, "n": max((each["n"] for each in kept.values()), default=0),
-                      **(drawn(lines) if lines else {"unit": "", "keys": [], "by_step": "", "by_time": ""})})
+        n = max((each["n"] for each in kept.values()), default=0)
+        found.append({"metric": metric, "lines": lines, "without": without, "n": n,
+                      **(drawn(lines, log=kind(metric) != "accuracy") if lines else {"unit": "", "keys": [], "by_step": "", "by_time": ""})})
     return found
 
 
-def drawn(lines):
-    """The two pictures of one metric: over steps and over training time, in the unit that fits."""
+def drawn(lines, log):
+    """The two pictures of one metric: over steps and over training time, in the unit that fits; log: see `figures.curves`."""
     longest = max(seconds[-1] for _, seconds, _ in lines.values())
     size, unit = next((each for each in UNITS if longest >= 3 * each[0]), UNITS[-1])
     return {"unit": unit, "keys": [(name, ramp(i, len(lines))) for i, name in enumerate(lines)],
-            "by_step": curves([], family=[(steps, values) for steps, _, values in lines.values()]),
-            "by_time": curves([], family=[(seconds / size, values) for _, seconds, values in lines.values()])}
+            "by_step": curves([], log=log, family=[(steps, values) for steps, _, values in lines.values()]),
+            "by_time": curves([], log=log, family=[(seconds / size, values) for _, seconds, values in lines.values()])}
 
 
 def engineering(value):

@@ -11,7 +11,7 @@ from libs.report.yardsticks import kind
 
 COLUMNS = ("run", "class", "name", "value", "low", "high", "n", "best")
 TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-       "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+       "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↓": r"$\downarrow$", "↑": r"$\uparrow$"}
 
 
 def texts(found, title):
@@ -36,8 +36,7 @@ def plain(found, title):
         own["curves"] = {chart["metric"]: {key: values.tolist() for key, values in zip(
             ("steps", "seconds", "values"), chart["lines"][run.name])} for chart in found["charts"] if run.name in chart["lines"]}
         runs[run.name] = own
-    return {"title": title, "rule": found["rule"], "faults": found["faults"], "remarks": found["remarks"], "left_out": found["left_out"],
-            "runs": runs}
+    return {"title": title, **{key: found[key] for key in ("rule", "faults", "remarks", "left_out")}, "runs": runs}
 
 
 def table(found):
@@ -67,7 +66,7 @@ def table(found):
 def markdown(found, title):
     """Tables of scores, the best value bold where intervals tell it apart, and what stands against the comparison."""
     lines = [f"# {one_line(title)}", ""]
-    lines += [line for fault in found["faults"] for line in [f"**Not comparable as it stands.** {one_line(fault['text'])}", "",
+    lines += [line for fault in found["faults"] for line in [f"**Against this comparison:** {one_line(fault['text'])}", "",
               *[f"    {command}" for command in fault["commands"]], ""]]
     for part in found["scores"]:
         lines += ["| | " + " | ".join(escaped(heading(metric, part["judge"])) for metric in part["metrics"]) + " |",
@@ -77,7 +76,7 @@ def markdown(found, title):
                 lines.append(f"| {escaped(run.name)} | " + " | ".join(
                     said(cells[run.name], "**{}**") if run.name in cells else "–" for cells in part["metrics"].values()) + " |")
         lines += ["", f"Judged by {escaped(part['judge'])}." if part["judge"] else "", ""]
-    lines += [found["rule"], ""] + [f"- Left out: {escaped(each['run'])}, {', '.join(each['metrics'])}: {escaped(each['reason'])}"
+    lines += [found["rule"], ""] + [f"- Left out: {escaped(each['run'])}, {escaped(each['what'])}: {escaped(each['reason'])}"
                                     for each in found["left_out"]]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
 
@@ -86,21 +85,21 @@ def latex(found):
     """The same tables for LaTeX with booktabs; intervals stand small below the values."""
     lines = []
     for part in found["scores"]:
-        lines += [rf"% judged by {one_line(part['judge'])}; bold: its 95 % interval overlaps that of no other run", r"\begin{tabular}{l"
-                  + "r" * len(part["metrics"]) + "}", r"\toprule",
-                  " & ".join(["", *[tex(heading(metric, part["judge"])).replace("↓", r"$\downarrow$").replace("↑", r"$\uparrow$")
-                                    for metric in part["metrics"]]]) + r" \\", r"\midrule"]
+        lines += [rf"% judged by {one_line(part['judge'])}; bold: its 95 % interval overlaps that of no other run",
+                  r"\begin{tabular}{l" + "r" * len(part["metrics"]) + "}", r"\toprule",
+                  tex_row("", [tex(heading(metric, part["judge"])) for metric in part["metrics"]]), r"\midrule"]
         for run in found["runs"]:
-            cells = [each.get(run.name) for each in part["metrics"].values()]
-            if any(cells):
-                lines.append(" & ".join([tex(run.name), *[
-                    "--" if cell is None else minus(cell["value"] if not cell["best"] else rf"\textbf{{{cell['value']}}}")
-                    for cell in cells]]) + r" \\")
-                if any(cell and cell["interval"] for cell in cells):
-                    lines.append(" & ".join(["", *[rf"{{\scriptsize {minus(cell['interval'])}}}" if cell and cell["interval"] else ""
-                                                   for cell in cells]]) + r" \\")
+            cells = [each.get(run.name) or {"value": "--", "interval": "", "best": False} for each in part["metrics"].values()]
+            if any("number" in cell for cell in cells):
+                lines.append(tex_row(run.name, [minus(rf"\textbf{{{cell['value']}}}" if cell["best"] else cell["value"])
+                                                for cell in cells]))
+                lines.append(tex_row("", [rf"{{\scriptsize {minus(cell['interval'])}}}" for cell in cells]))
         lines += [r"\bottomrule", r"\end{tabular}", ""]
     return "\n".join(lines)
+
+
+def tex_row(name, cells):
+    return " & ".join([tex(name), *cells]) + r" \\"
 
 
 def every(found):
@@ -121,7 +120,8 @@ def heading(metric, judge):
     """What a metric is called below the name of its judge, with the direction that is better."""
     title, way = MEANINGS.get(kind(metric), (metric, ""))[:2]
     rest = metric[len(kind(metric)) + 1:]
-    return title + (f" {rest}" if rest and rest != judge and kind(metric) in MEANINGS else "") + {"lower": " ↓", "higher": " ↑"}.get(way, "")
+    title += f" {rest}" if rest and rest != judge and kind(metric) in MEANINGS else ""
+    return title + {"lower": " ↓", "higher": " ↑"}.get(way, "")
 
 
 def said(cell, best):

@@ -27,9 +27,9 @@ def faults(runs, name=""):
 
     missing = [run for run in runs if not run.evaluation]
     if missing:
-        what = f"has no evaluation {name!r}" if name else "has no evaluation"
-        say(f"{listed(missing)} {what if len(missing) == 1 else what.replace('has', 'have', 1)}; without it there are no scores and "
-            "no images to compare. To make it:", missing)
+        which = f"no evaluation {name!r}" if name else "no evaluation"
+        say(f"{listed(missing)} {'has' if len(missing) == 1 else 'have'} {which}: there are neither scores nor images to compare. "
+            "To make it:", missing)
     have = [run for run in runs if run.evaluation]
     if have:
         found_n = {run: (run.evaluation["n"], run.evaluation.get("seed")) for run in have}
@@ -44,7 +44,8 @@ def faults(runs, name=""):
         base = next(run for run in have if marks(run.evaluation) == common)
         for other in have:
             for text in yardsticks_apart(base, other) if other is not base else ():
-                say(text)
+                why = because(base, other)
+                say(text + (f" Their configs differ: {why}." if why else ""))
     for text in (classes_apart(runs), resolutions_apart(runs), shares_apart(have), trained_apart(runs)):
         if text:
             say(text)
@@ -60,7 +61,7 @@ def yardsticks_apart(first, other):
     real = [each.evaluation["real"].get("fingerprint") for each in (first, other)]
     if all(real) and real[0] != real[1]:
         return [f"{other.name} is compared with other real images than {first.name}: {told(other.evaluation)} beside "
-                f"{told(first.evaluation)}{because(first, other)}. Their scores are not comparable."]
+                f"{told(first.evaluation)}. Their scores are not comparable."]
     shared = dict.fromkeys(judge(first.evaluation, metric) for metric in first.evaluation["scores"]
                            if metric in other.evaluation["scores"])
     said = []
@@ -70,22 +71,22 @@ def yardsticks_apart(first, other):
             metric = next(each for each in other.evaluation["scores"] if judge(other.evaluation, each) == name)
             said.append(f"{other.name}: {difference(other, first, metric)}.")
         elif own != its:
-            said.append(f"{other.name} is {unlike(other.evaluation, first.evaluation, name)} than {first.name}"
-                        f"{because(first, other)}. Scores by {name} are not comparable.")
+            said.append(f"{other.name} is {unlike(other.evaluation, first.evaluation, name)} than {first.name}. Scores by {name} "
+                        "are not comparable. A classifier of the data is trained once for a working folder: evaluate all runs in one.")
     return said
 
 
 def because(first, other):
-    """' (config.dataset.holdout is 0.1, there 0.0)': how the data of two runs differ by their configs; '' where they do not."""
+    """'config.dataset.holdout is 0.1, there 0.0': how the data of two runs differ by their configs; '' where they do not."""
     ours, theirs = first.section("dataset"), other.section("dataset")
-    apart = [f"config.dataset.{key} is {theirs.get(key)!r}, there {ours.get(key)!r}" for key in DATA_OPTIONS
-             if ours.get(key) != theirs.get(key)]
+    apart = [f"config.dataset.{key} is {theirs[key]!r}, there {ours[key]!r}" for key in DATA_OPTIONS
+             if key in ours and key in theirs and ours[key] != theirs[key]]
     if first.config.get("seed") != other.config.get("seed"):
-        apart.append(f"config.seed, of which a classifier of the data depends, is {other.config.get('seed')}, there "
+        apart.append(f"config.seed, on which a classifier of the data depends, is {other.config.get('seed')}, there "
                      f"{first.config.get('seed')}")
     if ours.get("random_flip") != theirs.get("random_flip"):
         apart.append(f"config.dataset.random_flip is {theirs.get('random_flip')}, there {ours.get('random_flip')}")
-    return f" ({'; '.join(apart)})" if apart else ""
+    return "; ".join(apart)
 
 
 def classes_apart(runs):
@@ -128,8 +129,8 @@ def trained_apart(runs):
         return ""
     first = next(iter(known))
     others = [run for run in known if known[run] != known[first]]
-    return (f"{listed(others)} {'was' if len(others) == 1 else 'were'} trained on other images than {first.name}"
-            f"{because(first, others[0])}.")
+    return (f"{listed(others)} {'was' if len(others) == 1 else 'were'} trained on other images than {first.name}, or on images "
+            "cut or paired otherwise: the fingerprints that pre-flight noted differ.")
 
 
 def remarks(runs):
@@ -168,8 +169,8 @@ def remarks(runs):
                         f"and training time are as if it had been {run.batch} all along.")
     if any(run.evaluation and not run.evaluation["sampling"] for run in runs):
         old = [run for run in have if not run.evaluation["sampling"]]
-        said.append(f"{listed(old)}: seconds per image and operations were not recorded when {'it was' if len(old) == 1 else 'they were'}"
-                    " evaluated; evaluating again records them.")
+        said.append(f"{listed(old)}: seconds per image and operations were not recorded by {'its' if len(old) == 1 else 'their'} "
+                    "evaluation; evaluating again records them.")
     without = [run for run in have if all(entry["low"] is None for entry in run.evaluation["scores"].values())]
     if without:
         said.append(f"{listed(without)}: no intervals, so no value is marked beside {'it' if len(without) == 1 else 'them'} "

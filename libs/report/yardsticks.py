@@ -89,7 +89,7 @@ def column(runs, metric, entries):
     reasons = {name: difference(by_name[name], by_name[first], metric) for name in found
                if found[name] != alike or (sizes[alike] == 1 and name != first)}
     if sizes[alike] == 1:
-        reasons[first] = f"measured like no other run; beside {next(iter(reasons))}: {reasons[next(iter(reasons))]}"
+        reasons[first] = "no other run was measured like it"
         return {}, reasons
     return {name: entries[name] for name in found if found[name] == alike}, reasons
 
@@ -108,6 +108,17 @@ def difference(run, other, metric):
     return f"{unlike(run.evaluation, other.evaluation, name)} than {other.name}"
 
 
+def in_words(evaluation, overall, by_class):
+    """What is left out, short: 'all scores by X', or the metrics by name; by_class: of which only scores by class may be."""
+    parts = []
+    for name in dict.fromkeys(judge(evaluation, metric) for metric in [*overall, *by_class]):
+        own = [metric for metric in overall if judge(evaluation, metric) == name]
+        every = [metric for metric in evaluation["scores"] if judge(evaluation, metric) == name]
+        parts += [f"all scores by {name}"] if name and len(own) > 1 and set(every) <= set(own) else own
+        parts += [f"{metric} by class" for metric in by_class if judge(evaluation, metric) == name and metric not in own]
+    return ", ".join(parts)
+
+
 def unlike(own, its, name):
     """What differs between the yardsticks of two evaluations, as 'compared with other real images (...)'."""
     ours, theirs = own["real"].get("fingerprint"), its["real"].get("fingerprint")
@@ -118,8 +129,8 @@ def unlike(own, its, name):
     elif all(weights) and weights[0] != weights[1]:  # a classifier of other images has other weights anyway
         said.append(f"judged by other weights of {name} ({weights[0][:8]}, not {weights[1][:8]})")
     if not said:
-        texts = [str((each["judges"].get(name) or {}).get("reference") or each.get("reference") or "") for each in (own, its)]
-        said.append(f"measured against another reference ({texts[0]}, not {texts[1]})")
+        keys = [(yardstick(each, name) or Yardstick("nothing that is told")).reference for each in (own, its)]
+        said.append(f"measured against other real images or by other weights of {name} (statistics {keys[0]}, not {keys[1]})")
     return said[0]
 
 
@@ -132,14 +143,18 @@ def told(evaluation):
 def best(metric, cells):
     """The name of the run whose value is best and whose interval overlaps that of no other; '' where there is none.
 
+    An interval without width, of a share that none or all of n images have, is taken as 3 / n wide to either side: the bootstrap
+    cannot draw what was not seen, and 3 / n is the 95 % bound for what n trials did not show.
+
     cells: {run name: score} of one column.
     """
     entries = list(cells.values())
     way = next((entry["better"] for entry in entries if entry.get("better")), MEANINGS.get(kind(metric), ("", ""))[1])
     if way not in ("lower", "higher") or len(cells) < 2 or any(entry["low"] is None for entry in entries):
         return ""
+    ends = {name: (entry["low"] - slack, entry["high"] + slack) for name, entry in cells.items()
+            for slack in [3 / entry["n"] if entry["low"] == entry["high"] and entry["n"] else 0.0]}
     name = (min if way == "lower" else max)(cells, key=lambda each: cells[each]["value"])
-    others = [cells[each] for each in cells if each != name]
-    apart = all(cells[name]["high"] < each["low"] for each in others) if way == "lower" else all(
-        cells[name]["low"] > each["high"] for each in others)
-    return name if apart else ""
+    others = [ends[each] for each in cells if each != name]
+    low, high = ends[name]
+    return name if all(high < its[0] if way == "lower" else low > its[1] for its in others) else ""
