@@ -48,9 +48,10 @@ def distance(sampler, batch, options, *, net, images=None):
 
 
 def generate(sampler, cond, options, *, net):
-    """Images (N, C, H, W) about [-1, 1], not clamped, with gradients to the weights of `net`; torch's default generator draws noise.
+    """Images (N, C, H, W) about [-1, 1], not clamped, from fresh noise, with gradients to the weights of `net`.
 
     Med-Art's sampler: DPM-Solver++(2M) at evenly spaced steps, with classifier-free guidance against the empty conditions.
+    Torch's default generator draws the noise.
 
     Args:
         sampler: `Pipeline`, of which codec, schedule and empty conditions are used.
