@@ -12,7 +12,7 @@ import torch
 import eval_dit
 import train_dit
 from configs.common import adamw, d, metrics
-from libs import backbones, engine, evaluation, pipeline
+from libs import backbones, engine, evaluation, metrics as scores_of, pipeline, report
 from libs.evaluation.generation import Sink
 
 SMALL = dict(patch_size=2, in_channels=3, hidden_size=16, depth=1, num_heads=2, mlp_ratio=2.0, class_dropout_prob=0.1)
@@ -64,6 +64,7 @@ def test_images_for_the_adm_suite_without_any_real_one(file, tmp_path, capsys, c
     assert result["n"] == 11 and result["scores"] == {}
     with np.load(tmp_path / "run/eval/DiT-S-2-8x8_11/shown.npz") as shown:
         assert shown["arr_0"].shape == (11, 8, 8, 3) and (images[:, None] == shown["arr_0"]).all((2, 3, 4)).any(1).all()
+    assert "not scored by features" in report.write(tmp_path / "run").read_text()
     # rows are images in order, whatever the batches, and config.sample.npz means the same
     eval_dit.evaluate(config_of(mini_batch_size=11, npz="again.npz"), str(tmp_path / "run"), str(file), 1, "other", "")
     with np.load("again.npz") as again:
@@ -72,6 +73,30 @@ def test_images_for_the_adm_suite_without_any_real_one(file, tmp_path, capsys, c
     config.dataset.path = "nowhere"
     with pytest.raises(FileNotFoundError, match="no images at config.dataset.path.*To keep images without scores.*--npz=FILE"):
         eval_dit.evaluate(config, str(tmp_path / "run"), str(file), 1, "", "")
+
+
+def test_images_are_kept_where_no_feature_network_can_be_had(file, tmp_path, capsys):
+    config = config_of(n_samples=2)
+    scores_of.save_stats("stats.npz", scores_of.Gaussian(torch.zeros(64), torch.eye(64), 5, "classifier-data"))
+    config.metrics.fid_stat, config.dataset.path = "stats.npz", "nowhere"
+    with pytest.raises(FileNotFoundError, match="no feature network of config.metrics.features can be had"):
+        eval_dit.evaluate(config, str(tmp_path / "run"), str(file), 1, "", "")
+    eval_dit.evaluate(config, str(tmp_path / "run"), str(file), 1, "", "two.npz")
+    assert "not scored by features: no feature network" in capsys.readouterr().out
+    with np.load("two.npz") as archive:
+        assert archive["arr_0"].shape == (2, 8, 8, 3)
+
+
+def test_another_guidance_than_the_run_s_has_a_folder_of_its_own(file, tmp_path):
+    (tmp_path / "run").mkdir()
+    own = config_of(n_samples=1, guided_channels="all", guidance_interval=(0.0, 1.0))
+    (tmp_path / "run/config.json").write_text(own.to_json_best_effort())
+    for change in ({}, {"guidance": 4.0}, {"guidance_interval": (0.1, 0.75)}, {"guidance_interval": (0.0, 1.0), "guidance": 1.0}):
+        config = own.copy_and_resolve_references()
+        config.sample.update(change)
+        eval_dit.evaluate(config, str(tmp_path / "run"), str(file), 1, "", "x.npz")
+    assert {path.name for path in (tmp_path / "run/eval").iterdir()} == {
+        f"DiT-S-2-8x8_1{words}" for words in ("", "_guidance4", "_from0.1to0.75", "_guidance1")}
 
 
 def test_an_archive_that_cannot_be_written_is_said_before_the_first_image(file, tmp_path, monkeypatch):
