@@ -273,7 +273,7 @@ def test_files_of_a_tokenizer_on_the_hub(tmp_path, monkeypatch):
         return tmp_path / path / subfolder / name
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", found)
-    files = exporting_sd._tokenizer_files({"path": "CompVis/stable", "subfolder": "text_encoder"})
+    files = exporting_sd.tokenizer_files({"path": "CompVis/stable", "subfolder": "text_encoder"})
     assert files == [tmp_path / "CompVis/stable/tokenizer" / name for name in ("special_tokens_map.json", "vocab.json")]
 
 

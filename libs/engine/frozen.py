@@ -63,7 +63,7 @@ def frozen_of(checkpoint_folder):
 def base_of(checkpoint_folder):
     """What base.json says of the weights that were frozen under a checkpoint <run>/ckpts/<step>.ckpt, or under LoRA that was
     written for others, in whose folder it lies itself; {} where it is not."""
-    for folder in (Path(checkpoint_folder), Path(checkpoint_folder).parent.parent):
+    for folder in (Path(checkpoint_folder), *list(Path(checkpoint_folder).parents)[:2]):
         if (folder / BASE).is_file():
             return json.loads((folder / BASE).read_text())
     return {}

@@ -53,6 +53,7 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
     """
     weights, step, source = engine.load_weights(nnet_path or workdir, ema_rate=config.sample.get("ema_rate", 0.0))
     stable_diffusion.start_from_folder(config, source)
+    stable_diffusion.check_adapter(config, engine.adapter_settings(source))
     dataset = _images(config, unscored) if with_data else None
     encoder = run.main_first(lambda: pipeline.text_encoder(config, run.device))
     home = next((folder for folder in (source.parent.parent, source.parent, Path(workdir)) if (folder / "classes.json").is_file()),

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from libs.backbones.controlnet import MaskControlNet
+from libs.backbones.pixart import PixArt
 from libs.backbones.unet_label import LabelUNet
 from libs.nn.pretrained import written_whole
 
@@ -25,13 +26,16 @@ def export(folder, sampler, classes) -> Path:
 
     Args:
         folder: where to, which is replaced.
-        sampler: with a network unet_label, controlnet or unet_sd.
+        sampler: with a network unet_label, controlnet, unet_sd or pixart.
         classes: names of the classes, [] where there are none.
 
     Raises:
         ValueError: diffusers has no words for such a network, schedule or codec.
     """
     net = sampler.net
+    if isinstance(net, PixArt):
+        from libs.pipeline import exporting_pixart
+        return exporting_pixart.export(folder, sampler, classes)
     if not isinstance(net, LabelUNet):
         from libs.pipeline import exporting_sd
         return exporting_sd.export(folder, sampler, classes)
@@ -64,6 +68,8 @@ def fault(sampler):
             betas(sampler.schedule)
         if isinstance(sampler.net, LabelUNet):
             _autoencoder(sampler.codec)
+        if isinstance(sampler.net, PixArt) and not sampler.net.lora_rank and _autoencoder(sampler.codec) is None:
+            raise ValueError("a pipeline of PixArt has an autoencoder, and these images are pixels")
     except ValueError as error:
         return str(error)
     return ""

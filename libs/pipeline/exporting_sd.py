@@ -50,7 +50,7 @@ def _write_pipeline(folder, sampler):
     made = scheduler(sampler)
     made.save_pretrained(folder / "scheduler")
     tokenizer.save_pretrained(folder / "tokenizer")
-    own = _tokenizer_files(stable_diffusion.part(config, "encoder"))
+    own = tokenizer_files(stable_diffusion.part(config, "encoder"))
     for file in own:  # older transformers read vocab.json and merges.txt, which newer ones no longer write
         if not (folder / "tokenizer" / file.name).exists():
             shutil.copyfile(file, folder / "tokenizer" / file.name)
@@ -69,17 +69,22 @@ def _text_parts(net, config):
     return (encoder.net if net.text_encoder is None else net.text_encoder), encoder.tokenizer
 
 
-def _tokenizer_files(options):
-    """The files of a tokenizer in the folder that it came from, or in the hub's cache, which it was just read from."""
+def tokenizer_files(options, names=TOKENIZER_FILES):
+    """The files of a tokenizer in the folder that it came from, or in the hub's cache, which it was just read from.
+
+    Args:
+        options: of the text encoder, see stable_diffusion.part.
+        names: of the files; those that are not there are left out.
+    """
     path, inner = options["path"], options.get("subfolder", "").replace("text_encoder", "tokenizer")
     folder = Path(path).expanduser() / inner
     if folder.is_dir():
-        return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+        return [folder / name for name in names if (folder / name).is_file()]
     if pretrained.looks_local(path):
         return []
     from huggingface_hub import errors, hf_hub_download
     found = []
-    for name in TOKENIZER_FILES:
+    for name in names:
         try:
             found.append(Path(hf_hub_download(path, name, subfolder=inner or None)))
         except (OSError, errors.EntryNotFoundError) as error:  # newer transformers read what is there without

@@ -15,6 +15,7 @@ from libs.nn import pretrained
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _PARTS = {"codec": ("vae",), "encoder": ("text_encoder", "tokenizer")}
+_LAYER_SIZE = {".lora_A.": slice(1, None), ".lora_B.": slice(0, 1)}  # what of a matrix of LoRA tells the layer that it is beside
 _OPTIONS = {"t5": ("lower_case", "zero_padding"), "tokens": ("lower_case",)}  # what encoders take of Family.encoder
 _SCHEDULES = {"scaled_linear": "sd", "linear": "linear", "squaredcos_cap_v2": "cosine"}
 _TOLERANCE = 1e-4  # of alpha_bar: schedulers compute it in float32
@@ -160,7 +161,7 @@ def fit_weights(net, weights):
 
     Raises:
         ValueError: LoRA is asked for and whole weights are given, or the other way round, or LoRA of a text encoder that is not
-            a part of the network.
+            a part of the network, or of layers of other sizes.
     """
     weights = {name: value for name, value in weights.items() if name not in getattr(net, "tied", ())}
     lora = {name.split(".")[0] for name in weights if ".lora_" in name}
@@ -177,6 +178,11 @@ def fit_weights(net, weights):
         raise ValueError("these weights hold LoRA of the text encoder, which is no part of this network: set "
                          "--config.nnet.train_text_encoder=True")
     own = {name: weight for name, weight in net.named_parameters() if ".lora_" in name}
+    for name, end in ((name, end) for name in own.keys() & weights.keys() for end in _LAYER_SIZE if end in name):
+        ours, theirs = (list(each.shape)[_LAYER_SIZE[end]] for each in (own[name], weights[name]))
+        if ours != theirs:
+            raise ValueError(f"this LoRA was trained upon another network than that of config.nnet.path: {name} was beside a layer "
+                             f"of size {theirs}, which is {ours} here. Give the pipeline that it was trained upon as config.nnet.path")
     lacking = sorted({name.split(".")[0] for name in own} - lora) if lora else []
     if lacking:
         logging.warning("these weights have no LoRA of %s, which stays as it was published", " and ".join(lacking))
