@@ -23,7 +23,8 @@ def train(config, workdir):
     run = engine.start(config, workdir)
     codec = codecs.get(**config.codec).to(run.device)
     images, examples, held_out = data.open_all(config.dataset, config.features, pipeline.identity(codec),
-                                               validation_split=config.train.validation_split)
+                                               validation_split=config.train.validation_split,
+                                               shape=pipeline.latent_shape(config.nnet))
     if examples is images:
         run.main_first(lambda: data.preflight(images, remember=run.folder / "preflight.json"))
     run.record("classes.json", examples.classes if config.train.mode == "cond" else [], fixed=True)

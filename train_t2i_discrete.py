@@ -24,7 +24,8 @@ def train(config, workdir):
     codec = codecs.get(**config.codec).to(run.device)
     encoder = run.main_first(lambda: pipeline.text_encoder(config, run.device))
     images, features, held_out = data.open_all(config.dataset, config.features, pipeline.identity(codec, encoder),
-                                               validation_split=config.train.validation_split)
+                                               validation_split=config.train.validation_split,
+                                               shape=pipeline.latent_shape(config.nnet))
     run.record("classes.json", features.classes, fixed=True)
     if run.is_main and features.captions is not None:
         evaluation.bank_of(features).save(run.folder / "bank.json")

@@ -52,7 +52,8 @@ def ready(run, config, codec, encoder=None, *, masks=False, batch_size=64):
             data.get(**config.dataset)  # says what is missing
         if dataset is not None and not finished:
             write(run, config, dataset, codec, encoder, place, flips=flips, batch_size=batch_size, remember=remember)
-        store = data.open_features(features, split, identity, dataset, random_flip=flips, options=config.dataset)
+        store = data.open_features(features, split, identity, dataset, random_flip=flips, options=config.dataset,
+                                   shape=pipeline.latent_shape(config.nnet) if "nnet" in config else ())
         if masks and store.masks_as is None:
             raise ValueError(f"{place}: this feature store has no masks: delete the folder and have it made anew from images "
                              "with masks, or choose another config.features.path")
@@ -99,7 +100,7 @@ def write(run, config, dataset, codec, encoder, path, *, flips, batch_size=64, s
     if encoder is not None:
         cut = _cut(dataset, encoder, path)
         if run.is_main:
-            say(f"{path}: {cut or 'every text fits the encoder'}")
+            (log.warning if cut and say == log.info else say)(f"{path}: {cut or 'every text fits the encoder'}")
     latents, start = 0, time.perf_counter()
 
     def encode_images(images):

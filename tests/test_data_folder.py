@@ -209,6 +209,45 @@ def test_faulty_tables(tmp_path, text, faults):
         assert fault in str(error.value)
 
 
+def test_every_fault_of_a_caption_table_in_one_message(tmp_path, caplog):
+    """Files that are missing, doubled in any spelling, without a text or without a row: each with its line, all at once."""
+    text = "file_name,text\nimg/0.png,red\nimg/7.png,pale\n./img/0.png,red again\nimg//1.png, \n{}"
+    root = table(tmp_path, text.format("img/./1.png,x\n"))
+    with pytest.raises(ValueError) as error:
+        folder(root, require=("text",), unlisted_files="error")
+    said = str(error.value)
+    for part in ("5 problems", "metadata.csv:3: file_name 'img/7.png': no such file", "metadata.csv:5: text is empty (missing_capt",
+                 "metadata.csv:4: img/0.png is in metadata.csv:2 already: keep one of them, or set doubled_files='keep'",
+                 "metadata.csv:6: img/1.png is in metadata.csv:5 already", "6 images in the folder without a row: img/2.png, "
+                 "img/3.png, mask/0.png, mask/1.png, mask/2.png and 1 more; add rows"):
+        assert part in said, (part, said)
+
+    root = table(tmp_path, text.replace("img/7", "img/2").replace("img//1.png, \n", "").format(""))
+    with pytest.raises(ValueError, match="1 problem\n.*metadata.csv:4: img/0.png is in metadata.csv:2 already"):
+        folder(root)
+    caplog.clear()
+    dataset = folder(root, doubled_files="keep", require=("text",))
+    assert dataset.captions == ["red", "pale", "red again"] and dataset.file_name(2) == "img/0.png"
+    assert "1 rows name a file that another row names" in caplog.text and "without a row: img/1.png, img/3.png" in caplog.text
+    caplog.clear()
+    table(tmp_path, "file_name,text,shown\n" + "".join(f"img/{k}.png,x,mask/{k}.png\n" for k in range(3)))
+    for name in ("img", "mask"):
+        (root / name / "3.png").unlink()
+    folder(root)
+    assert "without a row" not in caplog.text, "what any column names is not left over"
+    for options, fault in (({"doubled_files": "first"}, "doubled_files='first'"), ({"unlisted_files": ""}, "unlisted_files=''")):
+        with pytest.raises(ValueError, match=fault):
+            folder(root, **options)
+
+
+@pytest.mark.parametrize("header, hint", [("caption", "only .'file_name', 'caption'.; did you mean text_column='caption'"),
+                                          ("texts", "did you mean 'texts'"), ("x", "no column 'text', only .'file_name', 'x'.$")])
+def test_a_table_without_texts_says_what_it_has(tmp_path, header, hint):
+    root = table(tmp_path, f"file_name,{header}\nimg/0.png,red\n")
+    with pytest.raises(ValueError, match=rf"no text in the data, but require=\('text',\).*{hint}"):
+        folder(root, require=("text",))
+
+
 def test_faulty_jsonl(tmp_path):
     lines = ['{"file_name": "img/0.png", "label": "a"}', '{"file_name": ', "[1]", '{"label": "a"}',
              '{"file_name": "img/1.png", "label": null}', "[" * 100_000]

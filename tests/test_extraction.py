@@ -28,12 +28,12 @@ def place(tmp_path):
     return tmp_path
 
 
-def config_of(place, path="auto", **dataset):
+def config_of(place, path="auto", nnet=None, **dataset):
     config = ConfigDict({
         "seed": 0, "train": {"validation_split": "val", "mixed_precision": "no"}, "codec": PIXELS, "encoder": WORDS,
         "features": {"path": path, "dtype": "float32"},
         "dataset": {"name": "folder", "path": str(place), "resolution": 8, "split": "train", "random_flip": True,
-                    "mask_values": (0, 1, 2), **dataset}})
+                    "mask_values": (0, 1, 2), **dataset}} | ({"nnet": nnet} if nnet else {}))
     return config.lock()
 
 
@@ -85,9 +85,23 @@ def test_what_does_not_fit_is_refused(place, tmp_path_factory):
     assert not (home / "features").exists()
     with pytest.raises(ValueError, match="this feature store has no masks"):
         ready(config_of(place, random_flip=False, mask_column="", mask_values=()), home, masks=True)
+    options = {**grey, "resolution": 8, "random_flip": False}
+    with pytest.raises(ValueError, match=r"latents 3x8x8 \(channels, height, width\), of images of 8 pixels; config.nnet is built "
+                                         "for 3x16x16: make config.dataset.resolution and the image size of config.nnet agree"):
+        ready(config_of(place, given, nnet={"in_channels": 3, "sample_size": 16}, **options), home)
+    away = config_of("/nowhere/images", given, **options | {"resolution": 4})
+    with pytest.raises(ValueError, match="of images of 8 pixels; config.dataset.resolution is 4"):
+        data.open_all(away.dataset, away.features, pipeline.identity(codecs.get(**PIXELS)))
     (place / "7.png").write_bytes(b"torn")
     with pytest.raises(ValueError, match="metadata.csv:9: .*7.png: "):
         ready(config_of(place), tmp_path_factory.mktemp("other"))
+
+
+def test_texts_over_the_window_are_warned_of(place, tmp_path, caplog):
+    ready(config_of(place), tmp_path, encoders.get("words", max_length=2, dim=4))
+    warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == 2, "one for each split"
+    assert "train: 2 of 2 texts exceed the window of 2 tokens; the longest needs 4: 'a pale cell' loses 'pale cell'" in warned[0]
 
 
 def test_without_a_store(place, tmp_path):

@@ -112,6 +112,13 @@ def test_empty_texts_can_be_left_out(place, caplog):
     assert dataset.captions == ["x"] and "no text for 1 of 2 images: b.png; left out" in caplog.text
 
 
+def test_doubled_files_are_several_texts_or_a_fault(place, caplog):
+    text = "path, Text\na.png, x\n./a.png, y\nimg/b.png, z\n"
+    assert opened(place, text).captions == ["x", "y", "z"] and "list.csv:3: a.png is in list.csv:2 already" in caplog.text
+    with pytest.raises(ValueError, match="list.csv:3: a.png is in list.csv:2 already: keep one"):
+        opened(place, text, doubled_files="error")
+
+
 def test_labels_splits_and_groups(place, caplog):
     rows = "".join(f"a.png,t{k},c{k % 2},{'val' if k > 5 else 'train'},p{k}\n" for k in range(6)) + "img/b.png,u,c1,val,q\n"
     dataset = opened(place, "path,Text,label,split,patient\n" + rows.replace("c1", "c0"), split="train", group_column="patient")

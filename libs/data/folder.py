@@ -1,5 +1,6 @@
 """One's own images: class folders, or a table of files with labels, texts and masks."""
 
+import logging
 from collections import Counter
 
 from . import official
@@ -7,9 +8,13 @@ from .base import did_you_mean, fail, one_of
 from .files import ImageFiles, check_options
 from .masks import MaskCode
 from .paths import natural
-from .scan import find
+from .scan import look, unlisted
 from .split import choose, hold_out, leaks
 from .table import Columns
+
+log = logging.getLogger(__name__)
+SYNONYMS = {"text": ("caption", "captions", "description", "prompt", "report"), "label": ("class", "diagnosis", "category", "dx"),
+            "mask": ("mask", "segmentation")}
 
 
 class Folder(ImageFiles):
@@ -37,6 +42,10 @@ class Folder(ImageFiles):
         drop_classes: classes to leave out, with their images.
         min_per_class: images that each class needs in this split; 0 allows empty classes.
         require: what the data must have, of 'label', 'text', 'mask'.
+        doubled_files: 'error' lets no two rows of a table name the same file, however it is spelled; 'keep' takes each row as an
+            image of its own (several texts for an image), and logs which.
+        unlisted_files: images in the folder of a table that no row names are left out: 'warn' logs them, 'error' takes them for
+            a fault, 'ignore' does not look.
         missing_captions: 'error' lets no text be empty where `require` asks for 'text', and any be empty otherwise;
             'skip' leaves out the images of this split whose text is empty, and logs how many and the first of them.
         mask_max: the largest grey level of the masks, which becomes 1, where mask_values=().
@@ -56,19 +65,30 @@ class Folder(ImageFiles):
     def __init__(self, path, resolution, channels=3, split="", *, holdout=0.0, holdout_seed=0, crop="center",
                  random_flip=False, random_vflip=False, label_column="label", text_column="text",
                  mask_column="mask_file_name", split_column="split", group_column="", classes=(),
-                 drop_classes=(), min_per_class=1, require=(), missing_captions="error", mask_max=255,
-                 mask_values=(), mask_names=(), window=(), upscale=False, follow_links=False, cache="auto", cache_gb=1.0):
+                 drop_classes=(), min_per_class=1, require=(), missing_captions="error", doubled_files="error",
+                 unlisted_files="warn", mask_max=255, mask_values=(), mask_names=(), window=(), upscale=False,
+                 follow_links=False, cache="auto", cache_gb=1.0):
         check_options(resolution, channels, crop, window, cache)
         MaskCode(mask_values, mask_max, mask_names)  # its faults are told before a file is looked for
         _check_choice(holdout, split, require, missing_captions)
+        one_of("doubled_files", doubled_files, ("error", "keep"))
+        one_of("unlisted_files", unlisted_files, ("warn", "error", "ignore"))
         columns = Columns(label_column, text_column, mask_column, split_column, group_column)
         found = self._find(path, columns, follow_links)
         path = str(path)
+        _look_for_unlisted(found, unlisted_files, path)
+        asked = tuple(what for what in require if not (what == "text" and missing_captions == "skip"))
+        if found.problems:  # what is wrong with the rows is said together with what is wrong with the files
+            fail(path, found.problems + (_faults_of_rows(found.rows, found, asked, columns, doubled_files) if found.rows else []))
         names, rows = _classes(found, list(classes), set(drop_classes), path)
         rows = _rows_of_split(found, rows, split, holdout, holdout_seed, group_column, path)
         if missing_captions == "skip" and "text" in found.fields:
             rows = official.described(rows, path, "skip")
-        _check_contents(rows, found, names, min_per_class, require, split, path)
+        fail(path, _faults_of_rows(rows, found, require, columns, doubled_files)
+             + _small_classes(rows, names, min_per_class, split))
+        if doubled_files == "keep" and (doubled := official.doubles(rows)):
+            log.warning("%s: %d rows name a file that another row names, and each counts as an image: %s", path, len(doubled),
+                        _listed(doubled))
         if mask_values and "mask" not in found.fields:
             raise ValueError(f"{path}: mask_values={tuple(mask_values)}, but the data have no masks (a table names them in the "
                              f"column {mask_column!r}; data set 'image_mask' finds them beside the images)")
@@ -82,7 +102,7 @@ class Folder(ImageFiles):
 
     def _find(self, path, columns, follow_links):
         """What the data hold, as `scan.Found`; data sets of another structure override this."""
-        return find(path, columns, follow_links=follow_links)
+        return look(path, columns, follow_links=follow_links)
 
 
 def _check_choice(holdout, split, require, missing_captions):
@@ -136,20 +156,51 @@ def _rows_of_split(found, rows, split, holdout, holdout_seed, group_column, path
     return chosen
 
 
-def _check_contents(rows, found, classes, min_per_class, require, split, path):
-    problems = [f"no {what} in the data, but require={tuple(require)}" for what in require
+def _look_for_unlisted(found, unlisted_files, path):
+    """Tell of images beside a table that no row names: in the log, or as a problem of `found`."""
+    names = unlisted(found) if found.table and unlisted_files != "ignore" else []
+    if names:
+        said = f"{len(names)} image{'s' * (len(names) > 1)} in the folder without a row: {_listed(names)}"
+        if unlisted_files == "error":
+            found.problems.append(f"{said}; add rows, take the files away, or set unlisted_files='warn' to leave them out")
+        else:
+            log.warning("%s: %s; left out (unlisted_files='ignore' says nothing)", path, said)
+
+
+def _faults_of_rows(rows, found, require, columns, doubled_files):
+    """What is wrong with the rows: what they lack of `require`, files that occur twice."""
+    problems = [f"no {what} in the data, but require={tuple(require)}{_lacking(what, found, columns)}" for what in require
                 if what not in found.fields]
     if "text" in require and "text" in found.fields:
         problems += [f"{row.where}: text is empty (missing_captions='skip' leaves it out)"
                      for row in rows if not row.text.strip()]
-    first = {}
+    first, labels = {}, []
     for row in rows:
         before = first.setdefault(row.name, row)
         if before.label != row.label:
-            problems.append(f"{row.where}: {row.name} is {row.label!r} here and {before.label!r} "
-                            f"in {before.where}")
+            labels.append(f"{row.where}: {row.name} is {row.label!r} here and {before.label!r} in {before.where}")
+    if doubled_files == "error" and found.table and not labels:
+        problems += [f"{double}: keep one of them, or set doubled_files='keep'" for double in official.doubles(rows)]
+    return problems + labels
+
+
+def _lacking(what, found, columns):
+    """Which column of the table would hold what is missing."""
+    column = getattr(columns, what)
+    if not found.table or not column or column in found.columns:
+        return ""
+    near = [name for name in found.columns if name.strip().lower() in SYNONYMS.get(what, ())]
+    hint = f"; did you mean {what}_column={near[0]!r}?" if near else did_you_mean(column, found.columns)
+    return f": the table has no column {column!r}, only {found.columns}{hint}"
+
+
+def _listed(names, shown=5):
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def _small_classes(rows, classes, min_per_class, split):
+    """Classes that have fewer images than they need, as sentences."""
     count = Counter(row.label for row in rows)
-    problems += [f'class {name!r} has {count[name]} images{f" in split {split!r}" if split else ""}, '
+    return [f'class {name!r} has {count[name]} images{f" in split {split!r}" if split else ""}, '
                  f'{min_per_class} needed: add images, leave it out by drop_classes=({name!r},), or set '
                  f'min_per_class={count[name]}' for name in classes if count[name] < min_per_class]
-    fail(path, problems)

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 from .folder import Folder
 from .paths import LINK
-from .scan import find, folder_rows, holds_images, images_in, visible
+from .scan import folder_rows, holds_images, images_in, look, visible
 from .table import Row
 
 SHOWN = 10  # names in one message
@@ -35,7 +35,7 @@ class ImageMask(Folder):
         super().__init__(path, resolution, channels, split, **options)
 
     def _find(self, path, columns, follow_links):
-        return find(path, columns, follow_links=follow_links, read=self._pairs)
+        return look(path, columns, follow_links=follow_links, read=self._pairs)
 
     def _pairs(self, folder, prefix, columns, inside, problems, classes):
         """(rows, fields) of a folder with images and masks, or of such folders of classes, as `scan.folder_rows`."""

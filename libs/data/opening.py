@@ -16,7 +16,7 @@ class Opened(NamedTuple):
     held_out: Dataset | None
 
 
-def open_all(options, features, identity, *, validation_split=""):
+def open_all(options, features, identity, *, validation_split="", shape=()):
     """The data of a training on latents, as `Opened`.
 
     Args:
@@ -24,8 +24,10 @@ def open_all(options, features, identity, *, validation_split=""):
         features: config.features; its `path` holds one store for each split, '' trains on the images themselves.
         identity: pipeline.identity(...) of the codec and encoder in use, which the stores must be made by.
         validation_split: name of the held-out split, '' for none.
+        shape: (C, h, w) of the latents that the network takes, () where they are not to be compared with those of the store.
     Raises:
-        ValueError: a store that is missing, unfinished, or made from other images, by another codec or encoder.
+        ValueError: a store that is missing, unfinished, or made from other images, at another resolution, by another codec or
+            encoder.
     """
     images = at_hand(options)
     if not features["path"]:
@@ -33,7 +35,8 @@ def open_all(options, features, identity, *, validation_split=""):
             raise ValueError(f"config.dataset.path={options.get('path')!r}: no such folder, and config.features.path is ''")
         return Opened(images, images, _held_out(options, validation_split) if validation_split else None)
     split = options.get("split", "")
-    examples = open_features(features, split, identity, images, random_flip=options.get("random_flip", False), options=options)
+    examples = open_features(features, split, identity, images, random_flip=options.get("random_flip", False), options=options,
+                             shape=shape)
     if images is not None and list(images.classes) != list(examples.classes):
         raise ValueError(f"{feature_folder(features, split)} numbers the classes as {list(examples.classes)}, the images as "
                          f"{list(images.classes)}: give config.dataset.classes in the order of the features, or convert them "
@@ -41,7 +44,7 @@ def open_all(options, features, identity, *, validation_split=""):
     held_out = None
     if validation_split:
         unseen = None if images is None else _held_out(options, validation_split)
-        held_out = open_features(features, validation_split, identity, unseen)
+        held_out = open_features(features, validation_split, identity, unseen, options=options, shape=shape)
     return Opened(images, examples, held_out)
 
 
@@ -64,14 +67,24 @@ def at_hand(options):
     return None if options.get("path") and not Path(options["path"]).expanduser().exists() else get(**options)
 
 
-def open_features(features, split, identity, images=None, *, random_flip=False, options=None):
-    """The store of one split, checked against codec, encoder and, where they are at hand, the images of `options`."""
+def open_features(features, split, identity, images=None, *, random_flip=False, options=None, shape=()):
+    """The store of one split, checked against codec, encoder, the latents that a network takes and, where they are at hand, the
+    images of `options`; where they are not, against the resolution they are said to have."""
     from . import Features, store
     folder = feature_folder(features, split)
     if not identity["encoder"]:  # a network without text may be trained on a store that has texts
         identity = identity | {"encoder": store.read(folder)["identity"]["encoder"]}
     store.check(folder, identity, "" if images is None else images.fingerprint, options=options)
-    return Features(folder, random_flip=random_flip)
+    found = Features(folder, random_flip=random_flip)
+    of = found.manifest["about"].get("dataset", {}).get("resolution")
+    made = f"{'x'.join(map(str, found.shape))} (channels, height, width)" + (f", of images of {of} pixels" if of else "")
+    right = (f"make config.dataset.resolution and the image size of config.nnet agree with it, or extract features anew (delete "
+             f"{folder}, or choose another config.features.path)")
+    if images is None and options and of and options.get("resolution", of) != of:
+        raise ValueError(f"{folder}: the store holds latents {made}; config.dataset.resolution is {options['resolution']}: {right}")
+    if shape and tuple(shape) != tuple(found.shape):
+        raise ValueError(f"{folder}: the store holds latents {made}; config.nnet is built for {'x'.join(map(str, shape))}: {right}")
+    return found
 
 
 def feature_root(features, run_folder):

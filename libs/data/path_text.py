@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from .folder import Folder
-from .scan import find
+from .scan import look
 
 
 class PathText(Folder):
@@ -26,6 +26,7 @@ class PathText(Folder):
         path_column: column of the images' paths, relative to the folder of the CSV, absolute, or below '~'.
         text_column, modality_column: columns of the texts and of what stands before them, '' = do not use. A modality may also
             be called 'modal', and does not have to be there.
+        doubled_files: as in `folder.Folder`; 'keep', for an image may have several texts.
         missing_captions: 'error' lets no text be empty, 'skip' leaves out the images without, and logs how many.
         resolution, channels, split, require, options: as in `folder.Folder`; further columns of it may be there.
     Raises:
@@ -34,12 +35,13 @@ class PathText(Folder):
     """
 
     def __init__(self, path, resolution, channels=3, split="", *, path_column="path", text_column="Text",
-                 modality_column="modality", require=(), **options):
+                 modality_column="modality", require=(), doubled_files="keep", **options):
         if not path_column or not text_column:
             raise ValueError(f"path_column={path_column!r}, text_column={text_column!r}: expected the names of two columns")
         self.columns = {"file": path_column, "modality": modality_column}
         require = (*require, *({"text"} - set(require)))
-        super().__init__(path, resolution, channels, split, text_column=text_column, require=require, **options)
+        super().__init__(path, resolution, channels, split, text_column=text_column, require=require, doubled_files=doubled_files,
+                         **{"unlisted_files": "ignore"} | options)
         counts = Counter(self.splits or ())
         if not split and len(counts) > 1:
             logging.warning("%s has images of several splits (%s), and split='' takes all of them, so that none are held out: a "
@@ -50,7 +52,7 @@ class PathText(Folder):
         table = Path(path).expanduser()
         if str(path) and table.exists() and not (table.is_file() and table.suffix.lower() in (".csv", ".jsonl")):
             raise ValueError(f"{path}: expected a .csv with the columns {self.columns['file']} and {columns.text} (or a .jsonl)")
-        return find(path, dataclasses.replace(columns, **self.columns, loose=True), follow_links=follow_links)
+        return look(path, dataclasses.replace(columns, **self.columns, loose=True), follow_links=follow_links)
 
     def _path(self, name):
         return os.path.join(self.root, os.path.expanduser(name))

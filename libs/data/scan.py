@@ -1,7 +1,8 @@
 """What a data folder holds: tables or class folders, at once or below train/, val/, test/."""
 
 import os
-from dataclasses import dataclass
+import posixpath
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .base import did_you_mean, fail
@@ -17,17 +18,29 @@ UNREADABLE = (".gif", ".webp", ".dcm", ".dicom", ".nii", ".nii.gz", ".nrrd", ".m
 
 @dataclass(slots=True)
 class Found:
-    """All rows of a data set, of every split; `fields`: what they have of label, text, mask, split, group."""
+    """All rows of a data set, of every split; `fields`: what they have of label, text, mask, split, group.
+
+    problems: every fault of the structure, as sentences; the rows are then those that could be read.
+    """
 
     root: Path
     rows: list
     fields: set
     folders: set  # class folders, empty ones included
     table: bool
+    columns: list = field(default_factory=list)  # of the tables
+    problems: list = field(default_factory=list)
 
 
-def find(path, columns, *, follow_links=False, read=None):
-    """Read the structure of a data set.
+def find(path, columns, *, follow_links=False):
+    """`look`, with a ValueError for every fault of the structure."""
+    found = look(path, columns, follow_links=follow_links)
+    fail(str(path), found.problems)
+    return found
+
+
+def look(path, columns, *, follow_links=False, read=None):
+    """Read the structure of a data set; its faults are in `Found.problems`.
 
     Args:
         path: a folder with a metadata table, a folder of class folders or of loose images, either of them
@@ -38,7 +51,7 @@ def find(path, columns, *, follow_links=False, read=None):
     Returns:
         Found.
     Raises:
-        ValueError: with every fault of the structure.
+        ValueError: there is nothing at `path` that could be read.
     """
     if not str(path):
         raise ValueError("path is empty: give the folder of the images, --config.dataset.path=/path/to/images")
@@ -58,7 +71,8 @@ def find(path, columns, *, follow_links=False, read=None):
         if split and inside.escapes(os.fspath(root / split)):
             problems.append(f"{split} {LINK}")
         if part.is_file():
-            rows, fields = table_rows(part, prefix, columns, inside, problems)
+            rows, fields, header = table_rows(part, prefix, columns, inside, problems)
+            found.columns += [name for name in header if name not in found.columns]
         else:
             rows, fields = (read or folder_rows)(part, prefix, columns, inside, problems, found.folders)
         for row in rows:
@@ -71,8 +85,23 @@ def find(path, columns, *, follow_links=False, read=None):
                         "give the path of one split")
     if not found.rows and not problems:
         problems.append(f'no images: expected {", ".join(EXTENSIONS)} in class folders, or one of {TABLES}')
-    fail(str(path), problems)
+    found.problems = problems
     return found
+
+
+def unlisted(found):
+    """Names of the images beside or below the tables of `found` that no row of them names, as image, mask or in any column."""
+    known = {name for row in found.rows for name in (row.name, row.mask)}
+    for row in found.rows:
+        known |= {posixpath.normpath(posixpath.join(posixpath.dirname(row.where), value)) for value in row.extra.values()
+                  if isinstance(value, str) and value.lower().endswith(EXTENSIONS)}
+    names = []
+    for place, folders, files in os.walk(found.root):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        below = os.path.relpath(place, found.root).replace(os.sep, "/")
+        names += [posixpath.normpath(f"{below}/{name}") for name in files
+                  if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+    return sorted(set(names) - known, key=natural)
 
 
 def _parts(path, table_in):

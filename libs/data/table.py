@@ -49,7 +49,7 @@ class Columns:
 
 
 def table_rows(table, prefix, columns, inside, problems):
-    """(rows, names of the fields that the table has) of a .csv or .jsonl file; faults go to `problems`.
+    """(rows, names of the fields that the table has, its columns) of a .csv or .jsonl file; faults go to `problems`.
 
     Args:
         prefix: the table's folder below the data folder, '' or 'train/'.
@@ -58,7 +58,7 @@ def table_rows(table, prefix, columns, inside, problems):
     header, records = _read_jsonl(table, problems) if table.suffix.lower() == ".jsonl" else _read_csv(table, problems, columns)
     used = header and _match_columns(table, header, columns, problems)
     if not used:
-        return [], set()
+        return [], set(), list(header)
     rows = []
     for line, record in records:
         where = f"{prefix}{table.name}:{line}"
@@ -71,10 +71,10 @@ def table_rows(table, prefix, columns, inside, problems):
             fault = inside.fault(table.parent, value[key])
             if fault:
                 problems.append(f"{where}: {used[key]} {fault}")
-        rows.append(Row(prefix + value["file"], where, value["label"], _described(value),
-                        value["mask"] and prefix + value["mask"], value["split"], value["group"],
+        rows.append(Row(_plain(prefix + value["file"]), where, value["label"], _described(value),
+                        value["mask"] and _plain(prefix + value["mask"]), value["split"], value["group"],
                         {key: v for key, v in record.items() if key not in used.values() or key == used["modality"]}))
-    return rows, {key for key in ("label", "text", "mask", "split", "group") if used[key]}
+    return rows, {key for key in ("label", "text", "mask", "split", "group") if used[key]}, list(header)
 
 
 def _match_columns(table, header, columns, problems):
@@ -99,6 +99,12 @@ def _match_columns(table, header, columns, problems):
 
 def _text(value):
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _plain(name):
+    """A path without what does not lead anywhere: './a.png' and 'a.png' are one file."""
+    first, *rest = name.split("/")
+    return "/".join([first] * (first != "." or not rest) + [part for part in rest if part not in ("", ".")])
 
 
 def _described(value):
@@ -144,7 +150,7 @@ def _read_csv(table, problems, columns=None):
 def _header_fault(header, first):
     if not "".join(header).strip():
         return f"no header; expected {first}, ..."
-    other = re.search(r"[;\t]", header[0])
+    other = re.search(r"[;\t|]", header[0])
     if len(header) == 1 and other:
         return f"columns are separated by {other[0]!r}: save it separated by commas"
     twice = sorted({h for h in header if header.count(h) > 1})
