@@ -135,9 +135,12 @@ def evaluation(path, warnings):
         return None
     per_class = found.get("per_class") if isinstance(found.get("per_class"), dict) else {}
     parts = {key: found[key] if isinstance(found.get(key), dict) else {} for key in ("judges", "real", "sampling", "parameters")}
+    parts["judges"] = {name: each for name, each in parts["judges"].items() if isinstance(each, dict)}
+    parts["sampling"] = {name: each for name, each in parts["sampling"].items() if finite(each) or isinstance(each, str)}
     return {**found, **parts, "scores": numbers(found["scores"], found["n"]), "folder": path.parent.name, "path": path.parent,
             "per_class": {name: numbers(row, found["n"]) for name, row in per_class.items() if isinstance(row, dict)},
-            "made": path.stat().st_mtime}
+            "operations": found["operations"] if finite(found.get("operations")) else None,
+            "step": found["step"] if type(found.get("step")) is int else None, "made": path.stat().st_mtime}
 
 
 def numbers(scores, n):

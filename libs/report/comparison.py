@@ -59,14 +59,14 @@ def contents(workdirs, *, names=(), name=""):
         what = f"an evaluation {name!r}" if name else "an evaluation"
         raise ValueError(f"none of the runs has {what}. To make them:\n  " + "\n  ".join(run.command(name=name) for run in runs))
     left_out = {}  # (run, reason): (metrics of all images, metrics by class)
-    overall = scores(runs, left_out)
+    overall, drawings = scores(runs, left_out), pictures(runs, warnings)  # what cannot be read there becomes a warning
     return {"runs": runs, "facts": {run.name: run.facts() for run in runs}, "rule": RULE, "faults": fairness.faults(runs, name),
             "remarks": fairness.remarks(runs) + warnings, "evaluations_say": fairness.evaluations_say(runs),
             "scores": overall, "per_class": per_class(runs, left_out),
             "left_out": [{"run": name, "what": in_words(next(run.evaluation for run in runs if run.name == name), *metrics),
                           "reason": reason, "metrics": metrics[0], "by_class": metrics[1]}
                          for (name, reason), metrics in left_out.items()],
-            "pictures": pictures(runs, warnings), "nearest": nearest(runs), "charts": charts(runs), "small_n": report.SMALL_N,
+            "pictures": drawings, "nearest": nearest(runs), "charts": charts(runs), "small_n": report.SMALL_N,
             "intervals": list(dict.fromkeys(run.evaluation["interval"] for run in runs if (run.evaluation or {}).get("interval")))}
 
 
@@ -233,8 +233,8 @@ def charts(runs):
             if run.name in kept and points:
                 lines[run.name] = tuple(np.array(points, float).T)
         n = max((each["n"] for each in kept.values()), default=0)
-        found.append({"metric": metric, "lines": lines, "without": without, "n": n,
-                      **(drawn(lines, log=kind(metric) != "accuracy") if lines else {"unit": "", "keys": [], "by_step": "", "by_time": ""})})
+        found.append({"metric": metric, "lines": lines, "without": without, "n": n, "unit": "", "keys": []}
+                     | (drawn(lines, log=kind(metric) != "accuracy") if lines else {}))
     return found
 
 

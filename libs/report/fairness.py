@@ -72,7 +72,8 @@ def yardsticks_apart(first, other):
             said.append(f"{other.name}: {difference(other, first, metric)}.")
         elif own != its:
             said.append(f"{other.name} is {unlike(other.evaluation, first.evaluation, name)} than {first.name}. Scores by {name} "
-                        "are not comparable. A classifier of the data is trained once for a working folder: evaluate all runs in one.")
+                        "are not comparable. A classifier of the data is trained once in a working folder: evaluate all runs in "
+                        "one.")
     return said
 
 
