@@ -220,7 +220,7 @@ def test_lora_is_tied_to_the_weights_it_was_trained_on(lora, folder, table, tmp_
 class Means:
     """In place of a feature network, none of which is here for images without classes: the mean of each channel."""
 
-    name, dims, classes = "means", 3, None
+    name, dims, classes, fingerprint = "means", 3, None, "means"
 
     def both(self, images):
         return images.float().mean((2, 3)), None
