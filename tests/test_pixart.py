@@ -125,10 +125,14 @@ def test_frozen_weights_in_lower_precision(folder, name, bound):
     frozen = {weight.dtype for each, weight in net.named_parameters() if not weight.requires_grad and ".wo." not in each}
     assert frozen == {getattr(torch, name)}
     with torch.no_grad():
+        plain = full.states(numbers)
         for each in (net, backbones.lower(net_of(folder, lora_rank=2), getattr(torch, name)).eval()):
             given, expected = each(x, t, text=numbers), full(x, t, text=numbers)
             assert given.dtype == torch.float32
             assert 0 < (given - expected).abs().max() < bound * expected.abs().max()
+        with torch.autocast("cpu", dtype=getattr(torch, name)):
+            apart = (full.states(numbers) - plain).abs().max()
+    assert (apart == 0) == (name == "float16")  # no autocast to float16 in T5
     wo = each.text_encoder.encoder.block[0].layer[1].DenseReluDense.wo  # overflows in float16
     assert wo.weight.dtype == (torch.float32 if name == "float16" else torch.bfloat16)
 
