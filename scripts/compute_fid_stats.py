@@ -3,7 +3,8 @@
     python scripts/compute_fid_stats.py --config=configs/folder64_uvit_label.py --config.dataset.path=/path/to/images \
         --features=inception --output=assets/fid_stats/mine.npz
 
-Then `--config.metrics.fid_stat=assets/fid_stats/mine.npz`. Runs on N processes too.
+Then `--config.metrics.fid_stat=assets/fid_stats/mine.npz`. The file says which network it is of, and serves no other; for several
+networks name files `mine_{features}.npz`, here and there. Runs on N processes too.
 """
 
 import sys
@@ -21,13 +22,14 @@ def compute(config, workdir, features, output):
         config.metrics.features, config.metrics.fid_stat = (features,), ""
     extractor, = evaluation.extractors(run, config, dataset)
     reference = evaluation.reference(run, extractor, dataset, workers=config.train.workers)
-    path = output or f"assets/fid_stats/{dataset.name}{dataset.shape[-1]}_{extractor.name}.npz"
+    path = output or f"assets/fid_stats/{dataset.name}{dataset.shape[-1]}_{{features}}.npz"
     if run.is_main:
+        path = path.replace("{features}", extractor.name.replace("/", "_"))
         gaussian.save_stats(path, reference.gaussian)
         print(f"{path}: {extractor.name} features of {reference.gaussian.n} images")
     run.finish()
 
 
 if __name__ == "__main__":
-    cli.main(compute, features=("inception", "feature network: inception, dinov2, timm:<network>, classifier, ..."),
-             output=("", "path of the .npz; by default assets/fid_stats/<data><resolution>_<features>.npz"))
+    cli.main(compute, features=("inception", "feature network: inception, timm:<network>, timm:<network>@<file>, classifier, ..."),
+             output=("", "path of the .npz; by default assets/fid_stats/<data><resolution>_{features}.npz"))

@@ -80,6 +80,26 @@ def test_statistics_of_other_features_are_not_used(here, run):
         evaluation.reference(run, extractor, None, stats="other.npz")
 
 
+def test_statistics_belong_to_one_network_and_each_may_have_its_file(here, run, caplog):
+    """A network of the domain trained anew with another seed keeps its name, but the statistics are the other's."""
+    folders = [evaluation.feature_network(load(), seed=seed) for seed in (0, 1)]
+    (one, real), (other, _) = evaluation.prepare(run, config(features=tuple(map(str, folders))), load())
+    assert one.name == other.name == "classifier-data16" and one.fingerprint != other.fingerprint
+    metrics.save_stats("stats/classifier-data16.npz", real.gaussian)
+    assert metrics.load_stats("stats/classifier-data16.npz").network == one.fingerprint
+    side = evaluation.reference(run, one, None, stats="stats/{features}.npz")
+    assert torch.equal(side.gaussian.mean, real.gaussian.mean) and "stats/classifier-data16.npz" in side.source
+    with pytest.raises(ValueError, match="not those of classifier-data16 as it is here, with other weights, and the images"):
+        evaluation.reference(run, other, None, stats="stats/{features}.npz")
+    assert not torch.equal(evaluation.reference(run, other, load(), stats="stats/{features}.npz").gaussian.mean, real.gaussian.mean)
+    assert "features of another classifier-data16, with other weights: they are computed from data" in caplog.text
+    with pytest.raises(ValueError, match="no statistics at other/classifier-data16.npz, and the images are not there"):
+        evaluation.reference(run, one, None, stats="other/{features}.npz")
+    names = ("", "stats/{features}.npz", "stats/classifier-data16.npz", "other/{features}.npz", "stats")
+    there = [room.statistics_there(name) for name in names]
+    assert there == [False, True, True, False, False]
+
+
 def test_training_goes_on_where_no_network_can_be_had(here, run, caplog, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(here / "empty"))
     with caplog.at_level(logging.WARNING):

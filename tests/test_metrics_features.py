@@ -159,6 +159,34 @@ def test_timm_models_and_dinov2(tmp_path):
         dino.probabilities(pictures(1))
 
 
+def test_a_backbone_fine_tuned_on_other_classes_is_named_by_its_file(tmp_path):
+    """As the network of a domain for a Fréchet distance: the head of the file decides how many classes there are."""
+    pytest.importorskip("timm")
+    import timm
+    from torchvision import models
+    torch.manual_seed(0)
+    nets = {"timm:test_resnet": timm.create_model("test_resnet", num_classes=8), "torchvision:shufflenet_v2_x0_5":
+            models.shufflenet_v2_x0_5(num_classes=8)}
+    for name, net in nets.items():
+        torch.save({"state_dict": net.state_dict()}, tmp_path / "own.pth")
+        found = extractor(f"{name}@{tmp_path}/own.pth")
+        assert found.name.startswith(f"{name.replace(':', '_')}_") and len(found.classes) == 8
+        with torch.inference_mode():
+            expected = net.eval()(found.prepare(pictures(2)))
+        torch.testing.assert_close(found.both(pictures(2))[1], expected.softmax(1))
+        assert extractor(name, weights=str(tmp_path / "own.pth")).fingerprint == found.fingerprint
+        torch.save({"other.weight": torch.zeros(2)}, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match="other.pth does not hold the weights of this network"):
+            extractor(f"{name}@{tmp_path}/other.pth")
+    for name, hint in ((f"{tmp_path}/own.pth", "is a file of weights; say of which network: timm:<model>@"),
+                       ("timm:test_resnet@", "expected such as timm:resnet50@"), ("colour@random", "expected such as")):
+        with pytest.raises(ValueError, match=hint):
+            extractor(name)
+    for name in (f"timm:test_resnet@{tmp_path}/absent.pth", f"{tmp_path}/absent"):
+        with pytest.raises(FileNotFoundError, match="absent"):
+            extractor(name)
+
+
 def test_unknown_names_and_images_are_refused():
     for name, hint in (("incepton", "mean 'inception'"), ("timm", "timm:<model>"), ("fid", "known are")):
         with pytest.raises(ValueError, match=hint):

@@ -212,6 +212,20 @@ def test_suite_names_numbers_and_counts():
     assert limited["precision_net"]["n"] == 100
 
 
+def test_kid_of_subsets_stands_beside_kid_where_asked():
+    """Med-Art's three numbers in one table: the same unit, the deviation of the subsets beside the interval."""
+    x, y = normal(60, 6, 18, 0.3), normal(50, 6, 19)
+    found = metrics.scores(x, y, feature="inception", names=("fd", "kid", "kid_subsets"), resamples=5)
+    assert list(found) == ["fid", "kid_inception", "kid_subsets_inception"]
+    one, many = found["kid_inception"], found["kid_subsets_inception"]
+    assert (many["value"], many["std"]) == metrics.kid_subsets(x, y) and many["n"] == 60
+    assert abs(many["value"] - one["value"]) < many["std"] / 2, "of 100 subsets: five standard errors"
+    assert many["high"] - many["low"] == pytest.approx(one["high"] - one["low"])
+    assert "kid_subsets" not in metrics.suite.NAMES
+    metrics.check_names(("fd", "kid_subsets"))
+    assert "too few for kid_subsets" in metrics.warnings(1, 6, feature="a", names=("kid_subsets",), real=9)[0]
+
+
 def test_only_inception_is_called_fid_and_statistics_allow_nothing_else():
     x, reference = normal(20, 6, 20), Moments(6).update(normal(50, 6, 21)).gaussian("inception")
     assert set(metrics.scores(x, None, reference, feature="inception", resamples=2)) == {"fid"}

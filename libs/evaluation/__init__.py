@@ -24,7 +24,7 @@ from libs.evaluation.provenance import provenance
 from libs.evaluation.requests import RequestOptions, compose, weights_used
 from libs.evaluation.samples import finish_samples, first_of_each, listed_samples
 from libs.evaluation.trained import CODEC, Trained, base_weights, open_classifier, open_trained, tie_to_base
-from libs.evaluation.references import NoFeatures, extractors, feature_network, prepare, reference
+from libs.evaluation.references import NoFeatures, extractors, feature_network, prepare, reference, statistics_there
 from libs.pipeline import described, exporting, grid, measure_name, to_uint8
 
 __all__ = ["Agreement", "CODEC", "FLAGS", "Following", "RequestOptions", "Timing", "Trained", "agreement", "asked", "bank_of",
@@ -147,7 +147,7 @@ def _guided_otherwise(sampler, sample, of_run):
 def _sides(run, config, dataset):
     """(sides of `prepare`, ''), or ((), why there are none) where the images are asked for all the same."""
     try:
-        if dataset is None and not Path(config.metrics.fid_stat).is_file():
+        if dataset is None and not statistics_there(config.metrics.fid_stat):
             raise NoFeatures(f"no images at config.dataset.path={config.dataset.get('path', '')!r}, and no statistics of them at "
                              f"config.metrics.fid_stat={config.metrics.fid_stat!r}")
         return prepare(run, config, dataset), ""
@@ -166,7 +166,7 @@ def evaluator(run, pipeline, config, dataset, prompts=None):
     """
     if not config.train.eval_interval:
         return None
-    if dataset is None and not Path(config.metrics.fid_stat).is_file():
+    if dataset is None and not statistics_there(config.metrics.fid_stat):
         logging.warning("training goes on without scores: neither real images nor config.metrics.fid_stat are there")
         return None
     metrics.check_names(config.metrics.names)
@@ -246,7 +246,8 @@ def table(result):
         lines += [title] if title else []
         for name, score in scores.items():
             interval = "" if score["low"] is None else f"  [{score['low']:.4g}, {score['high']:.4g}]"
-            lines.append(f"  {name:40s} {score['value']:10.4g}{interval}  n={score['n']}")
+            spread = f"  std {score['std']:.4g} of subsets" if "std" in score else ""
+            lines.append(f"  {name:40s} {score['value']:10.4g}{interval}{spread}  n={score['n']}")
     if "agreement_of_real" in result:
         own = ", ".join(f"{name} {value:.1%}" for name, value in result["agreement_of_real"].items())
         lines.append(f"real images agree with their own texts: {own}")

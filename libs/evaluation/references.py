@@ -1,5 +1,6 @@
 """The real side of a comparison: feature networks, statistics from files, or computed once from the data."""
 
+import glob
 import hashlib
 import json
 import logging
@@ -39,8 +40,19 @@ class Reference(NamedTuple):
     source: str
 
 
+def statistics_there(fid_stat):
+    """Whether config.metrics.fid_stat names a file, or with '{features}' in it a file of some feature network."""
+    path = Path(fid_stat)
+    if "{features}" in path.name:
+        return any(path.parent.glob(glob.escape(path.name).replace("{features}", "*")))
+    return path.is_file()
+
+
 def prepare(run, config, dataset, *, only_first=False):
-    """What evaluations compare with: [(extractor, Reference)] of the feature networks that can be had, at least one."""
+    """What evaluations compare with: [(extractor, Reference)] of the feature networks that can be had, at least one.
+
+    '{features}' in config.metrics.fid_stat stands for the network's name, so that each network has a file of its own.
+    """
     found = extractors(run, config, dataset, only_first=only_first)
     return [(each, reference(run, each, dataset, stats=config.metrics.fid_stat, workers=config.train.workers))
             for each in found]
@@ -49,8 +61,9 @@ def prepare(run, config, dataset, *, only_first=False):
 def extractors(run, config, dataset, *, only_first=False):
     """The feature networks of config.metrics.features that can be had here (or the first of them), on the run's device.
 
-    'classifier' is trained on the data at hand, once, and kept below assets/feature_networks. A network whose weights
-    are missing is named in a warning and left out. The main process decides what can be had, the others follow.
+    'classifier' is trained on the data at hand, once, and kept below assets/feature_networks; `metrics.features` has the other
+    names: a network of one's own is given by its folder, or as 'timm:<model>@<file>'. A network whose weights are missing is
+    named in a warning and left out. The main process decides what can be had, the others follow.
 
     Raises:
         ValueError: an unknown name.
@@ -152,20 +165,28 @@ def reference(run, extractor, dataset, *, stats="", batch_size=64, workers=0):
     """The real side: from a statistics file, or computed once from `dataset` over all processes and cached.
 
     Args:
-        stats: path of an npz with mu and sigma. It is used where it holds this extractor's features; a file that does
-            not say which (U-ViT's, pytorch-fid's) holds Inception's. Where it is missing they are computed.
+        stats: path of an npz with mu and sigma, '{features}' in it standing for the extractor's name. It is used where it holds
+            features of this very network; a file that does not say which (U-ViT's, pytorch-fid's) holds Inception's. Where it is
+            missing they are computed.
         dataset: the real images; may be None where `stats` serves.
 
     The cache key holds the data's fingerprint and the extractor's, so a change of either is noticed.
     """
-    known = None
+    known, stats = None, stats.replace("{features}", extractor.name.replace("/", "_"))
     if stats and Path(stats).is_file():
         found = gaussian.load_stats(stats)
-        if (found.features or "inception") == extractor.name:
+        same_name = (found.features or "inception") == extractor.name
+        if same_name and found.network in ("", extractor.fingerprint):
             known = gaussian.load_stats(stats, dims=extractor.dims)
         elif dataset is None:
-            raise ValueError(f"{stats} holds {found.features or 'inception'} features, not those of {extractor.name}, and the "
-                             "images are not there to compute them")
+            raise ValueError(f"{stats} holds {found.features or 'inception'} features, not those of {extractor.name}"
+                             f"{' as it is here, with other weights' if same_name else ''}, and the images are not there to "
+                             "compute them")
+        elif same_name:
+            logging.warning("%s holds features of another %s, with other weights: they are computed from %s", stats, extractor.name,
+                            dataset.name)
+    elif stats and dataset is None:
+        raise ValueError(f"no statistics at {stats}, and the images are not there to compute them")
     elif stats:
         logging.warning("no statistics at %s: they are computed from %s", stats, dataset.name)
     if dataset is None:
@@ -181,7 +202,7 @@ def reference(run, extractor, dataset, *, stats="", batch_size=64, workers=0):
         stored = {name: torch.from_numpy(file[name]) for name in file.files if name != "n"}
         n = int(file["n"])
     labels = None if dataset.labels is None else dataset.labels[stored["indices"]]
-    gauss = known or gaussian.Gaussian(stored["mu"], stored["sigma"], n, extractor.name)
+    gauss = known or gaussian.Gaussian(stored["mu"], stored["sigma"], n, extractor.name, extractor.fingerprint)
     source = f"{stats} ({sha256(Path(stats))[:16]})" if known else f"{n} images of {dataset.name} ({path.name})"
     if n > KEPT:
         source += f"; single images compared with {len(stored['features'])} of them"

@@ -11,6 +11,7 @@ from libs import data, engine, pipeline
 from libs.data import Dataset
 from libs.evaluation.describing import describer, stored_features
 from libs.evaluation.masks import check_code
+from libs.evaluation.references import statistics_there
 from libs.pipeline import stable_diffusion
 
 
@@ -159,7 +160,7 @@ def _images(config, unscored=False):
     options = config.dataset if how in pipeline.PROMPTS else {**config.dataset, "split": how}
     images = None if unscored and options.get("path") == "" else data.at_hand(options)
     if images is None:
-        if not Path(config.metrics.fid_stat).is_file():
+        if not statistics_there(config.metrics.fid_stat):
             if unscored:
                 return None
             raise FileNotFoundError(f"no images at config.dataset.path={config.dataset.path!r}, and no statistics of them at "

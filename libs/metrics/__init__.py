@@ -12,6 +12,12 @@
     segmenter          a small segmentation network trained on them, and the Dice coefficient
     adm_suite          the evaluations of guided-diffusion, over .npz archives
 
+Med-Art's tables (FID, KID, KFD on Kvasir, HFD on skin lesions) in these names: FID is `fid`; KID is `kid_inception`, in the same
+unit (0.012 is 0.012; `kid_subsets_inception` is its mean over subsets); KFD and HFD, Fréchet distances in a network of the domain,
+are `fd_<network>`: `fd_classifier-<data>` of a network that scripts/train_feature_network.py trained, `fd_timm_...` or
+`fd_torchvision_...` of a backbone. Med-Art's own network is not among its published files, so such numbers compare only among runs
+that were judged by the same one.
+
 Nothing here knows where images come from; other rooms hand over tensors. Only `adm_suite` reads its archives.
 """
 

@@ -4,19 +4,21 @@
     extractor('dinov2')                           ViT-B/14 DINOv2 through timm at 224 pixels, 768 features
     extractor('timm:resnet50.a1_in1k')            any timm model
     extractor('torchvision:densenet121')          any torchvision classifier that ends in a linear layer
-    extractor('classifier:workdir/features')      a network trained on the data at hand (classifier.py)
+    extractor('timm:resnet50@cells.safetensors')  the same with weights of one's own: timm, torchvision, inception, dinov2
+    extractor('classifier:workdir/features')      a network trained on the data at hand (classifier.py); or its folder alone
     extractor('colour')                           no network: mean and deviation of each colour channel
 
-`weights` may be a local file or 'random'; the extractor's name then says so, and belongs in the metric's
-name. Images are uint8 (N, C, H, W) with 1 or 3 channels, as they would be stored: a reported number must not
-depend on whether images went through a file. Resizing is antialiased (Parmar et al. 2022) except for
-Inception, whose published numbers are not.
+`weights` (in a name: what follows '@') may be a local file or 'random'; the extractor's name then says so, and
+belongs in the metric's name. Images are uint8 (N, C, H, W) with 1 or 3 channels, as they would be stored: a
+reported number must not depend on whether images went through a file. Resizing is antialiased (Parmar et al.
+2022) except for Inception, whose published numbers are not.
 Arithmetic is float32, whatever the caller trains in: reduced precision moves a Fréchet distance.
 """
 
 import contextlib
 import difflib
 import hashlib
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -90,9 +92,22 @@ class Extractor:
 def extractor(name, *, device="cpu", weights="", **kwargs):
     """The `Extractor` of that name. ValueError for an unknown name, FileNotFoundError for missing weights.
 
-    `weights`: '' for the published ones, a local file (.pth, .safetensors), or 'random' with `seed`.
+    `weights`: '' for the published ones, a local file (.pth, .safetensors), or 'random' with `seed`. A file of another
+    number of classes, as of a network fine-tuned on one's own, decides that number.
     """
     kind, _, model = name.partition(":")
+    if not model and "/" in kind.partition("@")[0]:
+        if Path(name).is_file():
+            raise ValueError(f"features {name!r} is a file of weights; say of which network: timm:<model>@{name} or "
+                             f"torchvision:<model>@{name}")
+        kind, model = "classifier", name
+    if kind != "classifier" and "@" in name:
+        if weights:
+            raise ValueError(f"{name!r} names its weights; weights={weights!r} cannot be given as well")
+        name, _, weights = name.partition("@")
+        kind, _, model = name.partition(":")
+        if not weights or kind == "colour":
+            raise ValueError(f"features {name!r}: expected such as timm:resnet50@/path/to/weights.safetensors")
     kinds = {
         "inception": lambda: networks.inception(weights=weights, **kwargs),
         "dinov2": lambda: networks.dinov2(weights=weights, **kwargs),
@@ -105,7 +120,8 @@ def extractor(name, *, device="cpu", weights="", **kwargs):
             raise ValueError(f"{name!r} brings its own weights; weights={weights!r} cannot be given as well")
         network = classifier.load_classifier(model, **kwargs)
         return Extractor(classifier.built(network), device=device, classes=network.report["classes"])
-    known = ["inception", "dinov2", "colour", "timm:<model>", "torchvision:<model>", "classifier:<folder>"]
+    known = ["inception", "dinov2", "colour", "timm:<model>", "timm:<model>@<file>", "torchvision:<model>",
+             "torchvision:<model>@<file>", "classifier:<folder>"]
     if kind not in kinds or (kind in ("timm", "torchvision")) != bool(model):
         close = difflib.get_close_matches(kind, [*kinds, "classifier"], n=1)
         raise ValueError(

@@ -21,16 +21,17 @@ from scipy.linalg import lapack
 
 
 class Gaussian(NamedTuple):
-    """Mean (D,), covariance (D, D) in float64, the number of images behind them and the name of their
-    features.
+    """Mean (D,), covariance (D, D) in float64, the number of images behind them, the name of their features and the
+    fingerprint of the network that gave them.
 
-    `n` = 0 and `features` = '' mean unknown: published statistics files carry neither.
+    `n` = 0, `features` = '' and `network` = '' mean unknown: published statistics files carry none of them.
     """
 
     mean: torch.Tensor
     covariance: torch.Tensor
     n: int = 0
     features: str = ""
+    network: str = ""
 
 
 def float64(values, device=None):
@@ -188,12 +189,11 @@ def centred_factor(features):
 
 
 def save_stats(path, gaussian):
-    """Writes `mu`, `sigma` (and `n`, `features` where known) as .npz, whole or not at all."""
+    """Writes `mu`, `sigma` (and `n`, `features`, `network` where known) as .npz, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     known = {"n": np.int64(gaussian.n)} if gaussian.n else {}
-    if gaussian.features:
-        known["features"] = np.array(gaussian.features)
+    known |= {key: np.array(getattr(gaussian, key)) for key in ("features", "network") if getattr(gaussian, key)}
     staged = path.with_name(f".{path.name}.{os.getpid()}")
     with open(staged, "wb") as file:
         np.savez(file, mu=gaussian.mean.cpu().numpy(), sigma=gaussian.covariance.cpu().numpy(), **known)
@@ -215,7 +215,7 @@ def load_stats(path, *, dims=0, names=("mu", "sigma")):
         raise FileNotFoundError(f'no statistics at {path}: a .npz with "{mu}" and "{sigma}" is expected there')
     try:
         with np.load(path, allow_pickle=False) as file:
-            held = {key: file[key] for key in file.files if key in (mu, sigma, "n", "features")}
+            held = {key: file[key] for key in file.files if key in (mu, sigma, "n", "features", "network")}
     except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a readable .npz of plain arrays: {error}") from error
     missing = {mu, sigma} - held.keys()
@@ -227,7 +227,7 @@ def load_stats(path, *, dims=0, names=("mu", "sigma")):
             f"{path} holds statistics of {len(mean)} dimensions; these features have {dims}: they are of "
             "another network"
         )
-    return Gaussian(mean, covariance, int(held.get("n", 0)), str(held.get("features", "")))
+    return Gaussian(mean, covariance, int(held.get("n", 0)), str(held.get("features", "")), str(held.get("network", "")))
 
 
 def _checked(mean, covariance, which):

@@ -118,7 +118,7 @@ def torchvision(model, *, weights="", seed=0):
         path = weights_of.local(weights) if weights else weights_of.fetch(published.url)
     with _seeded(seed):
         network = models.get_model(model, weights=None)
-    heads = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    heads = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not heads:
         raise ValueError(
             f"torchvision:{model} has no linear layer at its end whose input could serve as features"
@@ -129,12 +129,15 @@ def torchvision(model, *, weights="", seed=0):
             re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): value
             for key, value in weights_of.read(path).items()
         }
+        classes = _classes(state, heads[-1])
+        if classes and classes != network.get_submodule(heads[-1]).out_features:
+            network = models.get_model(model, weights=None, num_classes=classes)
         weights_of.load_into(network, state, path)
     given = published.transforms()
     name = weights_of.reported_name(f"torchvision_{model}", weights, path, published.url)
     return Built(
         name,
-        Headed(network, heads[-1]),
+        Headed(network, network.get_submodule(heads[-1])),
         given.crop_size[0],
         tuple(given.mean),
         tuple(given.std),
@@ -159,9 +162,19 @@ def timm(model, *, weights="", seed=0, size=0):
                 f'timm publishes no weights for {model!r}: give weights= a local file, or "random"'
             )
         path = weights_of.local(weights) if weights else weights_of.from_hub(model, config)
-        own |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
+        overlay = {"file": str(path)}
+        if weights and config and isinstance(config.classifier, str):
+            classes = _classes(weights_of.read(path), config.classifier)
+            if classes and classes != config.num_classes:  # else timm would leave the head out of the file
+                own["num_classes"] = overlay["num_classes"] = classes
+        own |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
     with _seeded(seed):
-        network = library.create_model(model, **own)
+        try:
+            network = library.create_model(model, **own)
+        except RuntimeError as error:
+            if not weights:
+                raise
+            raise ValueError(f"{path} does not hold the weights of this network: {str(error)[:500]}") from error
     data = library.data.resolve_model_data_config(network)
     base = f"timm_{model}_{size}px" if size else f"timm_{model}"
     return Built(
@@ -180,6 +193,12 @@ def dinov2(*, weights="", seed=0, size=224):
     built = timm(DINOV2, weights=weights, seed=seed, size=size)
     plain = built.name.replace(f"timm_{DINOV2}_{size}px", "dinov2_vitb14")
     return built._replace(name=plain if size == 224 else f"{plain}_{size}px")
+
+
+def _classes(state, head):
+    """How many classes the layer `head` tells apart by a file's weights; 0 where they do not say."""
+    weight = state.get(f"{head}.weight")
+    return 0 if weight is None or weight.ndim != 2 else len(weight)
 
 
 @contextlib.contextmanager

@@ -6,9 +6,11 @@ from . import gaussian, intervals, kernel, manifold
 from .inception_score import inception_score, recognised
 
 NAMES = ("fd", "kid", "pr", "dc", "is")
+KNOWN = (*NAMES, "kid_subsets")
 FEWEST = {
     "fd": (2, 2),
     "kid": (2, 2),
+    "kid_subsets": (2, 2),
     "pr": (4, 4),
     "dc": (2, 6),
 }  # generated, real: k + 1 for neighbourhoods
@@ -39,7 +41,9 @@ def scores(
     real              real features (M, D), or None where only statistics are known: then only 'fd' can be had
     gaussian_of_real  a `Gaussian` for the Fréchet distance, perhaps of more images; None: that of `real`
     feature           the extractor's name, part of each metric's name
-    names             which: 'fd', 'kid', 'pr' (precision, recall), 'dc' (density, coverage), 'is'
+    names             which: 'fd', 'kid', 'pr' (precision, recall), 'dc' (density, coverage), 'is'; 'kid_subsets' is KID
+                      as a mean over 100 subsets of 1000 images, with their deviation as 'std': the number that 'kid'
+                      gives over all pairs, with the noise of the subsets added, for those who compare with tables
     probabilities     class probabilities (N, K) of the generated images, for 'is'
     labels            (N,) classes asked for, numbered as in `probabilities`: adds `accuracy_<feature>`
     resamples         behind each interval (low, high) of `level`; 0: none, and low and high are None
@@ -77,6 +81,11 @@ def scores(
     if "kid" in names and _enough("kid", *counts):
         distance = kernel.kid(generated, real)
         put(f"kid_{feature}", distance, lambda: intervals.kid_interval(generated, real, distance, **options))
+    if "kid_subsets" in names and _enough("kid_subsets", *counts):
+        mean, std = kernel.kid_subsets(generated, real, seed=seed)
+        name = f"kid_subsets_{feature}"
+        put(name, mean, lambda: intervals.kid_interval(generated, real, mean, **options))
+        found[name]["std"] = std
     fake, sought = _at_most(generated, limit, seed), _at_most(real, limit, seed)
     parts = {}
     if "pr" in names and _enough("pr", *counts):
@@ -176,7 +185,7 @@ def warnings(n, dims, *, feature, names=NAMES, real=None, limit=10_000, classes=
     if "fd" in names:
         said.append(intervals.sample_size_warning(n, dims))
         said.append(intervals.sample_size_warning(real, dims, what="real images") if real else "")
-    pairwise = [name for name in names if name in ("kid", "pr", "dc")]
+    pairwise = [name for name in names if name in ("kid", "kid_subsets", "pr", "dc")]
     if real == 0 and pairwise:
         said.append(
             f"{feature}: only mean and covariance of the real images are known, so no {', '.join(pairwise)}"
@@ -205,9 +214,9 @@ def _at_most(features, limit, seed):
 
 def check_names(names):
     """ValueError for names of metrics that are not known."""
-    unknown = set(names) - set(NAMES)
+    unknown = set(names) - set(KNOWN)
     if unknown:
-        raise ValueError(f"unknown metrics {sorted(unknown)}; known are {', '.join(NAMES)}")
+        raise ValueError(f"unknown metrics {sorted(unknown)}; known are {', '.join(KNOWN)}")
 
 
 def _check(generated, real, gaussian_of_real, feature, names):

@@ -92,7 +92,8 @@ def read(path):
     try:
         if str(path).endswith(".safetensors"):
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        return next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), dict)), found)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as weights: {str(error)[:300]}") from error
 
