@@ -9,10 +9,12 @@ are drawn, which changes neither time nor memory. Each variant has a process of 
 
     saved   what the graph holds at the end of the forward pass beside the weights, in tensors that nothing computes again
     peak    the most that the step needs above the process at rest: of resident memory, on a GPU of torch's allocator
-    time    median over rounds after the first; cpu is that of all threads, which a busy machine changes less
+    time    median over rounds; cpu is that of all threads, which a busy machine changes less
 """
 
 import argparse
+import contextlib
+import ctypes
 import json
 import resource
 import statistics
@@ -110,17 +112,30 @@ def measure(args, sizes, device):
     pixels = 8 * sizes["side"]
     batch = {"mean": torch.randn(n, *sampler.shape, device=device), "image": torch.zeros(n, 3, pixels, pixels, device=device),
              "text": torch.randint(2, sizes["t5"]["vocab_size"], (n, sizes["window"]), device=device)}
+    give_back_all(True)
     at_rest, times = in_use(device), []
-    for _ in range(args.rounds + 1):
+    end(forward(batch))
+    peak = torch.cuda.max_memory_allocated() if bf16 else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    give_back_all(False)
+    for _ in range(args.rounds):
         begun = time.perf_counter(), time.process_time()
         end(forward(batch))
         times.append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
-    peak = torch.cuda.max_memory_allocated() if bf16 else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    wall, cpu = (statistics.median(each) for each in zip(*times[1:]))
+    wall, cpu = (statistics.median(each) for each in zip(*times))
     print(json.dumps({"peak": peak - at_rest, "wall": wall, "cpu": cpu, "saved": saved_bytes(forward, net, sampler, batch)}))
 
 
+def give_back_all(on):
+    """Let glibc return each tensor's memory at once, so that resident memory is that of living tensors: left to itself it grew by a
+    forward pass for each step although nothing of it was kept. Slower, therefore off where time is taken."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 1 << 14 if on else 1 << 25)  # M_MMAP_THRESHOLD
+        mallopt(-4, 1 << 20)  # M_MMAP_MAX
+
+
 def in_use(device):
+    """Bytes."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -144,7 +159,7 @@ def saved_bytes(forward, net, sampler, batch):
 
 
 def asked(args, name):
-    """What `measure` says of a variant in a process of its own; None where its memory does not suffice."""
+    """What `measure` says of a variant in a process of its own; None where memory does not suffice."""
     own = [sys.executable, __file__, f"--only={name}", f"--rounds={args.rounds}", f"--threads={args.threads}",
            *["--published"] * args.published]
     done = subprocess.run(own, capture_output=True, text=True)
@@ -165,8 +180,8 @@ def main():
     if args.only:
         return measure(args, sizes, device)
     where = torch.cuda.get_device_name() if device == "cuda" else f"{args.threads} threads"
-    print(f"PixArt of {sizes['layers']} blocks of width {sizes['heads'] * sizes['head_dim']} at {8 * sizes['side']} px, LoRA of rank "
-          f"8, 20 steps, guidance 4.5, {'bf16' if device == 'cuda' else 'float32'}, {where}")
+    print(f"PixArt of {sizes['layers']} blocks of width {sizes['heads'] * sizes['head_dim']} at {8 * sizes['side']} px, LoRA of "
+          f"rank 8, 20 steps, guidance 4.5, {'bf16' if device == 'cuda' else 'float32'}, {where}")
     print(f"\n{'':26}{'saved MiB':>10}{'peak MiB':>10}{'wall s':>9}{'cpu s':>9}{'ratio':>9}{'1 in 500':>10}")
     found, clock = {}, "wall" if device == "cuda" else "cpu"
     for name, (options, _, n) in VARIANTS.items():
@@ -177,9 +192,9 @@ def main():
         plain = found["denoising alone" + ", batch 2" * (n == 2)]
         ratio = one[clock] / plain[clock]
         more = "" if options is None else f"{(ratio - 1) / 5:+8.1f} %"
-        print(f"{name:26}{one['saved'] / 2 ** 20:10.0f}{one['peak'] / 2 ** 20:10.0f}{one['wall']:9.2f}{one['cpu']:9.2f}{ratio:9.1f}"
-              f"{more}", flush=True)
-    print(f"\nratio: of {clock} time to denoising alone; 1 in 500: how much longer a training is with the loss in one step of 500")
+        memory = "".join(f"{one[key] / 2 ** 20:10.0f}" for key in ("saved", "peak"))
+        print(f"{name:26}{memory}{one['wall']:9.2f}{one['cpu']:9.2f}{ratio:9.1f}{more}", flush=True)
+    print(f"\nratio: of {clock} time, to denoising alone; 1 in 500: how much longer a training is with the loss in 1 step of 500")
 
 
 if __name__ == "__main__":

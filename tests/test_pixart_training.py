@@ -61,7 +61,8 @@ def own():
 @pytest.fixture(scope="module")
 def whole(folder, images, own, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    weights, lines = train(config_of(folder, images, **own, **{"train.preview_interval": 4}), workdir)
+    weights, lines = train(config_of(folder, images, **own, **{"train.preview_interval": 4,
+                                                               "sample.validation_prompts": ("red cell",)}), workdir)
     return workdir, weights, lines
 
 
