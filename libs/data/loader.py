@@ -148,7 +148,7 @@ def _batches(dataset, keys, workers, seed, pin_memory, first):
     loader = DataLoader(
         _Visits(dataset, seed), batch_sampler=keys, collate_fn=_as_it_is, num_workers=workers,
         pin_memory=pin_memory, generator=torch.Generator(), worker_init_fn=_start_worker,
-        timeout=min(LOOK, STALLED) if workers else 0,
+        timeout=LOOK if workers else 0,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None)
     with _signals_later() if workers else contextlib.nullcontext():
         iterator = iter(loader)
