@@ -1,6 +1,6 @@
 """Your own images at 64x64 with labels: class folders, or a folder with metadata.csv. DiT-S/4 in pixels.
 
-Predicts v, with the weights of the noise levels clamped, in place of the published eps, and learns variances as published.
+Predicts the clean image, with the weights of the noise levels clamped, in place of the published eps; learns variances as published.
 
     accelerate launch --multi_gpu --num_processes 4 --mixed_precision bf16 train_dit.py \
         --config=configs/folder64_dit_label.py --config.dataset.path=/path/to/images --workdir=workdir/dit
@@ -25,7 +25,7 @@ def get_config():
     config.nnet = d(name="dit", model="DiT-S/4", input_size=64, in_channels=3, class_dropout_prob=0.1, num_classes=0,
                     use_checkpoint=False)
     config.schedule = d(name="linear", steps=1000)
-    config.denoiser = d(predicts="v", learned_var=True, clip=True)
+    config.denoiser = d(predicts="x0", learned_var=True, clip=True)
     config.codec = d(name="pixels")
     config.features = d(path="", dtype="float16")
     config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.1, crop="center",

@@ -1,5 +1,7 @@
 """Drawn lesions 32x32 of four classes, a small DiT in pixels: minutes on two CPU cores.
 
+Predicts the clean image, with the weights of the noise levels clamped, in place of the published eps.
+
     python train_dit.py --config=configs/phantom32_dit_label.py --workdir=workdir/phantom32_dit
     python sample.py --workdir=workdir/phantom32_dit --label=all
 """
@@ -22,7 +24,7 @@ def get_config():
     config.nnet = d(name="dit", model="", input_size=32, patch_size=4, in_channels=3, hidden_size=128, depth=6, num_heads=4,
                     mlp_ratio=4.0, class_dropout_prob=0.1, num_classes=0, use_checkpoint=False)
     config.schedule = d(name="linear", steps=1000)
-    config.denoiser = d(predicts="v", learned_var=True, clip=True)
+    config.denoiser = d(predicts="x0", learned_var=True, clip=True)
     config.codec = d(name="pixels")
     config.features = d(path="", dtype="float16")
     config.dataset = d(name="phantoms", resolution=32, size=4_000, seed=0, split="train", random_flip=True, cast=(1.0, 1.0, 1.0))
