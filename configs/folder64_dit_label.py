@@ -22,8 +22,9 @@ def get_config():
     config.optimizer = adamw(3e-4, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="constant", warmup_steps=500)
     # num_classes = 0: as many as the data have
-    config.nnet = d(name="dit", model="DiT-S/4", input_size=64, in_channels=3, class_dropout_prob=0.1, num_classes=0,
-                    use_checkpoint=False)
+    # those of DiT-S/4; another published one by its name: model="DiT-B/4" and none of its sizes
+    config.nnet = d(name="dit", model="", input_size=64, patch_size=4, in_channels=3, hidden_size=384, depth=12, num_heads=6,
+                    mlp_ratio=4.0, class_dropout_prob=0.1, num_classes=0, use_checkpoint=False)
     config.schedule = d(name="linear", steps=1000)
     config.denoiser = d(predicts="x0", learned_var=True, clip=True)
     config.codec = d(name="pixels")
