@@ -1,8 +1,11 @@
 """What several test files share: the folder of parity data, a way to run scripts as a user does, an attention kernel."""
 
 import os
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -29,15 +32,52 @@ def script():
     """
 
     def call(name, *options, processes=1, fails=False, cwd=ROOT, env=(), timeout=300):
-        launcher = [sys.executable]
-        if processes > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        done = subprocess.run([*launcher, str(ROOT / name), *options], cwd=cwd, capture_output=True, text=True,
-                              timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
-                                                    "PYTHONPATH": str(ROOT), **dict(env)})
+        run = [sys.executable, str(ROOT / name), *map(str, options)]
+        how = {"cwd": cwd, "text": True, "env": {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+                                                 "PYTHONPATH": str(ROOT), **dict(env)}}
+        done = _together(run, processes, timeout, **how) if processes > 1 else subprocess.run(
+            run, capture_output=True, timeout=timeout, **how)
         assert (done.returncode != 0) == fails, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
         return done
 
+    return call
+
+
+def _together(run, processes, timeout, *, env, **how):
+    """The processes of one group as torchrun starts them, without the seconds of its own; where one fails, the others end."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+    group = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    said = [(tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")) for _ in range(processes)]
+    ranks = [subprocess.Popen(run, stdout=out, stderr=errors, **how,
+                              env={**env, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+             for rank, (out, errors) in enumerate(said)]
+    until = time.monotonic() + timeout
+    try:
+        while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired(run, timeout)
+            time.sleep(0.05)
+        code = next((rank.poll() for rank in ranks if rank.poll()), 0)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    texts = []
+    for files in zip(*said, strict=True):
+        for file in files:
+            file.seek(0)
+        texts.append("".join(file.read() for file in files))
+        for file in files:
+            file.close()
+    return subprocess.CompletedProcess(run, code, *texts)
+
+
+@pytest.fixture(scope="session")
+def inside():
+    """inside('train.py', '--a=b', ..., fails=False): as `script`, but in this process, without the seconds of a start."""
+    from tests.commands import call
     return call
 
 
