@@ -22,6 +22,9 @@ TINY = ["--config=configs/phantom32_adm.py", "--config.nnet.channel_mult=(1,1)",
         "--config.metrics.sample_steps=2",
         "--config.lr_scheduler.warmup_steps=0", "--config.sample.sample_steps=4", "--config.train.mixed_precision="]
 
+LEARNED = [*TINY, "--config.train.time_sampler=loss_second_moment", "--config.train.respacing=ddim10",
+           "--config.train.weighting=mgdm", "--config.train.more_ema_rates=(0.5,)", "--config.lr_scheduler.name=customized"]
+
 
 def losses(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -31,9 +34,7 @@ def losses(folder):
 @pytest.fixture(scope="module")
 def trained(script, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adm") / "run"
-    script("train_guided_diffusion.py", *TINY, "--config.train.time_sampler=loss_second_moment",
-           "--config.train.respacing=ddim10", "--config.train.weighting=mgdm", "--config.train.more_ema_rates=(0.5,)",
-           f"--workdir={folder}")
+    script("train_guided_diffusion.py", *LEARNED, f"--workdir={folder}")
     return folder
 
 
@@ -45,29 +46,25 @@ def test_a_run_keeps_what_it_promises(trained):
     assert tensors["nnet"]["label_emb.weight"].shape[0] == 4 and tensors["nnet"]["out.2.weight"].shape[0] == 6
 
 
-def test_resume_is_exact_and_two_processes_share_what_the_time_sampler_learns(script, tmp_path):
-    same = (*TINY, "--config.train.time_sampler=loss_second_moment", "--config.train.respacing=ddim10",
-            "--config.train.weighting=mgdm", "--config.train.more_ema_rates=(0.5,)")
-    script("train_guided_diffusion.py", *same, "--config.train.n_steps=2", "--config.lr_scheduler.name=customized",
-           f"--workdir={tmp_path}/parts")
-    script("train_guided_diffusion.py", *same, "--config.lr_scheduler.name=customized", f"--workdir={tmp_path}/parts")
-    script("train_guided_diffusion.py", *same, "--config.lr_scheduler.name=customized", f"--workdir={tmp_path}/whole")
-    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
-    one, other = (checkpoint.read(tmp_path / name / "ckpts" / "4.ckpt")[0] for name in ("parts", "whole"))
+def test_resume_is_exact_and_two_processes_share_what_the_time_sampler_learns(script, inside, trained, tmp_path):
+    for steps in (2, 4):
+        inside("train_guided_diffusion.py", *LEARNED, f"--config.train.n_steps={steps}", f"--workdir={tmp_path}/parts")
+    assert losses(tmp_path / "parts") == losses(trained)
+    one, other = (checkpoint.read(folder / "ckpts" / "4.ckpt")[0] for folder in (tmp_path / "parts", trained))
     for group in one:
         for name, value in one[group].items():
             assert torch.equal(value, other[group][name]), f"{group} {name}"
-    script("train_guided_diffusion.py", *same, "--config.train.balanced=True", "--config.train.n_steps=2",
+    script("train_guided_diffusion.py", *LEARNED, "--config.train.balanced=True", "--config.train.n_steps=2",
            "--config.train.accumulation=2", f"--workdir={tmp_path}/two", processes=2)
     learned = checkpoint.read(tmp_path / "two" / "ckpts" / "2.ckpt")[0]["time_sampler"]
     assert learned["counts"].sum() == 16, "the losses of both processes and of both parts of a step"
     assert (learned["history"] > 0).sum() == learned["counts"].clamp(max=10).sum()
 
 
-def test_stage_one_makes_exactly_what_is_asked_on_any_number_of_processes(script, trained, tmp_path):
-    for processes in (1, 2):
-        script("sample.py", f"--workdir={trained}", "--counts=melanoma=3,angioma=2", "--layout=classes", "--seed=5",
-               f"--config.sample.path={tmp_path}/{processes}", processes=processes)
+def test_stage_one_makes_exactly_what_is_asked_on_any_number_of_processes(script, inside, trained, tmp_path):
+    ask = ("sample.py", f"--workdir={trained}", "--counts=melanoma=3,angioma=2", "--layout=classes", "--seed=5")
+    inside(*ask, f"--config.sample.path={tmp_path}/1")
+    script(*ask, f"--config.sample.path={tmp_path}/2", processes=2)
     found = {}
     for processes in (1, 2):
         folder = tmp_path / f"{processes}"
@@ -79,22 +76,22 @@ def test_stage_one_makes_exactly_what_is_asked_on_any_number_of_processes(script
     np.testing.assert_array_equal(found[1], found[2])
 
 
-def test_sampling_goes_on_where_it_was_stopped_and_the_folder_is_a_data_set(script, trained, tmp_path):
+def test_sampling_goes_on_where_it_was_stopped_and_the_folder_is_a_data_set(inside, trained, tmp_path):
     ask = ("sample.py", f"--workdir={trained}", "--label=all", "--n_samples=2", "--layout=classes",
            f"--config.sample.path={tmp_path}")
-    script(*ask)
+    inside(*ask)
     files = sorted(tmp_path.glob("*/*.png"))
     kept, torn = files[0], files[1]
     before, stamp = torn.read_bytes(), kept.stat().st_mtime_ns
     torn.write_bytes(before[:50])
     files[2].unlink()
-    script(*ask)
+    inside(*ask)
     assert torn.read_bytes() == before and files[2].is_file() and kept.stat().st_mtime_ns == stamp
-    script(*ask, "--config.sample.ema_rate=0.5")
+    inside(*ask, "--config.sample.ema_rate=0.5")
     assert kept.read_bytes() != files[4].read_bytes() and kept.stat().st_mtime_ns > stamp, "other weights are another request"
-    script(*ask, "--config.sample.gradient.clip_norm=1.", "--n_samples=1")
+    inside(*ask, "--config.sample.gradient.clip_norm=1.", "--n_samples=1")
     assert sorted(path.name for path in tmp_path.glob("*/*.png")) == ["000000.png", "000001.png", "000002.png", "000003.png"]
-    script(*ask)
+    inside(*ask)
     found = data.get("folder", path=tmp_path, resolution=16)
     assert len(found) == 8 and found.classes == ["angioma", "dermatofibroma", "melanoma", "nevus"]
     assert not list(tmp_path.rglob(".staging*"))
@@ -135,13 +132,13 @@ def test_the_grid_shows_every_class():
     assert list(evaluation.first_of_each([1, 0, 1], 64)) == [0, 1, 2]
 
 
-def test_bad_requests(script, trained):
+def test_bad_requests(inside, trained):
     for own, message in (["--layout=class", "known are flat, classes"], ["--config.sample.ema_rate=0.7", "no average of rate 0.7"]):
-        done = script("sample.py", f"--workdir={trained}", own, fails=True)
+        done = inside("sample.py", f"--workdir={trained}", own, fails=True)
         assert message in done.stderr and "Traceback" not in done.stderr, own
 
 
-def test_starting_from_other_weights_with_other_classes(script, trained, tmp_path):
+def test_starting_from_other_weights_with_other_classes(inside, trained, tmp_path):
     """Weights of four classes into a network of two: refused by name, and taken without the class embedding."""
     weights, _, _ = engine.load_weights(trained)
     torch.save(weights, tmp_path / "published.pt")
@@ -155,16 +152,16 @@ def test_starting_from_other_weights_with_other_classes(script, trained, tmp_pat
            f"--config.dataset.path={folder}", "--config.dataset.resolution=16", "--config.nnet.model_channels=32",
            "--config.nnet.num_res_blocks=1", "--config.nnet.num_head_channels=32", "--config.train.workers=0",
            "--config.train.respacing=", f"--config.train.init={tmp_path}/published.pt", f"--workdir={tmp_path}/run"]
-    done = script("train_guided_diffusion.py", *own, fails=True)
+    done = inside("train_guided_diffusion.py", *own, fails=True)
     assert "label_emb.weight" in done.stderr
-    script("train_guided_diffusion.py", *own, "--config.train.init_without=('label_emb',)", "--config.train.n_steps=1",
+    inside("train_guided_diffusion.py", *own, "--config.train.init_without=('label_emb',)", "--config.train.n_steps=1",
            "--config.optimizer.lr=1e-9")
     mine, _, _ = engine.load_weights(tmp_path / "run")
     torch.testing.assert_close(mine["input_blocks.0.0.weight"], weights["input_blocks.0.0.weight"], atol=1e-6, rtol=0)
     assert mine["label_emb.weight"].shape[0] == 2
 
 
-def test_grey_images_are_grey_all_the_way(script, tmp_path):
+def test_grey_images_are_grey_all_the_way(inside, tmp_path):
     (tmp_path / "data").mkdir()
     for name in ("a", "b"):
         (tmp_path / "data" / name).mkdir()
@@ -176,9 +173,9 @@ def test_grey_images_are_grey_all_the_way(script, tmp_path):
            "--config.dataset.holdout=0.25", "--config.nnet.in_channels=1", "--config.nnet.model_channels=32",
            "--config.nnet.num_res_blocks=1", "--config.nnet.num_head_channels=32", "--config.train.workers=0",
            "--config.train.batch_size=6", "--config.train.respacing=ddim10", f"--workdir={tmp_path}/run"]
-    script("train_guided_diffusion.py", *own)
+    inside("train_guided_diffusion.py", *own)
     weights, _, _ = engine.load_weights(tmp_path / "run")
     assert weights["input_blocks.0.0.weight"].shape[1] == 1 and weights["out.2.weight"].shape[0] == 2
-    script("sample.py", f"--workdir={tmp_path}/run", "--n_samples=2", f"--config.sample.path={tmp_path}/out",
+    inside("sample.py", f"--workdir={tmp_path}/run", "--n_samples=2", f"--config.sample.path={tmp_path}/out",
            "--config.sample.sample_steps=10")
     assert Image.open(next((tmp_path / "out").glob("0*.png"))).mode == "L"
