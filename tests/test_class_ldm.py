@@ -117,9 +117,9 @@ def test_the_controlnet_trains_nothing_else_and_needs_the_ldm_no_more(ldm, contr
     assert checkpoint.steps(controlnet / "ckpts")[-1] == 6
 
 
-def test_masks_and_classes_are_asked_of_the_controlnet(script, place, controlnet, tmp_path):
+def test_masks_and_classes_are_asked_of_the_controlnet(inside, place, controlnet, tmp_path):
     masks = place / "pairs" / "melanoma" / "masks"
-    done = script("sample.py", f"--workdir={controlnet}", f"--mask_path={masks}", "--label=nevus", "--n_samples=2",
+    done = inside("sample.py", f"--workdir={controlnet}", f"--mask_path={masks}", "--label=nevus", "--n_samples=2",
                   f"--config.sample.path={tmp_path}/made")
     assert "ms/step" in done.stdout and "s/image" in done.stdout
     with open(tmp_path / "made" / "metadata.csv") as stream:
@@ -138,8 +138,8 @@ def assets(tmp_path_factory):
     return tmp_path_factory.mktemp("evaluations")
 
 
-def test_images_are_scored_against_their_masks(script, controlnet, assets):
-    done = script("eval_controlnet.py", f"--workdir={controlnet}", "--config.sample.n_samples=12", "--config.metrics.bootstrap=10",
+def test_images_are_scored_against_their_masks(inside, controlnet, assets):
+    done = inside("eval_controlnet.py", f"--workdir={controlnet}", "--config.sample.n_samples=12", "--config.metrics.bootstrap=10",
                   "--name=few", cwd=assets)
     scores = json.loads((controlnet / "eval" / "few" / "scores.json").read_text())
     assert {"dice", "dice_skin", "dice_lesion"} <= set(scores["scores"])
