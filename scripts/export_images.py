@@ -1,7 +1,7 @@
-"""Write the images that a config trains on as a folder: PNG files of its resolution, and metadata.csv with what is known of each.
+"""Write the images that a config trains on as a folder: PNG files of its resolution, and metadata.csv with their labels and texts.
 
 Any data set (DICOM under its window, class folders, drawn lesions) becomes a folder for dataset.name=folder, or for other software.
-Nothing is mirrored.
+The folder appears whole or not at all. Nothing is mirrored; file_name, label and text are written, masks, splits and groups are not.
 
     python scripts/export_images.py --config=configs/phantom32_dit_label.py --output=data/lesions
     python scripts/export_images.py --config=configs/phantom32_dit_label.py --config.dataset.cast="(1.0,0.8,0.6)" --output=data/warm
@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from libs import cli, data, evaluation, pipeline  # noqa: E402
 from libs.engine.checkpoint import write_text  # noqa: E402
+from libs.nn.pretrained import written_whole  # noqa: E402
 
 TABLE = "metadata.csv"
 
@@ -31,20 +32,21 @@ def export(config, output):
     captions = dataset.captions
     if captions is not None:  # of several wordings the first, the full sentence
         captions = [each if isinstance(each, str) else each[0] for each in captions]
-    rows = []
-    for number in range(len(dataset)):
-        label = "" if dataset.labels is None else dataset.classes[int(dataset.labels[number])]
-        name = f"{label or 'images'}/{number:06d}.png"
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        evaluation.save_png(folder / name, pipeline.to_uint8(dataset[number]["image"]))
-        row = {"file_name": name, "label": label, "text": "" if captions is None else captions[number]}
-        rows.append({key: value for key, value in row.items() if value})
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    write_text(folder / TABLE, text.getvalue())
-    print(f"{len(rows)} images of {dataset.name} in {folder}, with {', '.join(rows[0])} in {TABLE}")
+    rows, text = [], io.StringIO()
+    with written_whole(folder) as staged:
+        for number in range(len(dataset)):
+            label = "" if dataset.labels is None else dataset.classes[int(dataset.labels[number])]
+            name = f"{label or 'images'}/{number:06d}.png"
+            (staged / name).parent.mkdir(parents=True, exist_ok=True)
+            evaluation.save_png(staged / name, pipeline.to_uint8(dataset[number]["image"]))
+            row = {"file_name": name, "label": label, "text": "" if captions is None else captions[number]}
+            rows.append({key: value for key, value in row.items() if value})
+        columns = [key for key in ("file_name", "label", "text") if any(key in row for row in rows)]
+        table = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_text(staged / TABLE, text.getvalue())
+    print(f"{len(rows)} images of {dataset.name} in {folder}, with {', '.join(columns)} in {TABLE}")
 
 
 if __name__ == "__main__":
