@@ -17,7 +17,10 @@ def adamw(lr, betas, weight_decay=0.03):
 
 
 def adamw_8bit(lr, betas, weight_decay):
-    """AdamW with moments of 8 bits where bitsandbytes and a GPU are there, else of 32; a run's config.json says which."""
+    """AdamW with moments of 8 bits where bitsandbytes and a GPU are there, else of 32.
+
+    A run's config.json says which; on a machine that would choose the other, it goes on by --config.optimizer.name=.
+    """
     found = find_spec("bitsandbytes") is not None and torch.cuda.is_available()
     return d(name="adamw_8bit" if found else "adamw", lr=lr, betas=betas, weight_decay=weight_decay)
 

@@ -1,5 +1,7 @@
 """What a training keeps beside the network: several averages, modules with a state of their own, moments in the weights' layout."""
 
+import json
+
 import pytest
 import torch
 from ml_collections import ConfigDict
@@ -85,6 +87,54 @@ def test_rates_that_no_average_has(tmp_path):
     for rates, message in (((0.9,), "there twice"), ((0.0,), "or is 0"), ((0.5, 0.5), "there twice"), ((1.5,), "must lie in")):
         with pytest.raises(ValueError, match=message):
             train(tmp_path / str(rates), 4, rates=rates)
+
+
+class EightBit(torch.optim.Optimizer):
+    """Keeps moments under the names of bitsandbytes."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self):
+        for weight in self.param_groups[0]["params"]:
+            state = self.state[weight]
+            if not state:
+                state.update(step=0, state1=torch.zeros_like(weight), absmax1=torch.zeros(1))
+            state["step"] += 1
+            state["state1"].lerp_(weight.grad, 0.1)
+            weight.sub_(state["state1"], alpha=self.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("before, after", [("adamw_8bit", "adamw"), ("adamw", "adamw_8bit"), ("adam", "adamw_8bit")])
+def test_moments_of_another_optimizer_are_refused_with_the_option_that_goes_on(tmp_path, monkeypatch, before, after):
+    """As where a config takes 8 bits on the machine that has bitsandbytes, and a run moves from one to another."""
+    monkeypatch.setattr(optim, "_eight_bit", lambda: EightBit)
+    run = engine.Run(tmp_path, seed=7)
+
+    def state_of(name):
+        return engine.State(run, torch.nn.Linear(2, 2), optimizer={"name": name, "lr": 0.01}, lr_scheduler={}, n_steps=4)
+
+    def step(state):
+        loss = state.net(torch.ones(1, 2)).sum()
+        loss.backward()
+        state.advance(loss.detach())
+
+    first = state_of(before)
+    step(first)
+    first.save(run.folder / "ckpts", keep=1)
+    guessed = "adamw" if before == "adam" else before  # moments alone do not tell the two apart
+    for said, named in ((before, before), (after, guessed), (None, guessed)):  # config.json may be older than this check
+        (tmp_path / "config.json").write_text(json.dumps({"optimizer": {"name": said}} if said else {}))
+        with pytest.raises(ValueError, match=rf"1.ckpt holds the moments of optimizer.name='{named}' .* here it is '{after}'.*"
+                                             rf"--config.optimizer.name={named}(,|$)"):
+            state_of(after).resume(run.folder / "ckpts")
+    second = state_of(before)
+    assert second.resume(run.folder / "ckpts") == {}
+    step(first)
+    step(second)
+    assert torch.equal(second.module.weight, first.module.weight) and second.step == first.step == 2
+    run.finish()
 
 
 def test_another_kind_of_kept_module_begins_anew(tmp_path, caplog):

@@ -10,6 +10,7 @@ import torch
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 EIGHT_BIT = "adamw_8bit"
+MOMENTS = {"exp_avg": "adamw", "state1": EIGHT_BIT}  # the first moment, as optimizers name it, tells them apart
 
 
 def make(parameters, *, name="adamw", lr, **kwargs):
@@ -24,6 +25,24 @@ def make(parameters, *, name="adamw", lr, **kwargs):
     if name == EIGHT_BIT:
         return _eight_bit()(parameters, lr=lr, **kwargs)
     return OPTIMIZERS[name](parameters, lr=lr, fused=True, **kwargs)
+
+
+def check_moments(optimizer, saved, folder, began_with=""):
+    """Raise ValueError where a checkpoint holds the moments of another kind of optimizer than the one that is to go on.
+
+    Args:
+        saved: names of what the checkpoint holds of each weight; none is a checkpoint of step 0, which any optimizer may take.
+        folder: that checkpoint, for the message.
+        began_with: the optimizer.name that the run's config.json says, '' where it says none.
+    """
+    mine = "exp_avg" if isinstance(optimizer, torch.optim.Adam) else "state1"  # of bitsandbytes
+    theirs = next((name for name in MOMENTS if name in saved), mine)
+    if theirs != mine:
+        name = began_with if began_with and (began_with == EIGHT_BIT) == (theirs == "state1") else MOMENTS[theirs]
+        needs = ", which needs bitsandbytes and a GPU" if name == EIGHT_BIT else ""
+        raise ValueError(f"{folder} holds the moments of optimizer.name={name!r} ({theirs}); here it is {MOMENTS[mine]!r}, which "
+                         f"keeps others ({mine}); some configs choose by what a machine has. To go on as the run was begun: "
+                         f"--config.optimizer.name={name}{needs}")
 
 
 def _eight_bit():

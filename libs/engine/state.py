@@ -116,12 +116,16 @@ class State:
         """Take over the newest whole checkpoint below `root`, if there is one; returns its `extra`, or None.
 
         Raises:
-            ValueError: the checkpoint belongs to a network of another shape; what differs is named.
+            ValueError: the checkpoint belongs to a network of another shape, or was written by another kind of optimizer; what
+                differs is named.
         """
         found = checkpoint.read_latest(root)
         if found is None:
             return None
         folder, tensors, record = found
+        settings = self.run.folder / "config.json"
+        began_with = json.loads(settings.read_text()).get("optimizer", {}).get("name", "") if settings.is_file() else ""
+        optim.check_moments(self.optimizer, {key.split(".", 1)[0] for key in tensors["optimizer"]}, folder, began_with)
         _load_into(self.module, tensors["nnet"], self.names, folder)
         _load_into(self.ema, tensors["nnet_ema"], self.names, folder)
         for rate, averages in self._more.items():
