@@ -328,6 +328,9 @@ def test_weights_are_named(tmp_path):
     (trained.source / "manifest.json").write_text("{}")
     assert evaluation.weights_used(trained).endswith(", step 3, moving average")
     assert evaluation.weights_used(trained, 0.5).endswith(", step 3, moving average of rate 0.5")
+    (trained.source / "state.json").write_text('{"ema_rate": 0.0}')  # train.ema_rate, by which nothing is averaged
+    assert evaluation.weights_used(trained).endswith(", step 3, the weights themselves")
+    assert evaluation.weights_used(trained, 0.5).endswith(", step 3, moving average of rate 0.5")
     (tmp_path / "sd" / "unet_ema").mkdir(parents=True)
     (tmp_path / "sd" / "unet_ema" / "config.json").write_text("{}")
     for source in (tmp_path / "sd", tmp_path / "sd" / "unet"):

@@ -150,7 +150,9 @@ def weights_used(trained, ema_rate=0.0):
     """Which weights made the images, in words."""
     source, how = Path(trained.source), "weights as they are"
     if (source / MANIFEST).is_file():
-        how = f"moving average{f' of rate {ema_rate:g}' if ema_rate else ''}"
+        # train.ema_rate=0 keeps nothing of earlier steps
+        averaged = ema_rate or engine.read_json(source / "state.json", {}).get("ema_rate", 1.0)
+        how = f"moving average{f' of rate {ema_rate:g}' if ema_rate else ''}" if averaged else "the weights themselves"
     elif any((folder / "unet_ema" / "config.json").is_file() for folder in (source, source.parent)):  # see engine.foreign
         how = "moving average (unet_ema)"
     return f"{source}{'' if trained.step is None else f', step {trained.step}'}, {how}"
