@@ -19,6 +19,7 @@ SETTINGS = ("mode", "batch_size", "mixed_precision", "compile", "workers", "bala
 def train(config, workdir):
     engine.check_settings(config.train, SETTINGS)
     run = engine.start(config, workdir)
+    data.check_batch(config.train.batch_size, run.world)
     codec = codecs.get(**config.codec).to(run.device)
     images = data.at_hand(config.dataset)
     if images is not None:

@@ -20,6 +20,7 @@ SETTINGS = ("mode", "ldm", "batch_size", "mixed_precision", "compile", "workers"
 def train(config, workdir):
     engine.check_settings(config.train, SETTINGS)
     run = engine.start(config, workdir)
+    data.check_batch(config.train.batch_size, run.world)
     codec = codecs.get(**config.codec).to(run.device)
     images = data.get(**config.dataset)
     pipeline.check_images(config, codec, images.shape)

@@ -24,6 +24,7 @@ SETTINGS = ("mode", "batch_size", "mixed_precision", "compile", "attention", "tf
 def train(config, workdir):
     engine.check_settings(config.train, SETTINGS)
     run = engine.start(config, workdir)
+    data.check_batch(config.train.batch_size, run.world)
     codec = run.main_first(lambda: pipeline.image_codec(config, run.device))
     images = data.at_hand(config.dataset)
     if images is not None:

@@ -23,6 +23,7 @@ SETTINGS = ("mode", "batch_size", "mixed_precision", "compile", "workers", "bala
 def train(config, workdir):
     engine.check_settings(config.train, SETTINGS)
     run = engine.start(config, workdir)
+    data.check_batch(config.train.batch_size, run.world)
     stable_diffusion.check(config)
     images = data.at_hand(config.dataset)
     codec = run.main_first(lambda: pipeline.image_codec(config, run.device))

@@ -161,8 +161,18 @@ def test_no_class_is_the_number_of_classes(tiny):
     config.denoiser.learned_var = False
     assert pipeline.build_net(config, ["a", "b", "c"]).out_channels == 4
     config.nnet.num_classes = 1000
-    with pytest.raises(ValueError, match=r"num_classes is 1000, but the data have 3.*init_without=\('y_embedder',\)"):
+    with pytest.raises(ValueError, match=r"num_classes is 1000, but the data have 3.*--config.train.init=WEIGHTS "
+                                         r"--config.train.init_without=\"\('y_embedder',\)\""):
         pipeline.build_net(config, ["a", "b", "c"])
+
+
+def test_no_class_needs_a_row():
+    config = d(nnet=d(name="dit", **(SMALL | {"num_classes": 0}), class_dropout_prob=0.0), denoiser=d(learned_var=True),
+               train=d(mode="cond", p_uncond=0.0), sample=d(guidance=1.0))
+    assert len(pipeline.build_net(config, ["a", "b", "c"]).y_embedder.embedding_table.weight) == 3
+    for config.train.p_uncond, config.sample.guidance in (0.1, 1.0), (0.0, 1.5):
+        with pytest.raises(ValueError, match="class_dropout_prob is 0.0: .*set config.nnet.class_dropout_prob above 0"):
+            pipeline.build_net(config, ["a", "b", "c"])
 
 
 def test_a_network_without_classes():

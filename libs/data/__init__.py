@@ -15,7 +15,7 @@ from .check import preflight
 from .coco import MSCOCO
 from .folder import Folder
 from .image_mask import ImageMask
-from .loader import Stream, in_order
+from .loader import Stream, check_batch, in_order
 from .masks import MaskCode
 from .opening import at_hand, feature_folder, feature_root, open_all, open_features, validation
 from .medical import ISIC2018, ISIC2019, ChestXray14
@@ -26,9 +26,9 @@ from .store import Features
 from .tokens import WithTokens, with_tokens
 
 __all__ = ["CIFAR10", "CelebA", "ChestXray14", "Dataset", "Features", "Folder", "ISIC2018", "ISIC2019", "ImageMask",
-           "ImageNet", "MSCOCO", "MaskCode", "PathText", "Stream", "Subset", "WithTokens", "at_hand", "feature_folder",
-           "feature_root", "get", "held_out", "in_order", "open_all", "open_features", "preflight", "read_image", "some", "store",
-           "validation", "with_tokens"]
+           "ImageNet", "MSCOCO", "MaskCode", "PathText", "Stream", "Subset", "WithTokens", "at_hand", "check_batch",
+           "feature_folder", "feature_root", "get", "held_out", "in_order", "open_all", "open_features", "preflight", "read_image",
+           "some", "store", "validation", "with_tokens"]
 
 _DATASETS = {"folder": Folder, "image_mask": ImageMask, "path_text": PathText, "phantoms": None, "cifar10": CIFAR10,
              "celeba": CelebA, "imagenet": ImageNet, "mscoco": MSCOCO, "isic2018": ISIC2018, "isic2019": ISIC2019,

@@ -50,9 +50,7 @@ class Stream:
                              f"images: expected 1 .. {len(dataset)}")
         if world < 1 or not 0 <= rank < world:
             raise ValueError(f"rank={rank}, world={world}: expected 0 <= rank < world")
-        if batch_size % world:
-            raise ValueError(f"batch_size={batch_size} cannot be shared by {world} processes: use a "
-                             f"multiple, such as {batch_size - batch_size % world or world}")
+        check_batch(batch_size, world)
         if workers < 0:
             raise ValueError(f"workers={workers}: expected 0 or more")
         if balanced and dataset.labels is None:
@@ -100,6 +98,14 @@ class Stream:
         _, first, count = np.unique(labels[by_class], return_index=True, return_counts=True)
         drawn = rng.integers(len(count), size=len(labels))
         return by_class[first[drawn] + (rng.random(len(labels)) * count[drawn]).astype(np.int64)]
+
+
+def check_batch(batch_size, world):
+    """Raise ValueError unless `world` processes can share a batch, which `Stream` asks too: for scripts that have long work before
+    they make one."""
+    if batch_size % world:
+        raise ValueError(f"config.train.batch_size={batch_size} cannot be shared by {world} processes: use a multiple, such as "
+                         f"{batch_size - batch_size % world or world}")
 
 
 def in_order(dataset, indices, batch_size, workers=0):

@@ -23,24 +23,30 @@ def build_net(config, classes, text_shape=None, *, mask_channels=0):
             its text tokens are not the encoder's, or its masks not those of the data.
     """
     kwargs = dict(config.nnet)
-    if _labelled(config, classes):
-        null = backbones.numbers_null(kwargs["name"])
+    name, labelled = kwargs["name"], _labelled(config, classes)
+    leaves_out = config.train.get("p_uncond", 0.0) > 0 or guidance_scale(config.get("sample", {})) != 1.0
+    if labelled:
+        null = backbones.numbers_null(name)
         kwargs["num_classes"] = kwargs["num_classes"] or len(classes) + null
-        needed = len(classes) + (null and (config.train.get("p_uncond", 0.0) > 0 or guidance_scale(config.sample) != 1.0))
+        needed = len(classes) + (null and leaves_out)
         if kwargs["num_classes"] < needed:
             raise ValueError(f"config.nnet.num_classes is {kwargs['num_classes']}, but {len(classes)} classes"
                              f"{' and the null class' if needed > len(classes) else ''} need {needed}; 0 takes what is needed")
         if not null and kwargs["num_classes"] != len(classes):
             raise ValueError(f"config.nnet.num_classes is {kwargs['num_classes']}, but the data have {len(classes)} classes, and "
                              "the number after the last one must mean no class; 0 takes what is needed. Weights of other classes: "
-                             f"config.train.init with config.train.init_without=('{EMBEDDINGS.get(kwargs['name'], 'label_emb')}',)")
+                             f"--config.train.init=WEIGHTS {backbones.init_without([EMBEDDINGS.get(name, 'label_emb')])}")
     if "out_channels" in kwargs:
         needed = kwargs["in_channels"] * (2 if config.denoiser.get("learned_var", False) else 1)
         kwargs["out_channels"] = kwargs["out_channels"] or needed
         if kwargs["out_channels"] != needed:
             raise ValueError(f"config.nnet.out_channels is {kwargs['out_channels']}; {kwargs['in_channels']} channels with "
                              f"config.denoiser.learned_var={needed > kwargs['in_channels']} need {needed}; 0 takes what is needed")
-    if kwargs["name"] == "dit":
+    if name == "dit":
+        if labelled and leaves_out and not kwargs.get("class_dropout_prob", 0.1) > 0:
+            raise ValueError(f"config.nnet.class_dropout_prob is {kwargs['class_dropout_prob']}: the network has no row for no "
+                             "class, which config.train.p_uncond above 0 and guidance ask for: set config.nnet.class_dropout_prob "
+                             "above 0, such as 0.1, or --config.train.p_uncond=0. --config.sample.guidance=1.")
         learned = config.denoiser.get("learned_var", False)
         if kwargs.setdefault("learn_sigma", learned) != learned:
             raise ValueError(f"config.nnet.learn_sigma is {kwargs['learn_sigma']}, config.denoiser.learned_var is {learned}: leave "
