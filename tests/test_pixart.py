@@ -110,6 +110,24 @@ def test_what_is_trained(folder, options):
     assert all(weight.grad is None for weight in net.parameters() if not weight.requires_grad)
 
 
+@pytest.mark.parametrize("given", [("q", "v"), ["q", "v"], "('q', 'v')", "['q', 'v']", "q,v", " q, v ", "q,v,"])
+def test_names_of_layers_as_the_command_line_gives_them(folder, given):
+    names = trained(net_of(folder, lora_rank=2, lora_targets="('to_q',)", text_targets=given))
+    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in names} == {"to_q", "q", "v"}
+
+
+def test_dropout_of_t5_is_an_option(folder):
+    """Off, a training computes what a sampler does, with checkpoints, which ask for train mode, too."""
+    net, numbers = net_of(folder, lora_rank=2, use_checkpoint=True), tokens_of(folder)
+    expected = net.eval().states(numbers)
+    assert torch.equal(net.train().states(numbers), expected) and torch.equal(net.states(numbers), expected)
+    assert net.text_encoder.config.dropout_rate == 0.1  # what an export says
+    dropping = net_of(folder, lora_rank=2, text_dropout=True).train()
+    assert not torch.equal(dropping.states(numbers), dropping.states(numbers))
+    p = {name: module.p for name, module in dropping.text_encoder.named_modules() if isinstance(module, torch.nn.Dropout)}
+    assert set(p.values()) == {0.1}
+
+
 def test_scales_of_lora(folder):
     for options, scale in ({}, 4.0), ({"lora_alpha": 0.0}, 1.0), ({"lora_alpha": 4.0, "use_rslora": True}, 4 / 2 ** 0.5):
         net = net_of(folder, lora_rank=2, **options)
@@ -170,7 +188,8 @@ def test_options_that_do_not_fit(folder):
             (dict(sample_size=9, any_size=True), "multiple of 2"),
             (dict(lora_targets="all"), "lora_targets is 'all'; known: medart"),
             (dict(lora_targets=("to_z",)), "lora_targets=.*to_z"), (dict(text_targets=("z",)), "text_targets=.*z"),
-            (dict(text_targets=()), "text_targets is empty"), (dict(base_dtype="bf16"), "base_dtype is 'bf16'; known: '', 'bf"),
+            *((dict(text_targets=empty), "text_targets is empty") for empty in ((), "()", "", ",")),
+            *((dict(text_targets=odd), "text_targets is .*such as q,v") for odd in ("('q'", "(1,)", "q", "('q')")), (dict(base_dtype="bf16"), "base_dtype is 'bf16'; known: '', 'bf"),
             (dict(lora_rank=-1), "lora_rank is -1")]:
         with pytest.raises(ValueError, match=message):
             backbones.get(**{"name": "pixart", "path": str(folder), "sample_size": 8, **options})

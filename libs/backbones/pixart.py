@@ -4,6 +4,7 @@
 Weights are named as diffusers and transformers name them, below `transformer.` and `text_encoder.`; those of LoRA by peft.
 """
 
+import ast
 import contextlib
 import json
 import logging
@@ -30,7 +31,7 @@ class PixArt(nn.Module):
     transformer     diffusers' PixArtTransformer2DModel; `requires_grad` says what of it is trained
     text_encoder    transformers' T5EncoderModel, or None
 
-    `lora_rank` is 0 where the weights themselves are trained. In train mode T5 drops out as its config.json says. The variance that
+    `lora_rank` is 0 where the weights themselves are trained. The variance that
     published transformers predict beside eps is cut off, since PixArt never trains it further.
 
     Args:
@@ -94,8 +95,8 @@ class PixArt(nn.Module):
 
 def build(path: str, *, subfolder: str = "transformer", sample_size: int = 64, any_size: bool = False, in_channels: int = 4,
           lora_rank: int = 8, lora_alpha: float = 8.0, lora_targets: str | tuple[str, ...] = "medart",
-          train_text_encoder: bool = True, text_targets: str | tuple[str, ...] = "published", use_dora: bool = False,
-          use_rslora: bool = False, base_dtype: str = "", use_checkpoint: bool = False) -> PixArt:
+          train_text_encoder: bool = True, text_targets: str | tuple[str, ...] = "published", text_dropout: bool = False,
+          use_dora: bool = False, use_rslora: bool = False, base_dtype: str = "", use_checkpoint: bool = False) -> PixArt:
     """The network `pixart` with the weights of a pipeline.
 
     Args:
@@ -107,10 +108,13 @@ def build(path: str, *, subfolder: str = "transformer", sample_size: int = 64, a
         lora_rank: 0 trains all weights; else these stay as they are, and matrices of this rank are trained beside them.
         lora_alpha: what is learned counts lora_alpha / lora_rank, with use_rslora lora_alpha / sqrt(lora_rank); 0 is lora_rank.
             Med-Art leaves it at peft's 8 whatever the rank.
-        lora_targets: 'medart', or ends of the names of the layers of the transformer that get such matrices.
+        lora_targets: 'medart', or ends of the names of the layers of the transformer that get such matrices, as a tuple or, as a
+            command line gives them, as a string: "to_q,to_k", "('to_q',)"; a comma tells one name from a known word: "to_q,".
         train_text_encoder: T5 is part of the network and trained the same way.
         text_targets: the same for T5: 'published' is Med-Art's list, which leaves the first two maps of feed-forward layers out,
             'all' takes them in.
+        text_dropout: in train mode T5 drops out as its config.json says, 0.1 of the published. False: never, as from_pretrained
+            gives networks; whether Med-Art switched it on is not known to us.
         use_dora: learn the lengths of T5's weights apart from their directions (Liu et al., ICML 2024); not the transformer's.
         base_dtype: 'bfloat16' or 'float16' keeps what is frozen in that precision, '' in float32, as what is trained always is.
         use_checkpoint: compute activations again in the backward pass, which saves memory and costs time.
@@ -138,6 +142,8 @@ def build(path: str, *, subfolder: str = "transformer", sample_size: int = 64, a
     if train_text_encoder:
         text_encoder = pretrained.load("T5EncoderModel", path, "text_encoder", what="text encoder", advice=ADVICE,
                                        library="transformers", also=T5_KINDS, dtype=dtype)
+        if not text_dropout:
+            _drop_nothing(text_encoder)
     if lora_rank:
         alpha = lora_alpha or lora_rank
         add_lora(transformer, lora_rank, alpha, targets, use_rslora=use_rslora)
@@ -185,14 +191,34 @@ def _with_tied(net, state, prefix, *_):
 
 
 def _targets(option, given, known):
-    """The names of layers that an option means: a name of `known`, or ends of names as they are."""
-    if not isinstance(given, str):
-        if not given:
-            raise ValueError(f"config.nnet.{option} is empty; give one of {', '.join(known)}, or ends of the names of layers")
-        return tuple(given)
-    if given not in known:
-        raise ValueError(f"config.nnet.{option} is {given!r}; known: {', '.join(known)}, or a tuple of ends of the names of layers")
-    return known[given]
+    """The names of layers that an option means: a name of `known`, or ends of names, in a tuple or in a string as a command line
+    gives it, "('to_q', 'to_k')" or "to_q,to_k"."""
+    if isinstance(given, str) and given in known:
+        return known[given]
+    names = given
+    if isinstance(given, str) and given.strip()[:1] in ("(", "["):
+        try:
+            names = ast.literal_eval(given.strip())
+        except (ValueError, SyntaxError):
+            names = None
+    elif isinstance(given, str):
+        names = [name.strip() for name in given.split(",") if name.strip()] if "," in given or not given.strip() else None
+    if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"config.nnet.{option} is {given!r}; known: {', '.join(known)}, or ends of the names of layers with "
+                         "commas, such as q,v, or q, where it is one")
+    if not names:
+        raise ValueError(f"config.nnet.{option} is empty; give one of {', '.join(known)}, or ends of the names of layers with "
+                         "commas, such as q,v")
+    return tuple(names)
+
+
+def _drop_nothing(text_encoder):
+    """No dropout in T5 in train mode either, which it has to be in for gradient checkpointing."""
+    for module in text_encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):  # of the weights of attention
+            module.dropout = 0.0
 
 
 def _check_sizes(config, path, sample_size, any_size, in_channels):
