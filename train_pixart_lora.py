@@ -5,12 +5,14 @@ Med-Art (Guo et al., 2025), from a folder of images with a metadata.csv (file_na
     python train_pixart_lora.py --config=configs/kvasir512_pixart_lora.py --config.dataset.path=dataset/kvasir/train \
         --config.nnet.path=PixArt-alpha/PixArt-XL-2-512x512 --workdir=workdir/medart
     accelerate launch --multi_gpu --num_processes 4 --mixed_precision bf16 train_pixart_lora.py \
-        --config=configs/kvasir512_pixart_lora.py --config.dataset.path=dataset/kvasir/train --workdir=workdir/medart
+        --config=configs/kvasir512_pixart_lora.py --config.dataset.path=dataset/kvasir/train --workdir=workdir/medart \
+        --config.train.batch_size=4
 
 Every config.colour.every steps images are made from fresh noise under the descriptions of the batch, and the distance of their
 colours from those of the real images is added to the loss, with gradients through sampler, decoder and T5 (`=0`: never).
 Latents are encoded once, before the first step, and kept in <workdir>/features (`--config.features.path=` encodes at every step);
-with `--config.nnet.train_text_encoder=False` so are the states of T5. The same command resumes a run that was stopped. At the end
+with `--config.nnet.train_text_encoder=False` so are the states of T5. `--config.train.init=FOLDER` begins with other LoRA: the
+folders that Med-Art's code writes, a run, or its pipeline/. The same command resumes a run that was stopped. At the end
 <workdir>/pipeline holds the LoRA of the best weights for peft and for diffusers.
 """
 
@@ -20,12 +22,13 @@ from libs import cli, codecs, cond as conditions, data, diffusion, engine, evalu
 from libs.pipeline import colour, stable_diffusion
 
 SETTINGS = ("mode", "batch_size", "mixed_precision", "tf32", "compile", "workers", "balanced", "weighting", "p_uncond",
-            "noise_offset", "ema_rate", "grad_clip", "validation_split", "validation_size")
+            "noise_offset", "ema_rate", "grad_clip", "init", "validation_split", "validation_size")
 
 
 def train(config, workdir):
     engine.check_settings(config.train, SETTINGS)
     run = engine.start(config, workdir)
+    data.check_batch(config.train.batch_size, run.world)
     stable_diffusion.check(config)
     colour.check(config)
     images = data.at_hand(config.dataset)
@@ -34,6 +37,8 @@ def train(config, workdir):
     net = run.main_first(lambda: pipeline.build_net(config, []))
     stable_diffusion.check_fit(net, codec, encoder)
     evaluation.tie_to_base(run, net, config)
+    if config.train.init and not run.resumes:
+        begin_with(config, net)
     if images is not None:
         pipeline.check_images(config, codec, images.shape)
         run.main_first(lambda: data.preflight(images, remember=run.folder / "preflight.json"))
@@ -41,6 +46,8 @@ def train(config, workdir):
     split, own_text = config.train.validation_split, config.nnet.train_text_encoder
     if not (config.features.path or own_text):
         raise ValueError("config.features.path is '': states of a frozen text encoder are stored; 'auto' keeps them in the run")
+    if images is not None:
+        tell_cut(run, encoder, images.captions)
     stored = None if own_text else encoder  # the states of a text encoder that changes cannot be stored
     features = extraction.ready(run, config, codec, stored)
     opened = data.open_all(config.dataset, features, pipeline.identity(codec, stored), validation_split=split)
@@ -49,8 +56,8 @@ def train(config, workdir):
     run.record("classes.json", opened.examples.classes, fixed=True)
     if run.is_main and opened.examples.captions is not None:
         evaluation.bank_of(opened.examples).save(run.folder / "bank.json")
-        cut = encoder.cut(sorted({text for texts in opened.examples.captions for text in texts}))
-        logging.log(logging.WARNING if cut else logging.INFO, cut or "every description fits the window of the text encoder")
+    if images is None:
+        tell_cut(run, encoder, opened.examples.captions)
     run.barrier()
     stream = data.Stream(opened.examples, config.train.batch_size, seed=config.seed, workers=config.train.workers,
                          balanced=config.train.balanced, **run.place)
@@ -73,7 +80,7 @@ def train(config, workdir):
         loss = diffusion.loss.simple(denoise, z, t, noise, weighting=config.train.weighting, text=text).mean()
         terms = {"denoising": loss}
         if net.training and config.colour.every and state.step % config.colour.every == 0:
-            with run.accelerator.autocast():  # which the wrapped network brings, and the bare one does not
+            with run.accelerator.autocast():  # of a network accelerate lowers `forward` alone, not `states`, and no decoder
                 found = colour.distance(sampler, batch, config.colour, net=state.module, images=images)
             names = ", ".join(stream.file_name(i) for i in batch["index"].tolist())
             loss, own = colour.add(loss, found, config.colour, f"step {state.step + 1}, {names}")
@@ -87,6 +94,28 @@ def train(config, workdir):
                evaluate=evaluation.evaluator(run, sampler, config, images, prompts))
     evaluation.export_best(run, config)
     run.finish()
+
+
+def begin_with(config, net):
+    """Give a network the weights of config.train.init, after a comparison of what is known of how they counted where they were
+    trained. Another base, or another precision of it, is a warning: LoRA may move on to it."""
+    weights, _, source = engine.load_weights(config.train.init)
+    of_run = engine.read_json(source.parent.parent / "config.json", {}).get("nnet", {})  # where it is a checkpoint of ours
+    said = {"lora_alpha": of_run.get("lora_alpha", 8.0) or of_run["lora_rank"],
+            "use_rslora": of_run.get("use_rslora", False)} if of_run.get("lora_rank") else {}
+    stable_diffusion.check_adapter(config, engine.adapter_settings(source) or said)
+    base = engine.base_of(source)
+    if base and base != stable_diffusion.base_of(net):
+        logging.warning("config.train.init=%s was trained beside other weights than those of config.nnet.path=%s, or beside the "
+                        "same in another config.nnet.base_dtype", config.train.init, config.nnet.path)
+    pipeline.start_from(net, weights)
+
+
+def tell_cut(run, encoder, captions):
+    """Say, before the long work, which descriptions exceed the window of the text encoder. captions: those of each image."""
+    if run.is_main and captions is not None:
+        cut = encoder.cut(sorted({text for texts in captions for text in ([texts] if isinstance(texts, str) else texts)}))
+        logging.log(logging.WARNING if cut else logging.INFO, cut or "every description fits the window of the text encoder")
 
 
 if __name__ == "__main__":

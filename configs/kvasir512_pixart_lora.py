@@ -31,14 +31,16 @@ def get_config():
     # 15 epochs of 6,400 images
     config.train = d(mode="cond", n_steps=96_000, batch_size=1, accumulation=1, mixed_precision="bf16", tf32=False, compile=False,
                      workers=4, balanced=False, weighting="eps", p_uncond=0.1, noise_offset=0.0, ema_rate=0.0, grad_clip=1.0,
-                     keep_checkpoints=10, log_interval=50, preview_interval=6_400, eval_interval=0, save_interval=12_800,
+                     init="", keep_checkpoints=10, log_interval=50, preview_interval=6_400, eval_interval=0, save_interval=12_800,
                      validation_interval=0, validation_size=256, validation_split="", best_metric="")
     config.optimizer = adamw_8bit(1e-4, betas=(0.9, 0.999), weight_decay=0.01)
     config.lr_scheduler = d(name="constant", warmup_steps=0)
-    # lora_alpha: what is learned counts lora_alpha / lora_rank; text_targets: 'all' adapts wi_0 and wi_1 of T5 too
+    # lora_alpha: what is learned counts lora_alpha / lora_rank; text_targets: 'all' adapts wi_0 and wi_1 of T5 too;
+    # both take ends of the names of layers as well, such as to_q,to_k; text_dropout: T5 drops out as its config.json says
     config.nnet = d(name="pixart", path="PixArt-alpha/PixArt-XL-2-512x512", subfolder="transformer", sample_size=64, any_size=False,
                     in_channels=4, lora_rank=8, lora_alpha=8.0, lora_targets="medart", train_text_encoder=True,
-                    text_targets="published", use_dora=False, use_rslora=False, base_dtype="bfloat16", use_checkpoint=True)
+                    text_targets="published", text_dropout=False, use_dora=False, use_rslora=False, base_dtype="bfloat16",
+                    use_checkpoint=True)
     config.schedule = d(name="linear")
     config.denoiser = d(predicts="eps", clip=False)
     # path: '' is that of config.nnet
