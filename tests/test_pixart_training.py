@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from configs.kvasir512_pixart_lora import get_config
-from libs import data, diffusion, engine, pipeline
+from libs import data, diffusion, engine, extraction, pipeline
 from libs.pipeline import colour
 from tests import tiny_pixart
 from tests.conftest import ROOT
@@ -109,6 +109,29 @@ def test_a_frozen_t5_reads_texts_once_for_all(folder, images, tmp_path):
     weights, lines = train(config_of(folder, images, **{"nnet.train_text_encoder": False, "train.n_steps": 1}), tmp_path)
     assert lines[0]["colour"] > 1e-3 and {name.split(".")[0] for name in weights} == {"transformer"}
     assert data.Features(tmp_path / "features" / "train").text_shape == (120, 16)
+
+
+@pytest.mark.parametrize("source", ["pipeline", "ckpts"])
+def test_a_training_begins_with_other_lora(whole, folder, images, tmp_path, source):
+    """As it was exported, or from the run itself: with a rate of almost nothing it is that still. What counts otherwise is said
+    before any work."""
+    more = {"nnet.text_targets": "all", "train.init": str(whole[0] / source), "train.n_steps": 1, "colour.every": 0}
+    weights, _ = train(config_of(folder, images, **more, **{"optimizer.lr": 1e-12}), tmp_path / "run")
+    assert weights.keys() == whole[1].keys()
+    assert all(torch.allclose(weights[name], weight, atol=1e-9) for name, weight in whole[1].items())
+    with pytest.raises(ValueError, match="trained with lora_alpha=8.0; here config.nnet has lora_alpha=4.0"):
+        train(config_of(folder, images, **more, **{"nnet.lora_alpha": 4.0}), tmp_path / "other")
+    assert not (tmp_path / "other" / "features").exists()
+
+
+def test_what_cannot_be_is_said_before_images_are_encoded(folder, images, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(extraction, "ready", lambda *_: pytest.fail("images are encoded"))
+    with pytest.raises(pytest.fail.Exception):
+        train(config_of(folder, images), tmp_path / "run")
+    assert "1 of 3 texts exceed the window" in caplog.text
+    monkeypatch.setattr(data, "check_batch", lambda size, world, own=data.check_batch: own(size, 4))
+    with pytest.raises(ValueError, match="train.batch_size=1 cannot be shared by 4 processes: use a multiple, such as 4"):
+        train(config_of(folder, images, **{"train.batch_size": 1}), tmp_path / "four")
 
 
 def test_a_training_survives_a_sample_that_is_not_finite(folder, images, tmp_path, monkeypatch, caplog):
