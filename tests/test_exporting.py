@@ -209,7 +209,7 @@ def test_the_exported_pipeline_reads_pictures_as_we_do(opened, tmp_path):
             assert torch.equal(pipe._masks(tmp_path / "odd.png"), ours[[0]])
 
 
-def test_a_run_is_exported_and_sampled_from(tmp_path, script, caplog):
+def test_a_run_is_exported_and_sampled_from(tmp_path, inside, caplog):
     """By the command line; then sample.py's way to open a network makes the run's images from the folder."""
     config = phantom32_unet_label.get_config()
     with config.unlocked():
@@ -226,7 +226,7 @@ def test_a_run_is_exported_and_sampled_from(tmp_path, script, caplog):
     state.save(run.folder / "ckpts", keep=1)
     run.finish()
 
-    done = script("scripts/export_pipeline.py", f"--workdir={tmp_path}/run", f"--output_path={tmp_path}/out")
+    done = inside("scripts/export_pipeline.py", f"--workdir={tmp_path}/run", f"--output_path={tmp_path}/out")
     assert f"pipeline in {tmp_path}/out" in done.stdout and "ckpts/0.ckpt, step 0" in done.stdout
     run = engine.start(config, tmp_path / "elsewhere", claim=False)
     opened = [evaluation.open_trained(run, config, workdir, path, with_data=False)

@@ -1,6 +1,10 @@
-"""The scripts through their real command line, as one process and as two: train, resume, evaluate, sample, page."""
+"""The scripts through their real command line, as one process and as two: train, resume, evaluate, sample, page.
+
+Calls whose command line another test types are made inside this process.
+"""
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -53,18 +57,17 @@ def test_a_run_keeps_what_it_promises(trained):
     assert "train.py" in session["command"] and session["versions"]["torch"].startswith(torch.__version__.split("+")[0])
 
 
-def test_a_finished_run_stays_as_it_is(script, trained):
+def test_a_finished_run_stays_as_it_is(inside, trained):
     before = (trained / "metrics.jsonl").read_text()
-    script("train.py", *TINY, "--config.train.n_steps=6", f"--workdir={trained}")
+    inside("train.py", *TINY, "--config.train.n_steps=6", f"--workdir={trained}")
     assert (trained / "metrics.jsonl").read_text() == before
 
 
-def test_evaluation_counts_exactly_and_is_the_same_on_two_processes(script, trained, tmp_path):
+def test_evaluation_counts_exactly_and_is_the_same_on_two_processes(script, inside, trained, tmp_path):
     found = {}
-    for name, processes, batch in (("one", 1, 5), ("two", 2, 5), ("other", 1, 11)):
-        script("eval.py", *TINY, f"--workdir={trained}", f"--name={name}", "--config.sample.n_samples=11",
-               f"--config.sample.mini_batch_size={batch}", f"--config.sample.npz={tmp_path}/{name}.npz",
-               processes=processes)
+    for name, call, batch in (("one", inside, 5), ("two", functools.partial(script, processes=2), 5), ("other", inside, 11)):
+        call("eval.py", *TINY, f"--workdir={trained}", f"--name={name}", "--config.sample.n_samples=11",
+             f"--config.sample.mini_batch_size={batch}", f"--config.sample.npz={tmp_path}/{name}.npz")
         with np.load(tmp_path / f"{name}.npz", allow_pickle=False) as file:
             found[name] = file["arr_0"]
         scores = json.loads((trained / "eval" / name / "scores.json").read_text())
@@ -80,12 +83,11 @@ def test_evaluation_counts_exactly_and_is_the_same_on_two_processes(script, trai
     assert np.abs(found["one"].astype(int) - found["other"].astype(int)).max() <= 1
 
 
-def test_samples_and_page(script, trained, tmp_path):
+def test_samples_and_page(script, inside, trained, tmp_path):
     out = {}
-    for processes in (1, 2):
+    for processes, call in ((1, inside), (2, functools.partial(script, processes=2))):
         folder = tmp_path / f"{processes}"
-        script("sample.py", f"--workdir={trained}", "--label=angioma", "--n_samples=5", "--seed=9", f"--config.sample.path={folder}",
-               processes=processes)
+        call("sample.py", f"--workdir={trained}", "--label=angioma", "--n_samples=5", "--seed=9", f"--config.sample.path={folder}")
         out[processes] = {name: np.asarray(Image.open(folder / name)) for name in sorted(os.listdir(folder))
                           if name.endswith(".png")}
         with open(folder / "metadata.csv") as stream:
@@ -97,18 +99,18 @@ def test_samples_and_page(script, trained, tmp_path):
         np.testing.assert_array_equal(out[1][name], out[2][name])
     first = Image.open(tmp_path / "1" / "000000_angioma.png")
     assert first.text["label"] == "angioma" and first.text["seed"] == "9"
-    done = script("scripts/make_report.py", f"--workdir={trained}")
+    done = inside("scripts/make_report.py", f"--workdir={trained}")
     page = (trained / "report.html").read_text()
     assert "angioma" in page and "http://" not in page.replace("http://www.w3.org", "") and "report.html" in done.stdout
 
 
-def test_a_wrong_label_is_named(script, trained):
-    done = script("sample.py", f"--workdir={trained}", "--label=angiome", fails=True)
+def test_a_wrong_label_is_named(inside, trained):
+    done = inside("sample.py", f"--workdir={trained}", "--label=angiome", fails=True)
     assert "no such class; known: all, nevus, melanoma, angioma, dermatofibroma" in done.stderr
 
 
-def test_a_diverging_run_ends_with_step_and_files(script, tmp_path):
-    done = script("train.py", *TINY, "--config.train.n_steps=50", "--config.optimizer.lr=1e30", "--config.train.grad_clip=0.0",
+def test_a_diverging_run_ends_with_step_and_files(inside, tmp_path):
+    done = inside("train.py", *TINY, "--config.train.n_steps=50", "--config.optimizer.lr=1e30", "--config.train.grad_clip=0.0",
                   "--config.train.eval_interval=0",
                   "--config.train.preview_interval=0", f"--workdir={tmp_path}", fails=True)
     assert "is not finite; no weight was changed" in done.stderr and "phantoms/0/train/" in done.stderr
@@ -122,7 +124,7 @@ def test_two_processes_train_save_and_resume(script, tmp_path):
     assert json.loads((whole / "run.json").read_text())["sessions"][0]["processes"] == 2
     shutil.copytree(whole, again)
     shutil.rmtree(again / "ckpts" / "4.ckpt")
-    script("train.py", *options, f"--workdir={again}", processes=2)
+    script("train.py", *options, "--config.train.eval_interval=0", f"--workdir={again}", processes=2)
     assert losses(whole) == losses(again) and [step for step, _ in losses(again)] == [3, 4]
     mine, its = (checkpoint.read(folder / "ckpts" / "4.ckpt")[0]["nnet_ema"] for folder in (whole, again))
     assert all(torch.equal(mine[name], its[name]) for name in its)
@@ -152,16 +154,16 @@ def test_sigterm_on_one_rank_saves_the_same_step_on_all_and_exits_with_143(tmp_p
     assert all(f"step {step} is saved" in error for error in errors)
 
 
-def test_published_weights_without_data_or_run(script, tmp_path):
+def test_published_weights_without_data_or_run(inside, tmp_path):
     """A U-ViT .pth from the authors is a state_dict of the averaged network; sampling needs nothing else."""
     from libs import backbones
     options = dict(name="uvit", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=-1)
     torch.save(backbones.get(**options).state_dict(), tmp_path / "cifar10_uvit_small.pth")
     own = [f"--config.nnet.{key}={options[key]}" for key in ("patch_size", "embed_dim", "depth", "num_heads")]
-    script("sample.py", "--config=configs/cifar10_uvit_small.py", f"--nnet_path={tmp_path}/cifar10_uvit_small.pth", *own,
+    inside("sample.py", "--config=configs/cifar10_uvit_small.py", f"--nnet_path={tmp_path}/cifar10_uvit_small.pth", *own,
            f"--workdir={tmp_path}/w", f"--config.sample.path={tmp_path}/out", "--n_samples=3", "--config.sample.sample_steps=4")
     assert sorted(os.listdir(tmp_path / "out")) == ["000000.png", "000001.png", "000002.png", "grid.png", "metadata.csv"]
-    done = script("sample.py", "--config=configs/cifar10_uvit_small.py", f"--nnet_path={tmp_path}/cifar10_uvit_small.pth",
+    done = inside("sample.py", "--config=configs/cifar10_uvit_small.py", f"--nnet_path={tmp_path}/cifar10_uvit_small.pth",
                   f"--workdir={tmp_path}/w", "--n_samples=3", fails=True)
     assert "embed_dim" in done.stderr or "shape" in done.stderr
 
@@ -173,17 +175,18 @@ def test_statistics_from_ones_own_data(script, tmp_path, trained):
         assert file["mu"].shape == (64,) and file["sigma"].shape == (64, 64) and int(file["n"]) == 64
 
 
-def test_real_images_train_from_their_table(script, wbc, tmp_path):
-    script("train.py", "--config=configs/folder64_uvit_label.py", f"--config.dataset.path={wbc}", f"--workdir={tmp_path}",
+def test_real_images_train_from_their_table(inside, wbc, tmp_path):
+    inside("train.py", "--config=configs/folder64_uvit_label.py", f"--config.dataset.path={wbc}", f"--workdir={tmp_path}",
            "--config.nnet.embed_dim=32", "--config.nnet.depth=2", "--config.nnet.num_heads=2", "--config.nnet.patch_size=16",
            "--config.train.batch_size=8", "--config.train.n_steps=2", "--config.train.eval_interval=0",
            "--config.train.preview_interval=2", "--config.sample.sample_steps=2", "--config.metrics.sample_steps=2",
-           "--config.train.log_interval=1", "--config.dataset.drop_classes=('basophil',)", "--config.train.balanced=True")
+           "--config.train.log_interval=1", "--config.dataset.drop_classes=('basophil',)", "--config.train.balanced=True",
+           "--config.train.workers=0")
     assert json.loads((tmp_path / "classes.json").read_text()) == ["eosinophil", "lymphocyte", "monocyte", "neutrophil"]
     assert (tmp_path / "samples" / "2.png").is_file() and len(losses(tmp_path)) == 2
 
 
-def test_grey_images_of_16_bits_from_class_folders_end_to_end(script, tmp_path):
+def test_grey_images_of_16_bits_from_class_folders_end_to_end(script, inside, tmp_path):
     """One channel all the way: data, network, features, PNGs and page; the network sees more than 256 levels."""
     rng = np.random.default_rng(0)
     for name in ("2 mild", "10 severe"):
@@ -201,28 +204,28 @@ def test_grey_images_of_16_bits_from_class_folders_end_to_end(script, tmp_path):
               "--config.metrics.sample_steps=2", "--config.sample.n_samples=8")
     script("train.py", *common)
     assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["2 mild", "10 severe"]  # natural order
-    script("eval.py", *common)
-    script("sample.py", f"--workdir={tmp_path}/run", "--label=2 mild", "--n_samples=2", f"--config.sample.path={tmp_path}/out")
+    inside("eval.py", *common, "--config.train.workers=0")
+    inside("sample.py", f"--workdir={tmp_path}/run", "--label=2 mild", "--n_samples=2", f"--config.sample.path={tmp_path}/out")
     assert Image.open(tmp_path / "out" / "000000_2 mild.png").mode == "L"
-    script("scripts/make_report.py", f"--workdir={tmp_path}/run")
+    inside("scripts/make_report.py", f"--workdir={tmp_path}/run")
     assert "10 severe" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_statistics_in_place_of_the_images(script, trained, tmp_path):
+def test_statistics_in_place_of_the_images(inside, trained, tmp_path):
     """Where the images are not at hand, a statistics file of the same features gives the Fréchet distance and no more."""
     from tests.test_cli import FOLDER, folder_of_images
     options = (*FOLDER, f"--config.dataset.path={folder_of_images(tmp_path / 'data', each=12)}", f"--workdir={tmp_path}/run",
                "--config.nnet.embed_dim=32", "--config.nnet.depth=2", "--config.nnet.num_heads=2",
                "--config.lr_scheduler.warmup_steps=1", "--config.train.eval_interval=0", "--config.train.preview_interval=0",
                "--config.sample.sample_steps=2", "--config.sample.n_samples=6", "--config.metrics.bootstrap=0")
-    script("train.py", *options)
-    folder = script("scripts/train_feature_network.py", *FOLDER, f"--config.dataset.path={tmp_path}/data").stdout.split(":")[0]
+    inside("train.py", *options)
+    folder = inside("scripts/train_feature_network.py", *FOLDER, f"--config.dataset.path={tmp_path}/data").stdout.split(":")[0]
     assert (ROOT / folder / "weights.safetensors").is_file()
     features = f"--config.metrics.features=('classifier:{ROOT / folder}',)"
-    script("scripts/compute_fid_stats.py", *options, f"--features=classifier:{ROOT / folder}", f"--output={tmp_path}/mine.npz")
-    with_images = script("eval.py", *options, features, f"--config.metrics.fid_stat={tmp_path}/mine.npz", "--name=with")
+    inside("scripts/compute_fid_stats.py", *options, f"--features=classifier:{ROOT / folder}", f"--output={tmp_path}/mine.npz")
+    with_images = inside("eval.py", *options, features, f"--config.metrics.fid_stat={tmp_path}/mine.npz", "--name=with")
     os.rename(tmp_path / "data", tmp_path / "elsewhere")
-    script("eval.py", *options, features, f"--config.metrics.fid_stat={tmp_path}/mine.npz", "--name=without",
+    inside("eval.py", *options, features, f"--config.metrics.fid_stat={tmp_path}/mine.npz", "--name=without",
            "--config.sample.labels=balanced", f"--config.sample.path={tmp_path}/kept")
     scores = json.loads((tmp_path / "run" / "eval" / "without" / "scores.json").read_text())
     assert list(scores["scores"])[0].startswith("fd_classifier-") and not any("kid" in name for name in scores["scores"])
@@ -252,15 +255,15 @@ def published_data(name, root):
 
 @pytest.mark.parametrize("name", ["cifar10_uvit_small", "celeba64_uvit_small", "imagenet64_uvit_mid",
                                   "imagenet64_uvit_large"])
-def test_published_configs_train_and_sample(script, tmp_path, name):
+def test_published_configs_train_and_sample(inside, tmp_path, name):
     """The published commands on data in the published formats, the network narrowed; no Inception weights, and said so."""
     data = published_data(name.split("_")[0].rstrip("64"), tmp_path)
-    script("train.py", f"--config=configs/{name}.py", f"--config.dataset.path={data}", f"--workdir={tmp_path}/run",
+    inside("train.py", f"--config=configs/{name}.py", f"--config.dataset.path={data}", f"--workdir={tmp_path}/run",
            "--config.nnet.embed_dim=32", "--config.nnet.depth=2", "--config.nnet.num_heads=2", "--config.nnet.patch_size=16",
            "--config.train.batch_size=4", "--config.train.workers=0", "--config.train.n_steps=2",
            "--config.train.log_interval=1", "--config.metrics.sample_steps=3", env={"TORCH_HOME": str(tmp_path)})
     assert len(losses(tmp_path / "run")) == 2 and (tmp_path / "run" / "samples" / "2.png").is_file()
-    script("sample.py", f"--workdir={tmp_path}/run", "--n_samples=2", "--config.sample.sample_steps=3",
+    inside("sample.py", f"--workdir={tmp_path}/run", "--n_samples=2", "--config.sample.sample_steps=3",
            f"--config.sample.path={tmp_path}/out")
     with open(tmp_path / "out" / "metadata.csv") as stream:
         labels = [row.get("label", "") for row in csv.DictReader(stream)]
