@@ -205,10 +205,10 @@ def _targets(option, given, known):
         names = [name.strip() for name in given.split(",") if name.strip()] if "," in given or not given.strip() else None
     if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"config.nnet.{option} is {given!r}; known: {', '.join(known)}, or ends of the names of layers with "
-                         "commas, such as q,v, or q, where it is one")
+                         "commas, such as 'q,v', or 'q,' where it is one")
     if not names:
         raise ValueError(f"config.nnet.{option} is empty; give one of {', '.join(known)}, or ends of the names of layers with "
-                         "commas, such as q,v")
+                         "commas, such as 'q,v'")
     return tuple(names)
 
 
