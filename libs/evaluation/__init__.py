@@ -226,14 +226,15 @@ def warn_unexportable(run, sampler):
 
 def export_best(run, config):
     """Write <run>/pipeline, the best weights of a finished training in the folder layout of diffusers, where that has words for
-    them."""
-    trained = open_trained(run, config, run.folder, "", with_data=False, with_prompts=False, exact=True)
-    fault = exporting.fault(trained.sampler)
-    if fault and run.is_main:
-        logging.warning("%s is not written: %s", run.folder / "pipeline", fault)
-    elif run.is_main:
-        exporting.export(run.folder / "pipeline", trained.sampler, trained.classes)
-        logging.info("%s: weights of step %s, for diffusers", run.folder / "pipeline", trained.step)
+    them. Called by every process; the main one does it."""
+    if run.is_main:
+        trained = open_trained(run, config, run.folder, "", with_data=False, with_prompts=False, exact=True, alone=True)
+        fault = exporting.fault(trained.sampler)
+        if fault:
+            logging.warning("%s is not written: %s", run.folder / "pipeline", fault)
+        else:
+            exporting.export(run.folder / "pipeline", trained.sampler, trained.classes)
+            logging.info("%s: weights of step %s, for diffusers", run.folder / "pipeline", trained.step)
     run.barrier()
 
 

@@ -36,7 +36,8 @@ class Trained(NamedTuple):
     source: Path
 
 
-def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompts=True, exact=False, unscored=False):
+def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompts=True, exact=False, unscored=False,
+                 alone=False):
     """The network of --nnet_path, or the best checkpoint of --workdir, as `Trained`.
 
     Args:
@@ -44,6 +45,7 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
         with_prompts: whether descriptions have to be drawn; without, `prompts` is the run's own bank or None.
         exact: keep the weights as they were saved also where images are made in lower precision.
         unscored: go on where there are neither images nor statistics of them.
+        alone: one process opens it, which waits for no other, and on the CPU, so that no second network is where one is trained.
 
     A classifier in config.sample.gradient is opened with it.
 
@@ -56,7 +58,8 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
     stable_diffusion.start_from_folder(config, source)
     stable_diffusion.check_adapter(config, engine.adapter_settings(source))
     dataset = _images(config, unscored) if with_data else None
-    encoder = run.main_first(lambda: pipeline.text_encoder(config, run.device))
+    device = "cpu" if alone else run.device
+    encoder = pipeline.text_encoder(config, device) if alone else run.main_first(lambda: pipeline.text_encoder(config, device))
     home = next((folder for folder in (source.parent.parent, source.parent, Path(workdir)) if (folder / "classes.json").is_file()),
                 Path(workdir))  # the run that the weights are of, or else the workdir
     features = stored_features(config, config.dataset.get("split", ""), home) if encoder is not None else None
@@ -69,11 +72,11 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
         raise ValueError(f"the network was trained on the classes {trained}, the data have {of_data}; "
                          "give the data of the run, or config.dataset.classes")
     asked = config.sample.gradient.classifier if "gradient" in config.sample else ""
-    classifier = open_classifier(asked, config, device=run.device) if asked else None
+    classifier = open_classifier(asked, config, device=device) if asked else None
     masks = engine.read_json(home / "masks.json", None)  # of a network that takes masks
     masks = masks and data.MaskCode(**masks)
     check_code(masks, dataset)
-    sampler = pipeline.load(config, weights, classes=classes, device=run.device, encoder=encoder, classifier=classifier,
+    sampler = pipeline.load(config, weights, classes=classes, device=device, encoder=encoder, classifier=classifier,
                             precision="no" if exact else run.accelerator.mixed_precision, masks_as=masks,
                             base=engine.base_of(source))
     bank, prompts = home / "bank.json", None
@@ -90,9 +93,11 @@ def tie_to_base(run, net, config):
     Raises:
         ValueError: config.nnet.path holds other weights than those that the run began with.
     """
-    base = stable_diffusion.base_of(net)
+    # One process hashes for all: gigabytes, which each has read from the same files.
+    base = run.from_main(stable_diffusion.base_of(net) if run.is_main else None)
     if base:
-        stable_diffusion.check_base(engine.read_json(run.folder / engine.BASE, base) if run.resumes else base, net, config)
+        if run.resumes:
+            stable_diffusion.check_base(engine.read_json(run.folder / engine.BASE, base), net, config, now=base)
         run.record(engine.BASE, base, fixed=run.resumes)
 
 

@@ -126,9 +126,12 @@ def base_of(net):
     return {"sha256": found} if found else {}
 
 
-def check_base(base, net, config):
-    """Raise ValueError unless the frozen weights of a network are those that its trained ones were trained beside (`base_of`)."""
-    now = base_of(net)
+def check_base(base, net, config, now=None):
+    """Raise ValueError unless the frozen weights of a network are those that its trained ones were trained beside (`base_of`).
+
+    now: `base_of(net)`, where the caller has it already: it reads all those weights.
+    """
+    now = base_of(net) if now is None else now
     if now != base:
         raise ValueError(f"config.nnet.path={config.nnet.path} holds other weights (sha256 {now.get('sha256', 'none')[:16]}) than "
                          f"those that this LoRA was trained on ({base['sha256'][:16]}): give the pipeline that the run began with, "
