@@ -280,7 +280,7 @@ def test_missing_weights_say_which_file_goes_where(tmp_path, monkeypatch):
         adm_suite.Network()
 
 
-def test_script(script, tmp_path):
+def test_script(script, inside, tmp_path):
     reference = saved(tmp_path / "reference.npz", arr_0=pictures(6, 1))
     samples = saved(tmp_path / "samples.npz", arr_0=pictures(5, 2, channels=1), arr_1=np.arange(5))
     done = script("scripts/adm_suite.py", f"--reference={reference}", f"--samples={samples}", "--weights=random",
@@ -292,5 +292,5 @@ def test_script(script, tmp_path):
     for name, value in written["scores"].items():
         assert np.isfinite(value) and name in done.stdout
     assert "note: 5 generated images" in done.stdout
-    failed = script("scripts/adm_suite.py", f"--reference={reference}", f"--samples={tmp_path}/none.npz", fails=True)
+    failed = inside("scripts/adm_suite.py", f"--reference={reference}", f"--samples={tmp_path}/none.npz", fails=True)
     assert failed.stderr.strip().splitlines()[-1] == f"error: no archive at {tmp_path}/none.npz: a .npz is expected there"

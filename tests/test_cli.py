@@ -89,8 +89,8 @@ TINY = ("--config.lr_scheduler.warmup_steps=1", "--config.train.n_steps=2", "--c
     (("--config.lr_scheduler.warmup_steps=50",), "cannot begin with 50 steps of warm-up"),
     (("stray",), "unexpected argument 'stray'"),
 ])
-def test_mistakes_end_before_training_with_one_message(script, tmp_path, options, words):
-    done = script("train.py", "--config=configs/phantom32_uvit_label.py", f"--workdir={tmp_path}", *TINY, *options,
+def test_mistakes_end_before_training_with_one_message(inside, tmp_path, options, words):
+    done = inside("train.py", "--config=configs/phantom32_uvit_label.py", f"--workdir={tmp_path}", *TINY, *options,
                   fails=True)
     assert words in done.stderr, done.stderr[-2000:]
     assert not (tmp_path / "ckpts").exists()
@@ -140,9 +140,9 @@ def spoil(kind, root):
 
 @pytest.mark.parametrize("kind", ["missing", "empty path", "empty class", "truncated", "small", "no column", "missing row",
                                   "outside"])
-def test_bad_data_end_before_training_with_one_message(script, tmp_path, kind):
+def test_bad_data_end_before_training_with_one_message(inside, tmp_path, kind):
     path, words = spoil(kind, tmp_path / "data")
-    done = script("train.py", *FOLDER, f"--config.dataset.path={path}", f"--workdir={tmp_path}/run", fails=True)
+    done = inside("train.py", *FOLDER, f"--config.dataset.path={path}", f"--workdir={tmp_path}/run", fails=True)
     assert words in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
     if kind == "truncated":
         assert "b/2.png" in done.stderr, "every bad file is named at once"

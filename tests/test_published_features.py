@@ -233,14 +233,14 @@ def test_reads_what_numpy_wrote(tmp_path):
         read_npy(tmp_path / "c.npy")
 
 
-def test_script(tmp_path, script):
+def test_script(tmp_path, script, inside):
     imagenet(tmp_path / "old", count=3)
     options = f"--path={tmp_path / 'old'}", f"--output={tmp_path / 'new'}"
     done = script("scripts/convert_features.py", *options, "--class_names=a,b,c,d,e")
     assert "3 images of (2, 4, 4), 5 classes" in done.stdout
     assert data.Features(tmp_path / "new").classes == list("abcde")
     (tmp_path / "old" / "1.npy").write_bytes(b"")
-    done = script("scripts/convert_features.py", options[0], f"--output={tmp_path / 'again'}", fails=True)
+    done = inside("scripts/convert_features.py", options[0], f"--output={tmp_path / 'again'}", fails=True)
     assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "1.npy" in done.stderr
 
 
