@@ -492,14 +492,14 @@ def test_two_processes_make_the_same_files_in_bf16(script, command, guided, tmp_
         assert (tmp_path / "two" / name).read_bytes() == (guided / name).read_bytes(), name
 
 
-def test_continued_and_compared_with_unguided_decoding(script, command, guided, tmp_path):
+def test_continued_and_compared_with_unguided_decoding(inside, command, guided, tmp_path):
     """One file of a batch is gone: it comes again byte for byte, and no other one is touched."""
-    script(*command, f"--output_path={tmp_path}/plain", "--n_samples=5")
+    inside(*command, f"--output_path={tmp_path}/plain", "--n_samples=5")
     again, gone = tmp_path / "again", "high/entropy50_low1.png"
     shutil.copytree(guided, again)
     (again / gone).unlink(), (again / ".latents" / gone).unlink()
     made = {path: path.stat().st_mtime_ns for path in again.rglob("*.png")}
-    done = script(*command, *GUIDED, f"--output_path={again}", f"--compare_path={tmp_path}/plain")
+    done = inside(*command, *GUIDED, f"--output_path={again}", f"--compare_path={tmp_path}/plain")
     assert "11 images" in done.stdout and ", 1 of them made now" in done.stdout and "above the unguided results" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in made} == made
     assert (again / gone).read_bytes() == (guided / gone).read_bytes()
@@ -511,11 +511,11 @@ def test_continued_and_compared_with_unguided_decoding(script, command, guided, 
     assert "unguided decoding" in page.text and "classifier-free" not in page.text and f"{n} pairs" in page.text
 
 
-def test_from_one_network_to_another(script, runs, images, tmp_path):
+def test_from_one_network_to_another(inside, runs, images, tmp_path):
     """DDIB; the first network takes no label and gets unlabelled images, of which there are fewer than a batch."""
     other = make_run(tmp_path / "other", [], seed=1)
     shutil.copytree(images / "low", tmp_path / "loose")
-    script("sample_dual_bridge.py", f"--workdir={other}", f"--target_workdir={runs}/network", f"--input_path={tmp_path}/loose",
+    inside("sample_dual_bridge.py", f"--workdir={other}", f"--target_workdir={runs}/network", f"--input_path={tmp_path}/loose",
            "--maps=*:high", f"--output_path={tmp_path}/out", "--n_samples=3", "--encode_to_noise=0", "--page_images=0",
            "--guidance=2")
     settings = json.loads((tmp_path / "out/settings.json").read_text())
@@ -540,6 +540,6 @@ def test_other_samplers_are_refused():
     ((*GUIDED, "--config.sample.gradient.classifier="), "guides by a classifier: give the run folder"),
     (("--input_path=", "--config.dataset.path=nowhere"), "give --input_path"),
 ])
-def test_bad_requests(script, command, tmp_path, options, message):
-    done = script(*command, f"--output_path={tmp_path}/out", *options, fails=True)
+def test_bad_requests(inside, command, tmp_path, options, message):
+    done = inside(*command, f"--output_path={tmp_path}/out", *options, fails=True)
     assert message in done.stderr and "Traceback" not in done.stderr and not (tmp_path / "out").exists()

@@ -233,12 +233,12 @@ def test_a_run_writes_an_autoencoder_that_opens(trained):
     assert np.asarray(Image.open(folder / "samples" / "4.png")).shape == (2 * 34 + 2, 8 * 34 + 2, 3)
 
 
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(script, trained, tmp_path):
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(inside, trained, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(trained[0], again)
     shutil.rmtree(again / "ckpts" / "4.ckpt")
     shutil.rmtree(again / "autoencoder")
-    script("train_autoencoder.py", *OPTIONS, f"--workdir={again}", env={"TORCH_HOME": str(again)})
+    inside("train_autoencoder.py", *OPTIONS, f"--workdir={again}", env={"TORCH_HOME": str(again)})
     mine, its = ([line | {"images_per_second": 0} for line in engine.read_metrics(folder / "metrics.jsonl")]
                  for folder in (again, trained[0]))
     assert mine == its
@@ -246,7 +246,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(script, trained, tmp_p
     assert all(torch.equal(mine[name], its[name]) for name in its)
 
 
-def test_two_processes_fine_tune_and_the_scale_is_measured_again(script, trained, tmp_path):
+def test_two_processes_fine_tune_and_the_scale_is_measured_again(script, inside, trained, tmp_path):
     """Every parameter is used, so the processes need no search for unused ones; the script agrees with the run."""
     done = script("train_autoencoder.py", *OPTIONS, "--config.train.n_steps=2", "--config.train.perceptual_weight=0.0",
                   f"--config.nnet.path={trained[0]}/autoencoder", f"--workdir={tmp_path}", processes=2)
@@ -256,6 +256,6 @@ def test_two_processes_fine_tune_and_the_scale_is_measured_again(script, trained
         "from configs.common import d\ndef get_config():\n"
         f"    return d(seed=1234, codec=d(name='kl', path='{tmp_path}/autoencoder', scale_factor=0.0),\n"
         "             dataset=d(name='phantoms', resolution=32, size=24))\n")
-    measured = script("scripts/compute_scale_factor.py", f"--config={tmp_path}/config.py").stdout
+    measured = inside("scripts/compute_scale_factor.py", f"--config={tmp_path}/config.py").stdout
     assert f"--config.codec.scale_factor={printed}" in measured and f"(now {printed})" in measured
     assert measured.count("channel") == 4 and "24 images of phantoms" in measured
