@@ -570,11 +570,11 @@ def test_bad_input(folders, tmp_path, change, said):
     assert not (tmp_path / "run" / "trainings").exists()
 
 
-def test_synthetic_images_of_an_unknown_class_or_without_labels(script, folders, tmp_path):
+def test_synthetic_images_of_an_unknown_class_or_without_labels(inside, folders, tmp_path):
     real, _ = folders
     made = tmp_path / "made"
     write_table(made, [("0.png", "a"), ("1.png", "bb")], np.random.default_rng(1))
-    done = script("eval_downstream.py", *options(real, made, tmp_path / "run"), fails=True)
+    done = inside("eval_downstream.py", *options(real, made, tmp_path / "run"), fails=True)
     assert "class 'bb' is not among ['a', 'b', 'c']; did you mean 'b'" in done.stderr and "Traceback" not in done.stderr
     (made / "metadata.csv").unlink()
     with pytest.raises(ValueError, match="unlabelled.*metadata.csv"):

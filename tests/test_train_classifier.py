@@ -340,12 +340,12 @@ def test_a_finished_run_writes_its_evaluation_again_and_one_process_agrees_with_
     assert mine["per_class"] == its["per_class"]
 
 
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(script, trained, tmp_path):
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(inside, trained, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(trained[0], again)
     shutil.rmtree(again / "ckpts" / "4.ckpt")
     shutil.rmtree(again / "eval")
-    script("train_classifier.py", *TINY, f"--workdir={again}")
+    inside("train_classifier.py", *TINY, f"--workdir={again}")
     mine, its = ([line | {"images_per_second": 0} for line in engine.read_metrics(folder / "metrics.jsonl")]
                  for folder in (again, trained[0]))
     assert mine == its and scores(again)["scores"] == scores(trained[0])["scores"]
@@ -460,6 +460,6 @@ def test_start_weights_of_other_classes(trained, tmp_path):
     assert json.loads((tmp_path / "other" / "classes.json").read_text()) == ["c2", "c10", "c11"]
 
 
-def test_a_mistake_on_the_command_line_ends_in_one_line(script, tmp_path):
-    done = script("train_classifier.py", *TINY, "--config.nnet.out_channels=7", f"--workdir={tmp_path}", fails=True)
+def test_a_mistake_on_the_command_line_ends_in_one_line(inside, tmp_path):
+    done = inside("train_classifier.py", *TINY, "--config.nnet.out_channels=7", f"--workdir={tmp_path}", fails=True)
     assert done.stderr.strip().splitlines()[-1].startswith("error: config.nnet.out_channels is 7, the data have 4 classes")
