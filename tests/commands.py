@@ -53,8 +53,10 @@ def _as_before(cwd, env):
     root, former, threads, backend = logging.getLogger(), os.getcwd(), torch.get_num_threads(), nn.use_backend("auto")
     kept, level, handlers = list(root.handlers), root.level, {each: signal.getsignal(each) for each in SIGNALS}
     root.handlers = []
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    states = [each._shared_state for each in (AcceleratorState, GradientState, PartialState)]  # dicts of this whole process
+    before = [dict(state) for state in states]
+    for state in states:
+        state.clear()
     torch.set_num_threads(1)
     try:
         with (flagsaver.flagsaver(), mock.patch.object(sys, "argv", sys.argv), mock.patch.object(sys, "path", [*sys.path]),
@@ -65,6 +67,9 @@ def _as_before(cwd, env):
             yield
     finally:
         os.chdir(former)
+        for state, held in zip(states, before):
+            state.clear()
+            state.update(held)
         torch.set_num_threads(threads)
         nn.use_backend(backend)
         root.handlers = kept
