@@ -1,6 +1,7 @@
 """Your own images at 64x64 with labels: class folders, or a folder with metadata.csv. DiT-S/4 in pixels.
 
-Predicts the clean image, with the weights of the noise levels clamped, in place of the published eps; learns variances as published.
+Predicts the clean image, with the weights of the noise levels clamped, in place of the published eps; learns variances as
+published.
 
     accelerate launch --multi_gpu --num_processes 4 --mixed_precision bf16 train_dit.py \
         --config=configs/folder64_dit_label.py --config.dataset.path=/path/to/images --workdir=workdir/dit
