@@ -189,7 +189,8 @@ def test_options_that_do_not_fit(folder):
             (dict(lora_targets="all"), "lora_targets is 'all'; known: medart"),
             (dict(lora_targets=("to_z",)), "lora_targets=.*to_z"), (dict(text_targets=("z",)), "text_targets=.*z"),
             *((dict(text_targets=empty), "text_targets is empty") for empty in ((), "()", "", ",")),
-            *((dict(text_targets=odd), "text_targets is .*such as 'q,v'") for odd in ("('q'", "(1,)", "q", "('q')")), (dict(base_dtype="bf16"), "base_dtype is 'bf16'; known: '', 'bf"),
+            *((dict(text_targets=odd), "text_targets is .*such as 'q,v'") for odd in ("('q'", "(1,)", "q", "('q')")),
+            (dict(base_dtype="bf16"), "base_dtype is 'bf16'; known: '', 'bf"),
             (dict(lora_rank=-1), "lora_rank is -1")]:
         with pytest.raises(ValueError, match=message):
             backbones.get(**{"name": "pixart", "path": str(folder), "sample_size": 8, **options})

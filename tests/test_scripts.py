@@ -22,7 +22,8 @@ from libs import engine
 from libs.engine import checkpoint
 from tests.conftest import ROOT
 
-TINY = ("--config=configs/phantom32_uvit_label.py", "--config.lr_scheduler.warmup_steps=1", "--config.nnet.embed_dim=32", "--config.nnet.depth=2",
+TINY = ("--config=configs/phantom32_uvit_label.py", "--config.lr_scheduler.warmup_steps=1", "--config.nnet.embed_dim=32",
+        "--config.nnet.depth=2",
         "--config.nnet.num_heads=2", "--config.nnet.patch_size=8", "--config.dataset.size=64", "--config.train.batch_size=8",
         "--config.train.log_interval=1", "--config.train.save_interval=2", "--config.train.preview_interval=4",
         "--config.train.eval_interval=4", "--config.train.validation_interval=4", "--config.train.validation_size=16",

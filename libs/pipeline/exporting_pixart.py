@@ -42,8 +42,8 @@ def export(folder, sampler, classes=()) -> Path:
     folder, net = Path(folder), sampler.net
     transformer = net.transformer
     if transformer.use_additional_conditions and transformer.config.sample_size != 128:
-        logging.warning("%s: this transformer is told the resolution of images, which the pipeline of diffusers does at 1024 pixels "
-                        "alone", folder)
+        logging.warning("%s: this transformer is told the resolution of images, which the pipeline of diffusers does at 1024 "
+                        "pixels alone", folder)
     with pretrained.written_whole(folder) as staged:
         if net.lora_rank:
             for name in PARTS:

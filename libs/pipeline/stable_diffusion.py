@@ -185,7 +185,8 @@ def fit_weights(net, weights):
         ours, theirs = (list(each.shape)[_LAYER_SIZE[end]] for each in (own[name], weights[name]))
         if ours != theirs:
             raise ValueError(f"this LoRA was trained upon another network than that of config.nnet.path: {name} was beside a layer "
-                             f"of size {theirs}, which is {ours} here. Give the pipeline that it was trained upon as config.nnet.path")
+                             f"of size {theirs}, which is {ours} here. Give the pipeline that it was trained upon as "
+                             "config.nnet.path")
     lacking = sorted({name.split(".")[0] for name in own} - lora) if lora else []
     if lacking:
         logging.warning("these weights have no LoRA of %s, which stays as it was published", " and ".join(lacking))
