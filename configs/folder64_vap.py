@@ -37,7 +37,7 @@ def get_config():
     config.features = d(path="workdir/features/folder64_vap", dtype="float16")
     config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.1, random_flip=False,
                        label_column="label", group_column="", drop_classes=(), require=("label", "text"),
-                       missing_captions="error")
+                       missing_captions="error", doubled_files="error")
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, n_samples=1_000, mini_batch_size=100, guidance=2.0,
                       labels="balanced", prompts="bank", path="", npz="")
     config.metrics = metrics(features=("inception", "classifier"), n_samples=256, algorithm="dpmpp_2m", sample_steps=20,
