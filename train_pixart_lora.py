@@ -16,8 +16,6 @@ folders that Med-Art's code writes, a run, or its pipeline/. The same command re
 <workdir>/pipeline holds the LoRA of the best weights for peft and for diffusers.
 """
 
-import logging
-
 from libs import cli, codecs, cond as conditions, data, diffusion, engine, evaluation, extraction, pipeline
 from libs.pipeline import colour, stable_diffusion
 
@@ -38,7 +36,7 @@ def train(config, workdir):
     stable_diffusion.check_fit(net, codec, encoder)
     evaluation.tie_to_base(run, net, config)
     if config.train.init and not run.resumes:
-        begin_with(config, net)
+        evaluation.begin_with_lora(config, net)
     if images is not None:
         pipeline.check_images(config, codec, images.shape)
         run.main_first(lambda: data.preflight(images, remember=run.folder / "preflight.json"))
@@ -47,7 +45,7 @@ def train(config, workdir):
     if not (config.features.path or own_text):
         raise ValueError("config.features.path is '': states of a frozen text encoder are stored; 'auto' keeps them in the run")
     if images is not None:
-        tell_cut(run, encoder, images.captions)
+        evaluation.tell_cut(run, encoder, images.captions)
     stored = None if own_text else encoder  # the states of a text encoder that changes cannot be stored
     features = extraction.ready(run, config, codec, stored)
     opened = data.open_all(config.dataset, features, pipeline.identity(codec, stored), validation_split=split)
@@ -57,7 +55,7 @@ def train(config, workdir):
     if run.is_main and opened.examples.captions is not None:
         evaluation.bank_of(opened.examples).save(run.folder / "bank.json")
     if images is None:
-        tell_cut(run, encoder, opened.examples.captions)
+        evaluation.tell_cut(run, encoder, opened.examples.captions)
     run.barrier()
     stream = data.Stream(opened.examples, config.train.batch_size, seed=config.seed, workers=config.train.workers,
                          balanced=config.train.balanced, **run.place)
@@ -94,28 +92,6 @@ def train(config, workdir):
                evaluate=evaluation.evaluator(run, sampler, config, images, prompts))
     evaluation.export_best(run, config)
     run.finish()
-
-
-def begin_with(config, net):
-    """Give a network the weights of config.train.init, after a comparison of what is known of how they counted where they were
-    trained. Another base, or another precision of it, is a warning: LoRA may move on to it."""
-    weights, _, source = engine.load_weights(config.train.init)
-    of_run = engine.read_json(source.parent.parent / "config.json", {}).get("nnet", {})  # where it is a checkpoint of ours
-    said = {"lora_alpha": of_run.get("lora_alpha", 8.0) or of_run["lora_rank"],
-            "use_rslora": of_run.get("use_rslora", False)} if of_run.get("lora_rank") else {}
-    stable_diffusion.check_adapter(config, engine.adapter_settings(source) or said)
-    base = engine.base_of(source)
-    if base and base != stable_diffusion.base_of(net):
-        logging.warning("config.train.init=%s was trained beside other weights than those of config.nnet.path=%s, or beside the "
-                        "same in another config.nnet.base_dtype", config.train.init, config.nnet.path)
-    pipeline.start_from(net, weights)
-
-
-def tell_cut(run, encoder, captions):
-    """Say, before the long work, which descriptions exceed the window of the text encoder. captions: those of each image."""
-    if run.is_main and captions is not None:
-        cut = encoder.cut(sorted({text for texts in captions for text in ([texts] if isinstance(texts, str) else texts)}))
-        logging.log(logging.WARNING if cut else logging.INFO, cut or "every description fits the window of the text encoder")
 
 
 if __name__ == "__main__":

@@ -17,21 +17,22 @@ from libs import engine, metrics
 from libs.evaluation import noisy
 from libs.engine.checkpoint import write_text
 from libs.evaluation.agreement import Agreement, agreement
-from libs.evaluation.describing import asked, bank_of, describer, masks_asked, preview_masks, preview_prompts, tell_parameters
+from libs.evaluation.describing import (asked, bank_of, describer, masks_asked, preview_masks, preview_prompts, tell_cut,
+                                        tell_parameters)
 from libs.evaluation.following import Following, following, pictures
 from libs.evaluation.generation import Sink, Timing, generate, generate_all, is_there, nhwc, save_npz, save_png
 from libs.evaluation.provenance import provenance
 from libs.evaluation.requests import RequestOptions, compose, weights_used
 from libs.evaluation.samples import finish_samples, first_of_each, listed_samples
-from libs.evaluation.trained import CODEC, Trained, base_weights, open_classifier, open_trained, tie_to_base
+from libs.evaluation.trained import CODEC, Trained, base_weights, begin_with_lora, open_classifier, open_trained, tie_to_base
 from libs.evaluation.references import NoFeatures, extractors, feature_network, prepare, reference, statistics_there
 from libs.pipeline import described, exporting, grid, measure_name, to_uint8
 
 __all__ = ["Agreement", "CODEC", "FLAGS", "Following", "RequestOptions", "Timing", "Trained", "agreement", "asked", "bank_of",
-           "base_weights", "compose", "describer", "evaluate", "evaluate_run", "evaluator", "export_best", "extractors",
-           "feature_network", "finish_samples", "first_of_each", "following", "generate", "generate_all", "is_there",
-           "listed_samples", "masks_asked", "noisy", "open_classifier", "open_trained", "prepare", "previewer", "reference",
-           "save_png", "table", "tell_parameters", "tie_to_base", "warn_unexportable", "weights_used"]
+           "base_weights", "begin_with_lora", "compose", "describer", "evaluate", "evaluate_run", "evaluator", "export_best",
+           "extractors", "feature_network", "finish_samples", "first_of_each", "following", "generate", "generate_all",
+           "is_there", "listed_samples", "masks_asked", "noisy", "open_classifier", "open_trained", "prepare", "previewer",
+           "reference", "save_png", "table", "tell_cut", "tell_parameters", "tie_to_base", "warn_unexportable", "weights_used"]
 
 # The options of every evaluation script, beside --config, --workdir and --nnet_path; see `evaluate_run`.
 FLAGS = {"seed": (1, "seed of the images; another than that of the evaluations during training"),

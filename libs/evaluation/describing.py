@@ -64,6 +64,13 @@ def tell_parameters(run, net, codec, encoder=None):
     run.record("parameters.json", found)
 
 
+def tell_cut(run, encoder, captions):
+    """Say, before the long work, which descriptions exceed the window of the text encoder. captions: those of each image."""
+    if run.is_main and captions is not None:
+        cut = encoder.cut(sorted({text for texts in captions for text in ([texts] if isinstance(texts, str) else texts)}))
+        logging.log(logging.WARNING if cut else logging.INFO, cut or "every description fits the window of the text encoder")
+
+
 def stored_features(config, split, folder):
     """The feature store of one split, made for the run in `folder`, for its captions; None where it is not here."""
     place = data.feature_folder(config.features, split, folder)

@@ -101,6 +101,26 @@ def tie_to_base(run, net, config):
         run.record(engine.BASE, base, fixed=run.resumes)
 
 
+def begin_with_lora(config, net):
+    """Give a network the weights of config.train.init: another LoRA, or all weights where all are trained.
+
+    Another base than theirs, or another precision of it, is a warning: LoRA may move on to it.
+
+    Raises:
+        ValueError: they do not fit, or their LoRA counted otherwise (rank, alpha, rslora) where they were trained.
+    """
+    weights, _, source = engine.load_weights(config.train.init)
+    of_run = engine.read_json(source.parent.parent / "config.json", {}).get("nnet", {})  # where it is a checkpoint of ours
+    said = {"lora_alpha": of_run.get("lora_alpha", 8.0) or of_run["lora_rank"],
+            "use_rslora": of_run.get("use_rslora", False)} if of_run.get("lora_rank") else {}
+    stable_diffusion.check_adapter(config, engine.adapter_settings(source) or said)
+    base = engine.base_of(source)
+    if base and base != stable_diffusion.base_of(net):
+        logging.warning("config.train.init=%s was trained beside other weights than those of config.nnet.path=%s, or beside the "
+                        "same in another config.nnet.base_dtype", config.train.init, config.nnet.path)
+    pipeline.start_from(net, weights)
+
+
 def base_weights(config, classes, codec):
     """The weights that a ControlNet starts from, those of config.train.ldm: a run of train_class_ldm.py, or what --nnet_path takes.
 
