@@ -1,0 +1,227 @@
+"""The filter: how likely raters are to call an image good, given the prompt that it was made for.
+
+    judge = load_filter('workdir/filter_words/default/filter')
+    judge.score(images, prompts)      # float32 (N,): probability that raters call it good on every axis
+    judge.threshold, judge.useful     # above which images are kept; whether held-out ratings say that this helps
+
+Frozen `embedding`, then a small network that was trained on ratings (`learning`), then a calibration. A folder holds config.json
+(encoder, the scale and its meaning, calibration, threshold, fingerprints, report), weights.safetensors, and small image networks
+of one's own.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from libs.metrics.own_networks import load_network, save_network
+
+from . import embedding as embeddings
+from .pool import Axis
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+class Judge(nn.Module):
+    """Several small networks on [image, text, product, |difference|]; each axis an ordinal scale with proportional odds.
+
+    Image and text are projected to a common width; that their product enters lets words and features that were rated in other
+    company be combined. `forward(image (N, Di), text (N, Dt)) -> (members, N, axes)` latent values; `logits` makes of an axis'
+    value those of "at least level 2", "at least 3", ...: log odds, (..., N, levels - 1), falling.
+
+    Args:
+        levels: number of levels of each axis. members: networks, whose mean is the answer: of few ratings one alone learns
+        much that is chance. cosine: of an aligned embedding, the cosine of image and text enters too.
+    """
+
+    def __init__(self, image_dims, text_dims, levels, *, width=32, hidden=32, members=5, dropout=0.2, cosine=False):
+        super().__init__()
+        if min(image_dims, text_dims, width, members, *levels) < 1 or hidden < 0 or not 0 <= dropout < 1 or min(levels) < 2:
+            raise ValueError(f"widths {image_dims}, {text_dims}, {width}, {hidden}, members={members}, levels {list(levels)}, "
+                             f"dropout={dropout}: expected positive numbers, at least 2 levels and a dropout below 1")
+        self.arguments = {"image_dims": image_dims, "text_dims": text_dims, "levels": list(levels), "width": width,
+                          "hidden": hidden, "members": members, "dropout": dropout, "cosine": cosine}
+        self.report, self.levels, self.cosine = {}, list(levels), cosine
+        for name, dims in (("image", image_dims), ("text", text_dims)):
+            self.register_buffer(f"{name}_mean", torch.zeros(dims))
+            self.register_buffer(f"{name}_scale", torch.ones(dims))
+        self.members = nn.ModuleList(_Member(image_dims, text_dims, len(levels), width, hidden, dropout, cosine)
+                                     for _ in range(members))
+        self.firsts = nn.Parameter(torch.zeros(members, len(levels)))
+        self.steps = nn.Parameter(torch.zeros(members, len(levels), max(levels)))
+
+    def standardise(self, image, text):
+        """Take mean and spread of these embeddings (N, Di), (M, Dt) as those of all."""
+        self.image_mean.copy_(image.mean(0))
+        self.image_scale.copy_(1 / image.std(0, correction=0).clamp(min=1e-6))
+        self.text_mean.copy_(text.mean(0))
+        # One factor for all of a text: a word that is rare among the rated prompts must not weigh more for it.
+        self.text_scale.fill_(1 / text.std(0, correction=0).square().mean().sqrt().clamp(min=1e-6))
+
+    def forward(self, image, text, member=None):
+        cosine = F.cosine_similarity(image, text)[:, None] if self.cosine else None
+        image = ((image - self.image_mean) * self.image_scale).clamp(-8, 8)
+        text = ((text - self.text_mean) * self.text_scale).clamp(-8, 8)
+        chosen = range(len(self.members)) if member is None else [member]
+        return torch.stack([self.members[i](image, text, cosine) for i in chosen])
+
+    def logits(self, values, axis, member=None):
+        """Log odds (members, N, levels - 1) of at least level 2, 3, ... of an axis, from values (members, N, axes)."""
+        own = slice(None) if member is None else slice(member, member + 1)
+        steps = F.softplus(self.steps[own, axis, :self.levels[axis] - 2])
+        cuts = self.firsts[own, axis, None] - torch.cat([torch.zeros_like(steps[:, :0]).new_zeros(len(steps), 1),
+                                                        steps.cumsum(1)], dim=1)
+        return values[..., axis, None] + cuts[:, None]
+
+
+class _Member(nn.Module):
+    def __init__(self, image_dims, text_dims, axes, width, hidden, dropout, cosine):
+        super().__init__()
+        self.image = nn.Sequential(nn.Linear(image_dims, width), nn.LayerNorm(width))
+        self.text = nn.Sequential(nn.Linear(text_dims, width), nn.LayerNorm(width))
+        inside = 4 * width + cosine
+        self.drop = nn.Dropout(dropout)
+        self.direct = nn.Linear(inside, axes)
+        self.bent = nn.Sequential(nn.Linear(inside, hidden), nn.GELU(), nn.Dropout(dropout),
+                                  nn.Linear(hidden, axes)) if hidden else None
+
+    def forward(self, image, text, cosine):
+        image, text = self.image(image), self.text(text)
+        parts = [image, text, image * text, (image - text).abs()]
+        seen = self.drop(torch.cat(parts + ([cosine] if cosine is not None else []), dim=1))
+        return self.direct(seen) + (self.bent(seen) if self.bent is not None else 0)
+
+
+class Filter:
+    """A trained filter and all that its folder says.
+
+    Attributes:
+        axes: list of `Axis`. threshold: scores from it on are kept. useful: whether its report found it better than chance.
+        report: dict, what `judged` measured on ratings that it was not trained on. fingerprint: sha256 (hex) of all that
+        decides a score. folder: Path, None before it is saved. known: dict of what else the folder says.
+    """
+
+    def __init__(self, judge, embedding, axes, *, calibration=None, threshold=0.5, useful=False, report=None, known=None,
+                 folder=None):
+        self.judge, self.embedding, self.axes = judge.eval().requires_grad_(False), embedding, list(axes)
+        self.calibration = calibration or {"slope": [1.0] * len(axes), "shift": [0.0] * len(axes)}
+        self.threshold, self.useful, self.report = float(threshold), bool(useful), report or {}
+        self.known, self.folder = known or {}, folder
+
+    def score(self, images, prompts):
+        """Probability (N,), float32 in [0, 1], that raters call each image good on every axis.
+
+        Args:
+            images: uint8 (N, C, H, W), or a list of (C, H, W).
+            prompts: N texts as raters read them, see `wording`.
+        """
+        return self.scores(self.logits(images, prompts))
+
+    def scores_of_axes(self, images, prompts):
+        """{axis: expected level (N,)} on the raters' scale, 1 .. its highest level."""
+        return self.levels(self.logits(images, prompts))
+
+    def judged(self, images, prompts):
+        """(score (N,), {axis: expected level (N,)}) in one pass."""
+        logits = self.logits(images, prompts)
+        return self.scores(logits), self.levels(logits)
+
+    def logits(self, images, prompts):
+        """{axis: log odds (N, levels - 1)} of at least level 2, 3, ..., uncalibrated."""
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images and {len(prompts)} prompts: each image needs its own")
+        return self.logits_of(self.embedding.images(images), self.embedding.texts(list(prompts)))
+
+    @torch.inference_mode()
+    def logits_of(self, image, text):
+        """The same of embeddings (N, Di) and (N, Dt)."""
+        if not len(image):
+            return {axis.name: torch.empty(0, len(axis.levels) - 1) for axis in self.axes}
+        values = self.judge(image, text)
+        return {axis.name: self.judge.logits(values, number).mean(0) for number, axis in enumerate(self.axes)}
+
+    def scores(self, logits):
+        """Calibrated probability (N,) of good on every axis, from `logits`."""
+        good = torch.stack([logits[axis.name][:, axis.good - 2] for axis in self.axes], dim=1)
+        return joint(good, torch.tensor(self.calibration["slope"]), torch.tensor(self.calibration["shift"]))
+
+    def levels(self, logits):
+        """{axis: expected level (N,)} from `logits`."""
+        return {name: 1 + values.sigmoid().sum(1) for name, values in logits.items()}
+
+    @property
+    def fingerprint(self):
+        digest = hashlib.sha256(json.dumps([FORMAT, self.embedding.fingerprint, self.calibration,
+                                            [asdict(axis) for axis in self.axes]], sort_keys=True).encode())
+        for name, value in sorted(self.judge.state_dict().items()):
+            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder):
+        """Write the folder: config.json last, so that a write which was cut off is noticed."""
+        folder, options = Path(folder), json.loads(json.dumps(self.embedding.options))
+        for number, source in self.embedding.own_networks().items():
+            target = folder / f"images{number}"
+            if source.resolve() != target.resolve():
+                target.mkdir(parents=True, exist_ok=True)
+                for name in ("weights.safetensors", "config.json"):
+                    shutil.copyfile(source / name, target / name)
+            options["images"][number] = f"classifier:{HERE}/images{number}"
+        self.judge.report = {
+            **self.known, "format": FORMAT, "encoder": options, "encoder_fingerprint": self.embedding.fingerprint,
+            "axes": [asdict(axis) for axis in self.axes], "higher_is_better": True,
+            "score": "probability that raters call an image good on every axis: at least the level that `good` names",
+            "calibration": self.calibration, "threshold": self.threshold, "useful": self.useful, "report": self.report,
+            "fingerprint": self.fingerprint}
+        save_network(self.judge, folder)
+        self.folder = folder
+        return folder
+
+
+HERE = embeddings.HERE
+
+
+def joint(good, slope, shift):
+    """Probability (N,) of good on every axis, from log odds (N, axes) of good on each, slope (axes,) > 0 and shift (axes,).
+
+    1 / (1 + sum_a exp(-(slope_a logit_a + shift_a))): the logistic curve where there is one axis; of several it stays low where
+    any of them is low, which a sum of log odds would not.
+    """
+    return torch.sigmoid(-torch.logsumexp(-(slope * good + shift), dim=1))
+
+
+def load_filter(folder, *, device="cpu"):
+    """The `Filter` of a folder that train_filter.py wrote.
+
+    Raises:
+        FileNotFoundError: there is none, or its encoder is not to be had.
+        ValueError: its files do not belong together, or the encoder found is another than the one it was trained with.
+    """
+    folder = Path(folder)
+    if folder.is_dir() and not (folder / "config.json").is_file() and (folder / "filter" / "config.json").is_file():
+        folder = folder / "filter"  # of a run folder
+    judge = load_network(Judge, folder, what="filter", hint="train_filter.py writes them to <workdir>/filter")
+    told = judge.report
+    if told.get("format") != FORMAT:
+        raise ValueError(f"{folder / 'config.json'}: format {told.get('format')!r}, expected {FORMAT}: train the filter again")
+    options = dict(told["encoder"])
+    if "images" in options:
+        options["images"] = [name.replace(HERE, str(folder)) for name in options["images"]]
+    embedding = embeddings.get(**options, device=device)
+    if embedding.fingerprint != told["encoder_fingerprint"]:
+        raise ValueError(f"{folder}: the encoder found, {told['encoder']}, is another than the one that the filter was trained with; "
+                         "its scores would mean nothing. Restore those weights, or train the filter again")
+    axes = [Axis(each["name"], each["question"], {int(level): text for level, text in each["levels"].items()}, each["good"])
+            for each in told["axes"]]
+    own = ("format", "encoder", "encoder_fingerprint", "axes", "higher_is_better", "score", "calibration", "threshold", "useful",
+           "report", "fingerprint")
+    return Filter(judge, embedding, axes, calibration=told["calibration"], threshold=told["threshold"], useful=told["useful"],
+                  report=told["report"], known={key: value for key, value in told.items() if key not in own}, folder=folder)
