@@ -22,6 +22,7 @@ class Dataset(torch.utils.data.Dataset):
         groups: sequence of N strings, equal where images belong together (a patient, a lesion; an image by itself has its
             file name), or None where nothing is known to.
         splits: sequence of N strings, as the data call their splits, or None where they have none.
+        weights: FloatTensor (N,), how many times the loss of each image counts in a training, or None: all count once.
         masks_as: `masks.MaskCode` where items have a 'mask': what its K channels mean; None where they have none.
     """
 
@@ -32,6 +33,7 @@ class Dataset(torch.utils.data.Dataset):
     captions = None
     groups = None
     splits = None
+    weights = None
     masks_as = None
 
     def __len__(self):
@@ -40,8 +42,8 @@ class Dataset(torch.utils.data.Dataset):
     def item(self, i, generator=None):
         """Image i as a dict of tensors; `generator` draws its augmentation, None gives it without.
 
-        Keys: 'image' float32 (C, H, W) in [-1, 1], 'index' int64 (), where known 'label' int64 () and 'mask'
-        float32 (K, H, W) in [0, 1]. Equal generator states give equal items.
+        Keys: 'image' float32 (C, H, W) in [-1, 1], 'index' int64 (), where known 'label' int64 (), 'weight'
+        float32 () and 'mask' float32 (K, H, W) in [0, 1]. Equal generator states give equal items.
         """
         raise NotImplementedError
 
@@ -91,6 +93,8 @@ class Subset(Dataset):
         self.masks_as = dataset.masks_as
         if dataset.labels is not None:
             self.labels = dataset.labels[torch.tensor(self.indices, dtype=torch.long)]
+        if dataset.weights is not None:
+            self.weights = dataset.weights[torch.tensor(self.indices, dtype=torch.long)]
         if dataset.captions is not None:
             self.captions = [dataset.captions[i] for i in self.indices]
         self.groups, self.splits = (None if known is None else Names(known[i] for i in self.indices)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from . import weights
 from .base import Dataset, Names, fail, fingerprint, one_of
 from .cache import PixelCache
 from .masks import MaskCode
@@ -47,6 +48,7 @@ class ImageFiles(Dataset):
             self.groups = Names(row.group or row.name for row in rows)
         if any(row.split for row in rows):
             self.splits = Names(row.split for row in rows)
+        self.weights = weights.of_rows(rows)
         self.classes = list(classes)
         if self.classes:
             number = {name: k for k, name in enumerate(self.classes)}
@@ -67,6 +69,8 @@ class ImageFiles(Dataset):
         item = {"image": torch.from_numpy(to_float(np.flip(image, flips))), "index": torch.tensor(i)}
         if self.labels is not None:
             item["label"] = self.labels[i]
+        if self.weights is not None:
+            item["weight"] = self.weights[i]
         if mask is not None:
             item["mask"] = self.masks_as.tensor(np.flip(mask, flips).copy())
         return item

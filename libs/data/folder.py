@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 
-from . import official
+from . import official, weights
 from .base import did_you_mean, fail, one_of
 from .files import ImageFiles, check_options
 from .masks import MaskCode
@@ -37,6 +37,8 @@ class Folder(ImageFiles):
         label_column, text_column, mask_column, split_column: names in the table, '' = do not use;
             label_column='' also says that folders are no classes. Labels are text: any values, sorted
             naturally ('10' after '2').
+        weight_column: how many times the loss of each image counts in a training, numbers from 0 to 10, becomes `weights`; '' =
+            do not use. A column 'weight' does not have to be there: then all count once. Held-out images count by theirs.
         group_column: what must not be in two splits, such as the patient; becomes `groups`, '' = there are none.
         classes: class names in label order; () takes those of all splits. A run stores and passes them back.
         drop_classes: classes to leave out, with their images.
@@ -64,16 +66,16 @@ class Folder(ImageFiles):
 
     def __init__(self, path, resolution, channels=3, split="", *, holdout=0.0, holdout_seed=0, crop="center",
                  random_flip=False, random_vflip=False, label_column="label", text_column="text",
-                 mask_column="mask_file_name", split_column="split", group_column="", classes=(),
-                 drop_classes=(), min_per_class=1, require=(), missing_captions="error", doubled_files="error",
-                 unlisted_files="warn", mask_max=255, mask_values=(), mask_names=(), window=(), upscale=False,
+                 mask_column="mask_file_name", split_column="split", group_column="", weight_column=weights.COLUMN,
+                 classes=(), drop_classes=(), min_per_class=1, require=(), missing_captions="error",
+                 doubled_files="error", unlisted_files="warn", mask_max=255, mask_values=(), mask_names=(), window=(), upscale=False,
                  follow_links=False, cache="auto", cache_gb=1.0):
         check_options(resolution, channels, crop, window, cache)
         MaskCode(mask_values, mask_max, mask_names)  # its faults are told before a file is looked for
         _check_choice(holdout, split, require, missing_captions)
         one_of("doubled_files", doubled_files, ("error", "keep"))
         one_of("unlisted_files", unlisted_files, ("warn", "error", "ignore"))
-        columns = Columns(label_column, text_column, mask_column, split_column, group_column)
+        columns = Columns(label_column, text_column, mask_column, split_column, group_column, weight_column)
         found = self._find(path, columns, follow_links)
         path = str(path)
         _look_for_unlisted(found, unlisted_files, path)
@@ -81,10 +83,10 @@ class Folder(ImageFiles):
         if found.problems:  # what is wrong with the rows is said together with what is wrong with the files
             fail(path, found.problems + (_faults_of_rows(found.rows, found, asked, columns, doubled_files) if found.rows else []))
         names, rows = _classes(found, list(classes), set(drop_classes), path)
-        rows = _rows_of_split(found, rows, split, holdout, holdout_seed, group_column, path)
+        rows = _rows_of_split(found, rows, split, holdout, holdout_seed, columns, path)
         if missing_captions == "skip" and "text" in found.fields:
             rows = official.described(rows, path, "skip")
-        fail(path, _faults_of_rows(rows, found, require, columns, doubled_files)
+        fail(path, _faults_of_rows(rows, found, require, columns, doubled_files) + _no_weight(rows, weight_column, split)
              + _small_classes(rows, names, min_per_class, split))
         if doubled_files == "keep" and (doubled := official.doubles(rows)):
             log.warning("%s: %d rows name a file that another row names, and each counts as an image: %s", path, len(doubled),
@@ -99,6 +101,7 @@ class Folder(ImageFiles):
                          random_flip=random_flip, random_vflip=random_vflip, mask_max=mask_max,
                          mask_values=mask_values, mask_names=mask_names, window=window, upscale=upscale,
                          cache=cache, cache_gb=cache_gb)
+        weights.tell(f"{path}{f', split {split!r}' if split else ''}", self.weights)
 
     def _find(self, path, columns, follow_links):
         """What the data hold, as `scan.Found`; data sets of another structure override this."""
@@ -140,11 +143,12 @@ def _classes(found, classes, drop, path):
     return classes, rows
 
 
-def _rows_of_split(found, rows, split, holdout, holdout_seed, group_column, path):
+def _rows_of_split(found, rows, split, holdout, holdout_seed, columns, path):
     """The rows of one split, in the order of the data."""
     problems = []
-    if group_column and not found.table:
-        problems.append(f"group_column={group_column!r} needs a metadata table; these are class folders")
+    problems += [f"{what}_column={name!r} needs a metadata table; these are class folders"
+                 for what, name, default in (("group", columns.group, ""), ("weight", columns.weight, weights.COLUMN))
+                 if name not in ("", default) and not found.table]
     if holdout and any(row.split == "val" for row in rows):
         problems.append(f"holdout={holdout}, but the data have a split 'val' of their own: set holdout=0")
     fail(path, problems)
@@ -182,6 +186,13 @@ def _faults_of_rows(rows, found, require, columns, doubled_files):
     if doubled_files == "error" and found.table and not labels:
         problems += [f"{double}: keep one of them, or set doubled_files='keep'" for double in official.doubles(rows)]
     return problems + labels
+
+
+def _no_weight(rows, column, split):
+    """Whether the images all weigh nothing, as sentences."""
+    found = weights.of_rows(rows)
+    return [f"every {column} is 0{f' in split {split!r}' if split else ''}, so that a training would learn nothing: "
+            f"{weights.NONE_MEANT}"] if found is not None and not found.any() else []
 
 
 def _lacking(what, found, columns):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from . import weights
 from .base import Dataset
 
 AUTO = "auto"  # as config.features.path: in the folder of the run
@@ -69,7 +70,11 @@ def at_hand(options):
 
 def open_features(features, split, identity, images=None, *, random_flip=False, options=None, shape=()):
     """The store of one split, checked against codec, encoder, the latents that a network takes and, where they are at hand, the
-    images of `options`; where they are not, against the resolution they are said to have."""
+    images of `options`; where they are not, against the resolution they are said to have.
+
+    Its weights are those that the images have now, so that weights which change need no features made anew; of images that are
+    not at hand those kept with the features.
+    """
     from . import Features, store
     folder = feature_folder(features, split)
     if not identity["encoder"]:  # a network without text may be trained on a store that has texts
@@ -84,6 +89,7 @@ def open_features(features, split, identity, images=None, *, random_flip=False, 
         raise ValueError(f"{folder}: the store holds latents {made}; config.dataset.resolution is {options['resolution']}: {right}")
     if shape and tuple(shape) != tuple(found.shape):
         raise ValueError(f"{folder}: the store holds latents {made}; config.nnet is built for {'x'.join(map(str, shape))}: {right}")
+    found.weights = _weights(found, images, (options or {}).get("weight_column", weights.COLUMN))
     return found
 
 
@@ -95,6 +101,25 @@ def feature_root(features, run_folder):
 def feature_folder(features, split, run_folder=""):
     """The folder of the store of one split below config.features.path; `run_folder` is needed where that may be 'auto'."""
     return Path(feature_root(features, run_folder)) / (split or "all")
+
+
+def _weights(features, images, column):
+    """How much the images of a store count, FloatTensor (N,) or None; see `open_features`. column: dataset.weight_column."""
+    if images is not None:
+        if images.weights is not None and not features.manifest["data"]["fingerprint"] and (
+                len(images) != len(features) or any(images.file_name(i) != features.file_name(i) for i in range(len(images)))):
+            raise ValueError(f"{features.path}: these features were converted, and their files are not named as those of the table "
+                             f"whose column {column!r} has weights, so that none can be given: {weights.NONE_MEANT}")
+        return images.weights
+    of = features.manifest["about"].get("dataset", {}).get("weight_column", weights.COLUMN)
+    if not column or (features.weights is None and column == weights.COLUMN):
+        return None
+    if features.weights is None or column != of:
+        kept = "no weights" if features.weights is None else f"the weights of column {of!r}"
+        raise ValueError(f"{features.path}: the store holds {kept}, not those of config.dataset.weight_column={column!r}, and the "
+                         "images' table is not at hand: give config.dataset.path, or set dataset.weight_column=''")
+    weights.tell(f"{features.path} (as when the features were made)", features.weights)
+    return features.weights
 
 
 def _held_out(options, split):

@@ -1,6 +1,6 @@
 """Metadata tables: metadata.csv and metadata.jsonl as Hugging Face's ImageFolder has them.
 
-`file_name` relative to the table, `text`, `label`, `mask_file_name` (`mask_name` too), `split`, any further
+`file_name` relative to the table, `text`, `label`, `mask_file_name` (`mask_name` too), `split`, `weight`, any further
 columns.
 """
 
@@ -9,6 +9,7 @@ import json
 import re
 from dataclasses import dataclass, field
 
+from . import weights
 from .base import did_you_mean
 
 MASK_COLUMNS = ("mask_file_name", "mask_name")
@@ -18,7 +19,7 @@ BLANKS = re.compile(r'"[ \t]+(?=,|\r?\n?$)')  # after a quote that ends a field
 
 @dataclass(slots=True)
 class Row:
-    """One image: `name` is its path below the data folder, `where` what a message calls its row."""
+    """One image: `name` is its path below the data folder, `where` what a message calls its row; `weight` None: it has none."""
 
     name: str
     where: str
@@ -27,6 +28,7 @@ class Row:
     mask: str = ""
     split: str = ""
     group: str = ""
+    weight: float | None = None
     extra: dict = field(default_factory=dict)
 
 
@@ -43,6 +45,7 @@ class Columns:
     mask: str = MASK_COLUMNS[0]
     split: str = "split"
     group: str = ""
+    weight: str = ""
     file: str = "file_name"
     modality: str = ""
     loose: bool = False
@@ -59,7 +62,7 @@ def table_rows(table, prefix, columns, inside, problems):
     used = header and _match_columns(table, header, columns, problems)
     if not used:
         return [], set(), list(header)
-    rows = []
+    rows, strange = [], []
     for line, record in records:
         where = f"{prefix}{table.name}:{line}"
         value = {key: _text(record.get(column)) if column else "" for key, column in used.items()}
@@ -71,19 +74,25 @@ def table_rows(table, prefix, columns, inside, problems):
             fault = inside.fault(table.parent, value[key])
             if fault:
                 problems.append(f"{where}: {used[key]} {fault}")
+        weight = weights.number(value["weight"].strip()) if used["weight"] else None
+        if used["weight"] and weight is None:
+            strange.append((where, value["weight"]))
         rows.append(Row(_plain(prefix + value["file"]), where, value["label"], _described(value),
-                        value["mask"] and _plain(prefix + value["mask"]), value["split"], value["group"],
-                        {key: v for key, v in record.items() if key not in used.values() or key == used["modality"]}))
+                        value["mask"] and _plain(prefix + value["mask"]), value["split"], value["group"], weight,
+                        {key: v for key, v in record.items()
+                         if key not in used.values() or key in (used["modality"], used["weight"])}))
+    if strange:
+        problems.append(weights.fault(used["weight"], strange))
     return rows, {key for key in ("label", "text", "mask", "split", "group") if used[key]}, list(header)
 
 
 def _match_columns(table, header, columns, problems):
     """{'file' | 'label' | ...: the column that holds it, or ''}; None without a column of file names."""
-    used = {key: getattr(columns, key) for key in ("file", "label", "text", "mask", "split", "group", "modality")}
+    used = {key: getattr(columns, key) for key in ("file", "label", "text", "mask", "split", "group", "weight", "modality")}
     for key, names in (("mask", MASK_COLUMNS), ("modality", MODALITY_COLUMNS)):
         if used[key] in names:
             used[key] = next((c for c in names if c in (map(str.lower, header) if columns.loose else header)), names[0])
-    optional = {"label", "text", "split", *MASK_COLUMNS, *MODALITY_COLUMNS}
+    optional = {"label", "text", "split", weights.COLUMN, *MASK_COLUMNS, *MODALITY_COLUMNS}
     for key, column in used.items():
         if column and column not in header:
             same = [h for h in header if h.strip().lower() == column.lower()]
@@ -92,7 +101,8 @@ def _match_columns(table, header, columns, problems):
                 continue
             if same or column not in optional:
                 problems.append(f"{table}: no column {column!r}; it has "
-                                f"{header}{did_you_mean(column, same or header)}")
+                                f"{header}{did_you_mean(column, same or header)}"
+                                f"{f'; {weights.NONE_MEANT}' if key == 'weight' else ''}")
             used[key] = ""
     return used if used["file"] else None
 

@@ -9,6 +9,7 @@ the mirrored image) and any number of captions, T of them distinct:
     mean.npy, std.npy     (N, copies, C, h, w)  of the codec, before scaling; no std where the codec has no spread
     mask.npy              (N, H, W) uint8       where the data have masks: classes or grey levels, see `masks.MaskCode`
     labels.npy            (N,) int64            where the data are labelled
+    weights.npy           (N,) float32          where the data had weights when it was made; never compared, see `opening`
     text.npy              (T, L, D)             states of each distinct caption
     caption_starts.npy    (N + 1,) int64        caption k of image i is row caption_rows[caption_starts[i] + k] of text.npy
     caption_rows.npy      int64

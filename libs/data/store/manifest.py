@@ -9,6 +9,7 @@ from pathlib import Path
 from ..base import fail
 
 FORMAT = 1
+WEIGHTS = "weights"  # the array that changes without the data being others
 _OPTIONS = {"codec": "config.codec", "encoder": "config.encoder", "data": "config.dataset", "dtype": "config.features.dtype",
             "flips": "config.dataset.random_flip"}
 
@@ -55,7 +56,7 @@ def _changed_options(then, now):
         return []
     now = json.loads(json.dumps(now, default=dict))  # a ConfigDict as it was written
     return [f"config.dataset.{key}: stored {then.get(key)!r}, now {now.get(key)!r}" for key in sorted(then.keys() | now.keys())
-            if then.get(key) != now.get(key)] or ["the files themselves: names, sizes, dates, classes or captions have changed"]
+            if then.get(key) != now.get(key) and key != "weight_column"] or ["the files themselves: names, sizes, dates, classes or captions have changed"]
 
 
 def verify(path):

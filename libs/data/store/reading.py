@@ -8,7 +8,7 @@ import torch
 
 from ..base import Dataset, Names, fingerprint
 from ..masks import MaskCode
-from .manifest import read
+from .manifest import WEIGHTS, read
 
 _FLIP, _CAPTION = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)  # make the choices of a visit independent
 
@@ -29,6 +29,7 @@ class Features(Dataset):
         labels: LongTensor (N,), or None.
         classes: class names; [] where the data are unlabelled.
         masks_as: `masks.MaskCode` of the masks, None where the store has none.
+        weights: FloatTensor (N,), or None; those of when the store was made, until others are set (`opening.open_features`).
         manifest: what the store says of itself.
     Raises:
         ValueError: no finished, whole store at `path`, or one without mirrored copies for random_flip.
@@ -45,8 +46,8 @@ class Features(Dataset):
                              "extract with config.dataset.random_flip=True, or set it to False")
         self.random_flip, self.shape, self.name = random_flip, tuple(shape), self.manifest["name"]
         self.classes = self.manifest["classes"]
-        small = {name: torch.from_numpy(self._arrays[name].copy()) for name in ("labels", "empty") if name in self._arrays}
-        self.labels, self._empty = small.get("labels"), small.get("empty")
+        small = {name: torch.from_numpy(self._arrays[name].copy()) for name in ("labels", "empty", WEIGHTS) if name in self._arrays}
+        self.labels, self._empty, self.weights = small.get("labels"), small.get("empty"), small.get(WEIGHTS)
         if "mask" in self._arrays:
             self.masks_as = MaskCode(**self.manifest["masks"])
         self.text_shape = self._arrays["text"].shape[1:] if "text" in self._arrays else None
@@ -57,13 +58,13 @@ class Features(Dataset):
         return len(self._arrays["mean"])
 
     def __reduce__(self):
-        return Features, (self.path, self.random_flip, self.memory_gb)
+        return Features, (self.path, self.random_flip, self.memory_gb), {"weights": self.weights}
 
     def batch(self, indices, seeds=None):
-        """Items as {'mean' and 'std' (n, C, h, w), 'text' (n, L, D), 'mask' (n, K, H, W), 'label' (n,), 'index' (n,)}.
+        """Items as {'mean' and 'std' (n, C, h, w), 'text' (n, L, D), 'mask' (n, K, H, W), 'label', 'weight' and 'index' (n,)}.
 
-        float32 and int64. 'std' is absent for a codec without spread, 'text', 'mask' and 'label' where there are none; a
-        mirrored image has its mask mirrored. seeds: one per item, of which
+        float32 and int64. 'std' is absent for a codec without spread, 'text', 'mask', 'label' and 'weight' where there are
+        none; a mirrored image has its mask mirrored. seeds: one per item, of which
         its copy and its caption are drawn; None shows each as it is, with its first caption.
         """
         rows = self._rows(indices)
@@ -79,6 +80,8 @@ class Features(Dataset):
             found["mask"] = self.masks_as.tensor(np.where(np.reshape(flips, (-1, 1, 1)), masks[..., ::-1], masks))
         if self.labels is not None:
             found["label"] = self.labels[torch.from_numpy(rows)]
+        if self.weights is not None:
+            found["weight"] = self.weights[torch.from_numpy(rows)]
         return found | {"index": torch.from_numpy(rows)}
 
     def item(self, i, generator=None):
@@ -120,7 +123,7 @@ class Features(Dataset):
 
     @property
     def fingerprint(self):
-        return fingerprint("features", self.manifest["files"])
+        return fingerprint("features", {name: known for name, known in self.manifest["files"].items() if name != f"{WEIGHTS}.npy"})
 
     @property
     def _caption_starts(self):

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from ..base import fail, fingerprint, one_of
 from ..loader import in_order
+from .manifest import WEIGHTS
 from .writer import CHUNK, Writer
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,8 @@ def write(path, dataset, *, encode_images, encode_texts=None, empty=None, identi
     calls this with its `rank`; all see the same file system.
 
     Args:
-        dataset: `base.Dataset`; shown without augmentation. Its captions (a string or a list of strings per image) are
+        dataset: `base.Dataset`; shown without augmentation. Its weights are kept, where it has them, but are no part of what a
+            store is compared by. Its captions (a string or a list of strings per image) are
             stored where `encode_texts` is given, each distinct one once; its masks, where it has them, as classes or grey levels.
         encode_images: images (n, C, H, W) in [-1, 1] -> (mean, std or None) of the latents, (n, c, h, w).
         encode_texts: list of n strings -> states (n, L, D).
@@ -64,6 +66,7 @@ def write(path, dataset, *, encode_images, encode_texts=None, empty=None, identi
                 "groups": {"images": images | ({} if dataset.labels is None else {"labels": ((), "int64")})},
                 "counts": {"images": len(dataset), "texts": len(distinct)}}
         tables = {"file_names": [dataset.file_name(i) for i in range(len(dataset))]}
+        tables |= {} if dataset.weights is None else {WEIGHTS: dataset.weights.numpy().astype("<f4")}
         if distinct:
             plan["groups"]["texts"] = {"text": (tuple(encode_texts(distinct[:1]).shape[1:]), dtype)}
             row = {text: k for k, text in enumerate(distinct)}
