@@ -44,7 +44,7 @@ def train(config, workdir):
         t = schedule.sample_times(len(x0), device=x0.device)
         denoise = diffusion.Denoiser(net, schedule, **config.denoiser)
         losses = diffusion.loss.simple(denoise, x0, t, weighting=config.train.weighting, **cond)
-        return losses.mean(), {}
+        return diffusion.loss.batch_mean(losses, batch.get("weight")), {}
 
     engine.fit(run, state, stream, loss_fn, config.train,
                validation=data.validation(held_out, config.train, run),

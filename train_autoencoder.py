@@ -45,15 +45,16 @@ def train(config, workdir):
     latent_shape = codec.latent_shape(dataset.shape)
 
     def loss_fn(net, batch):
-        x, found = batch["image"], net(batch["image"])
-        terms = {"l1": (found["image"] - x).abs().mean(), "kl": training.divergence(found["mean"], found["logvar"])}
+        x, weights, found = batch["image"], batch.get("weight"), net(batch["image"])
+        terms = {"l1": training.average((found["image"] - x).abs(), weights),
+                 "kl": training.divergence(found["mean"], found["logvar"], weights)}
         loss = terms["l1"] + settings.kl_weight * terms["kl"]
         if perceptual:
-            terms["perceptual"] = perceptual(found["image"], x)
+            terms["perceptual"] = perceptual(found["image"], x, weights)
             loss = loss + settings.perceptual_weight * terms["perceptual"]
         if discriminator:  # it learns from the first step, and is listened to once it has
-            terms["generator"] = -found["judged"].mean()
-            terms["discriminator"] = training.hinge(found["real"], found["fake"])
+            terms["generator"] = -training.average(found["judged"], weights)
+            terms["discriminator"] = training.hinge(found["real"], found["fake"], weights)
             heard = settings.adversarial_weight if state.step >= settings.adversarial_start else 0.0
             loss = loss + heard * terms["generator"] + terms["discriminator"]
         return loss, terms

@@ -6,7 +6,8 @@ Dhariwal and Nichol, NeurIPS 2021, section 4; MGDM (Luo et al., TPAMI 2024) guid
         --config=configs/folder128_adm_classifier.py --config.dataset.path=/path/to/images --workdir=workdir/classifier
     python train_classifier.py --config=configs/phantom32_adm_classifier.py --workdir=workdir/phantom32_classifier
 
-The same command resumes a run that was stopped; of a finished run it writes the evaluation again. Guidance takes the workdir as
+The same command resumes a run that was stopped; of a finished run it writes the evaluation again. A table's column `weight` counts
+in the loss; accuracies count every image once. Guidance takes the workdir as
 --config.sample.gradient.classifier (sample.py, sample_dual_bridge.py).
 """
 
@@ -55,7 +56,8 @@ def train(config, workdir):
             x = schedule.add_noise(x, torch.randn_like(x), t)
         logits = diffusion.guidance.at_network_time(net, schedule.network_time)(x, t).float()
         right = (logits.argmax(1) == batch["label"]).float().mean()
-        return F.cross_entropy(logits, batch["label"]), {"accuracy": right}
+        losses = F.cross_entropy(logits, batch["label"], reduction="none")
+        return diffusion.loss.batch_mean(losses, batch.get("weight")), {"accuracy": right}
 
     def examine(net):
         classifier = pipeline.NoisyClassifier(net, schedule, classes=dataset.classes, shape=dataset.shape, noised=settings.noised)

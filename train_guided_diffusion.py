@@ -50,16 +50,17 @@ def train(config, workdir):
         cond = conditions.drop({key: batch[key] for key in null}, sampler.null, config.train.p_uncond if net.training else 0.0)
         denoise = diffusion.Denoiser(net, schedule, **config.denoiser)
         t, importance = (time_sampler if net.training else uniform).draw(len(x0), device=x0.device)
+        counts = importance * batch.get("weight", 1.0)
         if denoise.learned_var:
             losses = diffusion.loss.hybrid(denoise, x0, t, times=grid, weighting=config.train.weighting, use_kl=config.train.use_kl,
                                            rescale_learned_sigmas=config.train.rescale_learned_sigmas, **cond)
             per_image = losses.loss
-            terms = {"mse": (losses.mse * importance).mean(), "vb": (losses.vb * importance).mean()}
+            terms = {"mse": (losses.mse * counts).mean(), "vb": (losses.vb * counts).mean()}
         else:
             per_image, terms = diffusion.loss.simple(denoise, x0, t, weighting=config.train.weighting, **cond), {}
         if net.training:
             time_sampler.update(t, per_image)
-        return (per_image * importance).mean(), terms
+        return (per_image * counts).mean(), terms
 
     engine.fit(run, state, stream, loss_fn, config.train,
                validation=data.validation(held_out, config.train, run),

@@ -42,7 +42,8 @@ def train(config, workdir):
         cond = conditions.drop({key: batch[key] for key in null}, sampler.null, config.train.p_uncond if net.training else 0.0)
         t = schedule.sample_times(len(z), device=z.device)
         denoise = diffusion.Denoiser(net, schedule, **config.denoiser)
-        return diffusion.loss.simple(denoise, z, t, weighting=config.train.weighting, **cond).mean(), {}
+        losses = diffusion.loss.simple(denoise, z, t, weighting=config.train.weighting, **cond)
+        return diffusion.loss.batch_mean(losses, batch.get("weight")), {}
 
     engine.fit(run, state, stream, loss_fn, config.train,
                validation=data.validation(held_out, config.train, run),

@@ -9,7 +9,8 @@ Med-Art (Guo et al., 2025), from a folder of images with a metadata.csv (file_na
         --config.train.batch_size=4
 
 Every config.colour.every steps images are made from fresh noise under the descriptions of the batch, and the distance of their
-colours from those of the real images is added to the loss, with gradients through sampler, decoder and T5 (`=0`: never).
+colours from those of the real images is added to the loss, with gradients through sampler, decoder and T5 (`=0`: never). A table's
+column `weight` counts in the denoising loss alone: colours are those of every image of the batch.
 Latents are encoded once, before the first step, and kept in <workdir>/features (`--config.features.path=` encodes at every step);
 with `--config.nnet.train_text_encoder=False` so are the states of T5. `--config.train.init=FOLDER` begins with other LoRA: the
 folders that Med-Art's code writes, a run, or its pipeline/. The same command resumes a run that was stopped. At the end
@@ -75,7 +76,8 @@ def train(config, workdir):
         t = schedule.sample_times(len(z), device=z.device)
         noise = diffusion.loss.draw_noise(z, offset=config.train.noise_offset)
         denoise = diffusion.Denoiser(net, schedule, **config.denoiser)
-        loss = diffusion.loss.simple(denoise, z, t, noise, weighting=config.train.weighting, text=text).mean()
+        losses = diffusion.loss.simple(denoise, z, t, noise, weighting=config.train.weighting, text=text)
+        loss = diffusion.loss.batch_mean(losses, batch.get("weight"))
         terms = {"denoising": loss}
         if net.training and config.colour.every and state.step % config.colour.every == 0:
             with run.accelerator.autocast():  # of a network accelerate lowers `forward` alone, not `states`, and no decoder

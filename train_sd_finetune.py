@@ -65,9 +65,9 @@ def train(config, workdir):
         t = schedule.sample_times(len(z), device=z.device)
         noise = diffusion.loss.draw_noise(z, offset=config.train.noise_offset)
         denoise = diffusion.Denoiser(net, schedule, **config.denoiser)
-        loss = diffusion.loss.simple(denoise, z, t, noise, weighting=config.train.weighting, text=text,
-                                     input_perturbation=config.train.input_perturbation if net.training else 0.0)
-        return loss.mean(), {}
+        losses = diffusion.loss.simple(denoise, z, t, noise, weighting=config.train.weighting, text=text,
+                                       input_perturbation=config.train.input_perturbation if net.training else 0.0)
+        return diffusion.loss.batch_mean(losses, batch.get("weight")), {}
 
     prompts = evaluation.describer(config, run.folder, encoder, dataset=images, features=opened.examples)
     engine.fit(run, state, stream, loss_fn, config.train,

@@ -6,8 +6,9 @@ features, then the training; README.md has the whole line.
     accelerate launch --multi_gpu --num_processes 2 scripts/extract_feature.py --config=configs/COT_ISIC256_uvit_text_label.py
     accelerate launch --multi_gpu --num_processes 2 --mixed_precision fp16 train_t2i_discrete.py --config=configs/COT_ISIC256_uvit_text_label.py
 
-The run keeps the training captions of each class in bank.json: samples are described from there. The same command resumes a
-run that was stopped.
+The run keeps the training captions of each class in bank.json: samples are described from there. A table's column `weight` counts
+in the loss of the diffusion, not in that of the prototypes, which describe all images. The same command resumes a run that was
+stopped.
 """
 
 from libs import cli, codecs, cond as conditions, data, diffusion, engine, evaluation, nn, pipeline
@@ -49,9 +50,10 @@ def train(config, workdir):
         cond = conditions.drop({key: batch[key] for key in null}, sampler.null, config.train.p_uncond if net.training else 0.0)
         t = schedule.sample_times(len(z), device=z.device)
         denoise = diffusion.Denoiser(net, schedule, **config.denoiser)
-        eps, own = diffusion.loss.simple(denoise, z, t, weighting=config.train.weighting, with_losses=True, **cond)
-        loss = eps.mean() + sum(config.train.prototype_weight * each for each in own.values())
-        return loss, {"diffusion": eps.mean().detach(), **{name: each.detach() for name, each in own.items()}}
+        losses, own = diffusion.loss.simple(denoise, z, t, weighting=config.train.weighting, with_losses=True, **cond)
+        eps = diffusion.loss.batch_mean(losses, batch.get("weight"))
+        loss = eps + sum(config.train.prototype_weight * each for each in own.values())
+        return loss, {"diffusion": eps.detach(), **{name: each.detach() for name, each in own.items()}}
 
     prompts = evaluation.describer(config, run.folder, encoder, dataset=images, features=features)
     engine.fit(run, state, stream, loss_fn, config.train,

@@ -96,17 +96,23 @@ class PatchDiscriminator(nn.Sequential):
         return super().forward(x)
 
 
-def hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss: 0 once real logits are above 1 and those of reconstructions below -1."""
-    return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
+def average(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean of values (N, ...), where image n counts weights[n] times, weights (N,) not being normalised; None: each once."""
+    return values.mean() if weights is None else (values.flatten(1).mean(1) * weights).mean()
 
 
-def divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+def hinge(real: Tensor, fake: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The discriminator's loss: 0 once real logits are above 1 and those of reconstructions below -1; `average` has weights."""
+    return 0.5 * (average(F.relu(1.0 - real), weights) + average(F.relu(1.0 + fake), weights))
+
+
+def divergence(mean: Tensor, logvar: Tensor, weights: Tensor | None = None) -> Tensor:
     """KL divergence of the posterior from a standard normal, in nats, averaged over every number of every latent.
 
     Latent diffusion's weight of 1e-6 belongs to sums over an image: for it take 1e-6 * latent size / image size here.
+    weights: see `average`.
     """
-    return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
+    return 0.5 * average(mean.square() + logvar.exp() - 1.0 - logvar, weights)
 
 
 class Perceptual(nn.Module):
@@ -129,14 +135,17 @@ class Perceptual(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [-1, 1], C 1 or 3 -> scalar, the mean over images, layers and places; 0 if equal."""
+    def forward(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Images (N, C, H, W) in [-1, 1], C 1 or 3 -> scalar, the mean over images, layers and places; 0 if equal.
+
+        weights: see `average`.
+        """
         a, b = (((each.expand(-1, 3, -1, -1) + 1.0) / 2.0 - self.mean) / self.std for each in (x, y))
         total = 0.0
         for number, layer in enumerate(self.features):
             a, b = layer(a), layer(b)
             if number in _VGG16_LAYERS:
-                total = total + (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean()
+                total = total + average((F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1), weights)
         return total / len(_VGG16_LAYERS)
 
 

@@ -68,8 +68,8 @@ class Folder(ImageFiles):
                  random_flip=False, random_vflip=False, label_column="label", text_column="text",
                  mask_column="mask_file_name", split_column="split", group_column="", weight_column=weights.COLUMN,
                  classes=(), drop_classes=(), min_per_class=1, require=(), missing_captions="error",
-                 doubled_files="error", unlisted_files="warn", mask_max=255, mask_values=(), mask_names=(), window=(), upscale=False,
-                 follow_links=False, cache="auto", cache_gb=1.0):
+                 doubled_files="error", unlisted_files="warn", mask_max=255, mask_values=(), mask_names=(), window=(),
+                 upscale=False, follow_links=False, cache="auto", cache_gb=1.0):
         check_options(resolution, channels, crop, window, cache)
         MaskCode(mask_values, mask_max, mask_names)  # its faults are told before a file is looked for
         _check_choice(holdout, split, require, missing_captions)

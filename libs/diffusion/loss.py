@@ -33,6 +33,17 @@ def weight(denoise, t, weighting="eps", *, gamma=5.0):
     return WEIGHTINGS[weighting](snr, gamma) / _UNITS[denoise.predicts](snr)
 
 
+def batch_mean(losses, weights=None):
+    """What a training minimises: the mean over a batch of weight * loss, of losses (N,) and weights (N,), None: all 1.
+
+    Reward-weighted fine-tuning (Lee et al. 2023, arXiv 2302.12192): generated images count as much as a judge of them says,
+    real ones once. Weights are not normalised, so that an image counts the same whatever else is in its batch, and parts of a
+    batch, one after the other or on several processes, add up to the whole; weights of another mean than 1 are a loss of
+    another size.
+    """
+    return (losses if weights is None else losses * weights).mean()
+
+
 def draw_noise(x0, offset=0.0):
     """Standard normals like x0 (N, C, H, W), plus `offset` times one more for each image and channel.
 

@@ -55,8 +55,9 @@ def _changed_options(then, now):
     if not then or not now:
         return []
     now = json.loads(json.dumps(now, default=dict))  # a ConfigDict as it was written
-    return [f"config.dataset.{key}: stored {then.get(key)!r}, now {now.get(key)!r}" for key in sorted(then.keys() | now.keys())
-            if then.get(key) != now.get(key) and key != "weight_column"] or ["the files themselves: names, sizes, dates, classes or captions have changed"]
+    keys = sorted((then.keys() | now.keys()) - {"weight_column"})
+    return [f"config.dataset.{key}: stored {then.get(key)!r}, now {now.get(key)!r}" for key in keys
+            if then.get(key) != now.get(key)] or ["the files themselves: names, sizes, dates, classes or captions have changed"]
 
 
 def verify(path):
