@@ -13,7 +13,7 @@ text states of BioLinkBERT.
         --config=configs/COT_ChestXray256_uvit_text_label.py
 """
 
-from configs.common import adamw, d, metrics, warm_up
+from configs.common import adamw, d, filtering, metrics, warm_up
 
 
 def get_config():
@@ -40,6 +40,7 @@ def get_config():
     # scale as published: guidance is 1 + scale
     config.sample = d(algorithm="dpmpp_fast", sample_steps=50, n_samples=10_000, mini_batch_size=50, scale=1.0, labels="data",
                       prompts="bank", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), algorithm="dpmpp_fast",
                              fid_stat="assets/fid_stats/fid_stats_chestxray14_train.npz",
                              attributes=dict(transparency=("clear", "hazy", "opaque"), symmetry=("symmetric", "asymmetric")))

@@ -13,7 +13,7 @@ Published settings; class-balanced sampling as in the authors' training script. 
         --config=configs/COT_ISIC256_uvit_text_label.py
 """
 
-from configs.common import adamw, d, metrics, warm_up
+from configs.common import adamw, d, filtering, metrics, warm_up
 
 
 def get_config():
@@ -40,6 +40,7 @@ def get_config():
     # scale as published: guidance is 1 + scale
     config.sample = d(algorithm="dpmpp_fast", sample_steps=50, n_samples=10_000, mini_batch_size=50, scale=1.0, labels="data",
                       prompts="bank", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), algorithm="dpmpp_fast",
                              fid_stat="assets/fid_stats/fid_stats_isic2018_train.npz",
                              attributes=dict(shape=("round", "oval", "irregular"), border=("well-defined", "blurred", "ragged"),

@@ -7,7 +7,7 @@ Expected: FID 2.87 (44 M parameters).
         --config=configs/celeba64_uvit_small.py
 """
 
-from configs.common import adamw, d, metrics, warm_up
+from configs.common import adamw, d, filtering, metrics, warm_up
 
 
 def get_config():
@@ -28,5 +28,6 @@ def get_config():
     config.dataset = d(name="celeba", path="assets/datasets/celeba", resolution=64, random_flip=True)
     config.sample = d(algorithm="euler_maruyama_sde", sample_steps=1_000, n_samples=50_000, mini_batch_size=500,
                       guidance=1.0, labels="data", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(fid_stat="assets/fid_stats/fid_stats_celeba64_train_50000_ddim.npz")
     return config

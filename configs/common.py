@@ -51,3 +51,13 @@ def gradient(*, measure="", scale=0.0, classifier=""):
     """Guidance up the gradient of a classifier of noisy images, off by default; libs/pipeline/steering.py says what each means."""
     return d(measure=measure, scale=scale, classifier=classifier, on="x_t", profile="constant", first=1.0, last=0.0, clip_norm=0.0,
              reclip=False, legacy_steps=0)
+
+
+def filtering():
+    """Images are drawn until a filter of train_filter.py accepts them (libs/evaluation/filtering.py), off by default.
+
+    path: its folder, or that of its run. threshold: least score, 0 is the filter's own. max_attempts: draws for each image.
+    best_of: take the best of so many draws in place of the first that is accepted. keep_rejects: sample.py keeps what was refused.
+    allow_useless: use it even if it was no better than chance when it was tested.
+    """
+    return d(path="", threshold=0.0, max_attempts=10, best_of=0, keep_rejects=False, allow_useless=False)

@@ -11,7 +11,7 @@ Classifier and dual bridge: configs/folder128_adm_classifier.py, sample_dual_bri
 images; here nothing is mirrored unless asked (--config.dataset.random_flip=True), as left and right may matter.
 """
 
-from configs.common import adamw, d, gradient, metrics
+from configs.common import adamw, d, filtering, gradient, metrics
 
 
 def get_config():
@@ -37,5 +37,6 @@ def get_config():
                        label_column="label", group_column="", drop_classes=(), window=())
     config.sample = d(algorithm="ddim", sample_steps=250, spacing="stride", eta=0.0, n_samples=10_000, mini_batch_size=50,
                       guidance=1.0, gradient=gradient(), ema_rate=0.0, labels="data", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="ddim", sample_steps=50)
     return config

@@ -15,7 +15,7 @@ its LDM: --nnet_path=ldm.pt,controlnet.pt --config.nnet.legacy=True --config.nne
 --config.train.mode=uncond --config.nnet.num_classes=-1 --config.sample.guidance=1.
 """
 
-from configs.common import adamw, d, metrics
+from configs.common import adamw, d, filtering, metrics
 
 
 def get_config():
@@ -47,5 +47,6 @@ def get_config():
     # masks: the split whose masks are asked for; '' that of config.dataset
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=1_000, mini_batch_size=16, guidance=3.0,
                       controlnet_scale=1.0, labels="data", masks="val", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=500, algorithm="dpmpp_2m", sample_steps=20)
     return config

@@ -11,7 +11,7 @@ with 10 % dropout, linear schedule, AdamW at 1e-4, guidance 3. Beyond it: latent
 The original's checkpoint_best.pt: --nnet_path, with this config.
 """
 
-from configs.common import adamw, d, metrics
+from configs.common import adamw, d, filtering, metrics
 
 
 def get_config():
@@ -40,5 +40,6 @@ def get_config():
                        upscale=False)
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=10_000, mini_batch_size=16, guidance=3.0,
                       labels="data", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="dpmpp_2m", sample_steps=20)
     return config

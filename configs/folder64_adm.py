@@ -9,7 +9,7 @@ configs/folder128_adm.py.
 The classifier for guidance: configs/folder64_adm_classifier.py.
 """
 
-from configs.common import adamw, d, gradient, metrics
+from configs.common import adamw, d, filtering, gradient, metrics
 
 
 def get_config():
@@ -35,5 +35,6 @@ def get_config():
                        label_column="label", group_column="", drop_classes=(), window=())
     config.sample = d(algorithm="ddim", sample_steps=50, spacing="stride", eta=0.0, n_samples=10_000, mini_batch_size=50,
                       guidance=1.5, gradient=gradient(), ema_rate=0.0, labels="data", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="ddim", sample_steps=25)
     return config

@@ -10,7 +10,7 @@ Pairs in folders images/ and masks/ without a table: --config.dataset.name=image
     python eval_controlnet.py --workdir=workdir/controlnet
 """
 
-from configs.common import adamw, d, metrics
+from configs.common import adamw, d, filtering, metrics
 
 
 def get_config():
@@ -42,5 +42,6 @@ def get_config():
     # masks: the split whose masks are asked for; '' that of config.dataset
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=1_000, mini_batch_size=50, guidance=1.5,
                       controlnet_scale=1.0, labels="data", masks="val", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=500, algorithm="dpmpp_2m", sample_steps=20)
     return config

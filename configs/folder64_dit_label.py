@@ -8,7 +8,7 @@ published.
     python sample.py --workdir=workdir/dit --label=all --n_samples=100 --layout=classes
 """
 
-from configs.common import adamw, d, metrics
+from configs.common import adamw, d, filtering, metrics
 
 
 def get_config():
@@ -35,5 +35,6 @@ def get_config():
                        upscale=False)
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=10_000, mini_batch_size=50, guidance=1.5,
                       guided_channels="all", guidance_interval=(0.0, 1.0), labels="data", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="dpmpp_2m", sample_steps=20)
     return config

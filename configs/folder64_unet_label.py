@@ -9,7 +9,7 @@ place of the published network and its eps (configs/folder256_unet_label.py).
 Then ControlNet from masks on its weights: configs/folder64_controlnet.py.
 """
 
-from configs.common import adamw, d, metrics
+from configs.common import adamw, d, filtering, metrics
 
 
 def get_config():
@@ -38,5 +38,6 @@ def get_config():
                        upscale=False)
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=10_000, mini_batch_size=50, guidance=1.5,
                       labels="data", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="dpmpp_2m", sample_steps=20)
     return config

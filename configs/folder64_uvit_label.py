@@ -7,7 +7,7 @@ The first training on one's own data: README.md, "Your own images". Scores use I
 can be had, and always those of a small classifier trained on the same images.
 """
 
-from configs.common import adamw, d, metrics, warm_up
+from configs.common import adamw, d, filtering, metrics, warm_up
 
 
 def get_config():
@@ -30,6 +30,7 @@ def get_config():
                        label_column="label", group_column="", drop_classes=(), window=())
     config.sample = d(algorithm="dpmpp_2m", sample_steps=50, n_samples=10_000, mini_batch_size=100, guidance=1.5,
                       labels="data", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="dpmpp_2m",
                              sample_steps=20)
     return config

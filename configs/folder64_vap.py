@@ -13,7 +13,7 @@ evaluations say how often a generated image shows what its text asks for. The wo
     python eval_t2i_discrete.py --workdir=workdir/mine
 """
 
-from configs.common import adamw, d, metrics
+from configs.common import adamw, d, filtering, metrics
 
 
 def get_config():
@@ -40,6 +40,7 @@ def get_config():
                        missing_captions="error", doubled_files="error")
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, n_samples=1_000, mini_batch_size=100, guidance=2.0,
                       labels="balanced", prompts="bank", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=256, algorithm="dpmpp_2m", sample_steps=20,
                              attributes=dict(size=("small", "medium-sized", "large"), background=("yellow", "grey"),
                                              nucleus=("round", "oval", "indented", "segmented"),

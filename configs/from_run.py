@@ -7,6 +7,8 @@ import json
 
 import ml_collections
 
+from configs.common import filtering
+
 
 def get_config(path):
     with open(path) as stream:
@@ -17,4 +19,7 @@ def get_config(path):
             return {key: restore(part) for key, part in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    return ml_collections.ConfigDict(restore(content))
+    config = ml_collections.ConfigDict(restore(content))
+    if "sample" in config and "filter" not in config:  # a run that is older than the filter
+        config.filter = filtering()
+    return config

@@ -11,7 +11,7 @@ Guided: --config.sample.gradient.measure=log_probability --config.sample.gradien
         --config=configs/imagenet256_adm.py --nnet_path=256x256_diffusion.pt
 """
 
-from configs.common import adamw, d, gradient, metrics
+from configs.common import adamw, d, filtering, gradient, metrics
 
 
 def get_config():
@@ -35,5 +35,6 @@ def get_config():
     config.dataset = d(name="imagenet", path="assets/datasets/ImageNet", resolution=256, random_flip=True)
     config.sample = d(algorithm="ddpm", sample_steps=250, spacing="respaced", eta=0.0, n_samples=50_000, mini_batch_size=25,
                       guidance=1.0, gradient=gradient(), ema_rate=0.0, labels="data", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(fid_stat="assets/fid_stats/VIRTUAL_imagenet256_labeled.npz", algorithm="ddim", sample_steps=50)
     return config

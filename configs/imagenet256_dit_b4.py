@@ -7,7 +7,7 @@ Expected: FID 68.4 without guidance (fast-DiT in PyTorch: 68.9; 130 M parameters
     accelerate launch --multi_gpu --num_processes 8 --mixed_precision bf16 train_dit.py --config=configs/imagenet256_dit_b4.py
 """
 
-from configs.common import adamw, d, metrics
+from configs.common import adamw, d, filtering, metrics
 
 
 def get_config():
@@ -30,6 +30,7 @@ def get_config():
     config.dataset = d(name="imagenet", path="assets/datasets/ImageNet", resolution=256, split="train", random_flip=True)
     config.sample = d(algorithm="ddpm", sample_steps=250, spacing="", n_samples=50_000, mini_batch_size=32, guidance=1.0,
                       guided_channels="first_three", guidance_interval=(0.0, 1.0), labels="data", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(fid_stat="assets/fid_stats/fid_stats_imagenet256_guided_diffusion.npz",
                              algorithm="dpmpp_2m", sample_steps=25)
     return config

@@ -13,7 +13,7 @@ training take DPM-Solver++ of 25 steps, as does everything with --config.sample.
         --nnet_path=DiT-XL-2-256x256.pt --workdir=workdir/imagenet256_dit_xl2_published --npz=samples.npz
 """
 
-from configs.common import adamw, d, metrics
+from configs.common import adamw, d, filtering, metrics
 
 
 def get_config():
@@ -36,6 +36,7 @@ def get_config():
     config.dataset = d(name="imagenet", path="assets/datasets/ImageNet", resolution=256, split="train", random_flip=True)
     config.sample = d(algorithm="ddpm", sample_steps=250, spacing="", n_samples=50_000, mini_batch_size=32, guidance=1.5,
                       guided_channels="first_three", guidance_interval=(0.0, 1.0), labels="data", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(fid_stat="assets/fid_stats/fid_stats_imagenet256_guided_diffusion.npz",
                              algorithm="dpmpp_2m", sample_steps=25)
     return config

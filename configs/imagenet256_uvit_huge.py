@@ -8,7 +8,7 @@ Expected: FID 2.29 (501 M parameters).
         --config=configs/imagenet256_uvit_huge.py
 """
 
-from configs.common import adamw, d, metrics, warm_up
+from configs.common import adamw, d, filtering, metrics, warm_up
 
 
 def get_config():
@@ -31,5 +31,6 @@ def get_config():
     # scale as published: guidance is 1 + scale
     config.sample = d(algorithm="dpmpp_fast", sample_steps=50, n_samples=50_000, mini_batch_size=50, scale=0.4,
                       labels="data", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(fid_stat="assets/fid_stats/fid_stats_imagenet256_guided_diffusion.npz", algorithm="dpmpp_fast")
     return config

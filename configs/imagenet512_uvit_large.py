@@ -8,7 +8,7 @@ Expected: FID 4.67 (287 M parameters).
         --config=configs/imagenet512_uvit_large.py
 """
 
-from configs.common import adamw, d, metrics, warm_up
+from configs.common import adamw, d, filtering, metrics, warm_up
 
 
 def get_config():
@@ -31,5 +31,6 @@ def get_config():
     # scale as published: guidance is 1 + scale
     config.sample = d(algorithm="dpm_solver", sample_steps=50, n_samples=50_000, mini_batch_size=50, scale=0.7,
                       labels="data", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(fid_stat="assets/fid_stats/fid_stats_imagenet512_guided_diffusion.npz", algorithm="dpm_solver")
     return config

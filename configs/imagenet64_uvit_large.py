@@ -7,7 +7,7 @@ Expected: FID 4.26 (287 M parameters).
         --config=configs/imagenet64_uvit_large.py
 """
 
-from configs.common import adamw, d, metrics, warm_up
+from configs.common import adamw, d, filtering, metrics, warm_up
 
 
 def get_config():
@@ -28,5 +28,6 @@ def get_config():
     config.dataset = d(name="imagenet", path="assets/datasets/ImageNet", resolution=64, random_flip=True)
     config.sample = d(algorithm="dpm_solver", sample_steps=50, n_samples=50_000, mini_batch_size=200,
                       guidance=1.0, labels="data", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(fid_stat="assets/fid_stats/fid_stats_imagenet64_guided_diffusion.npz")
     return config

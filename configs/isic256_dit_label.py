@@ -10,7 +10,7 @@ weights, all but the embeddings of the classes; without the last three options t
     python sample.py --workdir=workdir/isic256_dit --label=all --n_samples=100 --layout=classes
 """
 
-from configs.common import adamw, d, metrics
+from configs.common import adamw, d, filtering, metrics
 
 
 def get_config():
@@ -34,6 +34,7 @@ def get_config():
     config.dataset = d(name="isic2018", path="assets/datasets/ISIC2018", resolution=256, split="train", random_flip=True)
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=10_000, mini_batch_size=32, guidance=1.5,
                       guided_channels="all", guidance_interval=(0.0, 1.0), labels="data", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=2_000, algorithm="dpmpp_2m", sample_steps=20,
                              fid_stat="assets/fid_stats/fid_stats_isic2018_train.npz")
     return config

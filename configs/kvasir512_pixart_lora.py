@@ -22,7 +22,7 @@ A machine without a copy of the weights, or another size of them: --config.nnet.
 --config.nnet.sample_size and --config.dataset.resolution.
 """
 
-from configs.common import adamw_8bit, d, metrics
+from configs.common import adamw_8bit, d, filtering, metrics
 
 
 def get_config():
@@ -59,6 +59,7 @@ def get_config():
     # validation_prompts: a row of each preview for each of them; () takes descriptions of the data
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="linspace", n_samples=1_000, mini_batch_size=8, guidance=4.5,
                       labels="data", prompts="bank", validation_prompts=(), path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), algorithm="dpmpp_2m", sample_steps=20, n_samples=1_000,
                              attributes={})
     return config

@@ -17,7 +17,7 @@ said before training. Version 2.x at 768 pixels: --config.denoiser.predicts=v --
 A CSV with a column `split`: --config.dataset.split=train, else all of it is trained on.
 """
 
-from configs.common import adamw, d, metrics
+from configs.common import adamw, d, filtering, metrics
 
 
 def get_config():
@@ -48,5 +48,6 @@ def get_config():
     # validation_prompts: a row of each preview for each of them; () takes descriptions of the data
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="linspace", n_samples=1_000, mini_batch_size=8, guidance=7.5,
                       labels="data", prompts="bank", validation_prompts=(), path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(algorithm="dpmpp_2m", sample_steps=20, n_samples=1_000, attributes={})
     return config

@@ -9,7 +9,7 @@ Expected: FID 5.95 (45 M parameters), Deep 5.48 (58 M), on 30,000 captions of th
         --config=configs/mscoco_uvit_small.py
 """
 
-from configs.common import adamw, d, metrics, warm_up
+from configs.common import adamw, d, filtering, metrics, warm_up
 
 
 def get_config():
@@ -34,5 +34,6 @@ def get_config():
     # scale as published: guidance is 1 + scale
     config.sample = d(algorithm="dpmpp_fast", sample_steps=50, n_samples=30_000, mini_batch_size=50, scale=1.0, labels="data",
                       prompts="val", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(fid_stat="assets/fid_stats/fid_stats_mscoco256_val.npz", algorithm="dpmpp_fast", attributes={})
     return config

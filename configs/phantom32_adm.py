@@ -6,7 +6,7 @@
 then sample.py and sample_dual_bridge.py: README.md, "MGDM, step by step".
 """
 
-from configs.common import adamw, d, gradient, metrics
+from configs.common import adamw, d, filtering, gradient, metrics
 
 
 def get_config():
@@ -31,5 +31,6 @@ def get_config():
     config.dataset = d(name="phantoms", resolution=32, size=4_000, seed=0, split="train", random_flip=True)
     config.sample = d(algorithm="ddim", sample_steps=50, spacing="stride", eta=0.0, n_samples=1_000, mini_batch_size=100,
                       guidance=1.5, gradient=gradient(), ema_rate=0.0, labels="balanced", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("classifier",), n_samples=256, algorithm="ddim", sample_steps=25)
     return config

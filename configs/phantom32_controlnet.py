@@ -5,7 +5,7 @@
     python eval_controlnet.py --workdir=workdir/phantom32_controlnet
 """
 
-from configs.common import adamw, d, metrics
+from configs.common import adamw, d, filtering, metrics
 
 
 def get_config():
@@ -32,5 +32,6 @@ def get_config():
     # masks: the split whose masks are asked for; '' that of config.dataset
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=1_000, mini_batch_size=100, guidance=1.5,
                       controlnet_scale=1.0, labels="balanced", masks="test", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("classifier",), n_samples=256, algorithm="dpmpp_2m", sample_steps=20)
     return config

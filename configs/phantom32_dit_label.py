@@ -6,7 +6,7 @@ Predicts the clean image, with the weights of the noise levels clamped, in place
     python sample.py --workdir=workdir/phantom32_dit --label=all
 """
 
-from configs.common import adamw, d, metrics
+from configs.common import adamw, d, filtering, metrics
 
 
 def get_config():
@@ -30,5 +30,6 @@ def get_config():
     config.dataset = d(name="phantoms", resolution=32, size=4_000, seed=0, split="train", random_flip=True, cast=(1.0, 1.0, 1.0))
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=1_000, mini_batch_size=100, guidance=1.5,
                       guided_channels="all", guidance_interval=(0.0, 1.0), labels="balanced", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("classifier",), n_samples=256, algorithm="dpmpp_2m", sample_steps=20)
     return config

@@ -6,7 +6,7 @@
 Then ControlNet from masks on its weights: configs/phantom32_controlnet.py.
 """
 
-from configs.common import adamw, d, metrics
+from configs.common import adamw, d, filtering, metrics
 
 
 def get_config():
@@ -32,5 +32,6 @@ def get_config():
     config.dataset = d(name="phantoms", resolution=32, size=4_000, seed=0, split="train", random_flip=True)
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=1_000, mini_batch_size=100, guidance=1.5,
                       labels="balanced", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("classifier",), n_samples=256, algorithm="dpmpp_2m", sample_steps=20)
     return config

@@ -11,7 +11,7 @@ in more than nine of ten images, shape in half of them.
     python eval_t2i_discrete.py --workdir=workdir/demo
 """
 
-from configs.common import adamw, d, metrics
+from configs.common import adamw, d, filtering, metrics
 
 
 def get_config():
@@ -37,6 +37,7 @@ def get_config():
                        random_flip=True)
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, n_samples=600, mini_batch_size=100, guidance=2.5,
                       labels="balanced", prompts="bank", path="", npz="")
+    config.filter = filtering()
     config.metrics = metrics(features=("classifier",), n_samples=256, algorithm="dpmpp_2m", sample_steps=20, measure="phantoms",
                              attributes=dict(size=("small", "medium", "large"), shape=("round", "oval", "irregular"),
                                              colour=("light brown", "dark brown", "black", "red", "purple"),

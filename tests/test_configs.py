@@ -14,7 +14,7 @@ from libs import backbones, cli, cond as conditions, diffusion, engine, pipeline
 from tests.conftest import ROOT
 
 ORDER = ["seed", "train", "optimizer", "lr_scheduler", "nnet", "schedule", "denoiser", "codec", "encoder", "features", "dataset",
-         "colour", "sample", "metrics"]
+         "colour", "sample", "filter", "metrics"]
 ALL = {path.stem: importlib.import_module(f"configs.{path.stem}") for path in sorted((ROOT / "configs").glob("*.py"))
        if path.stem not in ("common", "from_run")}
 CONFIGS = {name: module.get_config() for name, module in ALL.items()}

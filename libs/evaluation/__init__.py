@@ -8,7 +8,6 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,20 +18,23 @@ from libs.engine.checkpoint import write_text
 from libs.evaluation.agreement import Agreement, agreement
 from libs.evaluation.describing import (asked, bank_of, describer, masks_asked, preview_masks, preview_prompts, tell_cut,
                                         tell_parameters)
+from libs.evaluation.filtering import OWN, acceptance, acceptance_told, draws, open_filter, prompts_of
 from libs.evaluation.following import Following, following, pictures
 from libs.evaluation.generation import Sink, Timing, generate, generate_all, is_there, nhwc, save_npz, save_png
+from libs.evaluation.looking import REFUSED, look
 from libs.evaluation.provenance import provenance
 from libs.evaluation.requests import RequestOptions, compose, weights_used
-from libs.evaluation.samples import finish_samples, first_of_each, listed_samples
+from libs.evaluation.samples import finish_samples, first_of_each, keep_draw, listed_samples, samples_there
 from libs.evaluation.trained import CODEC, Trained, base_weights, begin_with_lora, open_classifier, open_trained, tie_to_base
 from libs.evaluation.references import NoFeatures, extractors, feature_network, prepare, reference, statistics_there
 from libs.pipeline import described, exporting, grid, measure_name, to_uint8
 
-__all__ = ["Agreement", "CODEC", "FLAGS", "Following", "RequestOptions", "Timing", "Trained", "agreement", "asked", "bank_of",
-           "base_weights", "begin_with_lora", "compose", "describer", "evaluate", "evaluate_run", "evaluator", "export_best",
-           "extractors", "feature_network", "finish_samples", "first_of_each", "following", "generate", "generate_all",
-           "is_there", "listed_samples", "masks_asked", "noisy", "open_classifier", "open_trained", "prepare", "previewer",
-           "reference", "save_png", "table", "tell_cut", "tell_parameters", "tie_to_base", "warn_unexportable", "weights_used"]
+__all__ = ["Agreement", "CODEC", "FLAGS", "Following", "OWN", "RequestOptions", "Timing", "Trained", "acceptance",
+           "acceptance_told", "agreement", "asked", "bank_of", "base_weights", "begin_with_lora", "compose", "describer", "draws",
+           "evaluate", "evaluate_run", "evaluator", "export_best", "extractors", "feature_network", "finish_samples",
+           "first_of_each", "following", "generate", "generate_all", "is_there", "keep_draw", "listed_samples", "masks_asked",
+           "noisy", "open_classifier", "open_filter", "open_trained", "prepare", "previewer", "prompts_of", "reference",
+           "samples_there", "save_png", "table", "tell_cut", "tell_parameters", "tie_to_base", "warn_unexportable", "weights_used"]
 
 # The options of every evaluation script, beside --config, --workdir and --nnet_path; see `evaluate_run`.
 FLAGS = {"seed": (1, "seed of the images; another than that of the evaluations during training"),
@@ -43,7 +45,7 @@ SHOWN = 8  # images of each class on a page or in a preview
 
 
 def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="", detailed=True, sides=(),
-             prompts=None, unscored=""):
+             prompts=None, unscored="", rejection=None, classes=()):
     """Generate n images and score them; the whole evaluation of one network, called by every process.
 
     Args:
@@ -54,22 +56,37 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
         sides: from `prepare`, where the caller has it already.
         prompts: from `describer`, for a network that takes text.
         unscored: why features of images cannot be compared with anything; they are made all the same. '' where they can.
+        rejection: `filtering.Rejection`, by which images are drawn until they are accepted; fewer than n may come of it.
+        classes: names of the network's classes, which the filter reads.
 
     Returns:
         the content of scores.json: {'n', 'scores': {metric: {'value', 'low', 'high', 'n'}}, 'per_class', ...}, the
-        same on every process; where a folder is written, with what `provenance` says.
+        same on every process; where a folder is written, with what `provenance` says. With a filter also 'filter', what it
+        accepted, and 'unfiltered', the scores of as many images without it.
+
+    Raises:
+        ValueError: the filter accepted fewer than two images.
     """
     begun = time.perf_counter()
     found, references = ((), ()) if unscored else zip(*(sides or prepare(run, config, dataset)))
     cond = asked(config, dataset, pipeline, n, seed=seed, prompts=prompts)
     labels, texts = cond.get("label"), getattr(cond.get("text"), "texts", None)
+    classes = [] if labels is None else list(classes)
+    wordings = prompts_of(cond, n, classes) if rejection else ()
     agrees = run.main_first(lambda: agreement(config, dataset)) if texts and detailed else None
     follows = run.main_first(lambda: following(config, dataset, run.device)) if "mask" in cond and detailed else None
     timing = Timing() if name else None
     keep = dict(folder=config.sample.path, npz=config.sample.npz, shape=(n, *pipeline.image_shape)) if name else {}
     with Sink(run, **keep) as sink:
-        seen = _look(run, pipeline, config, found, cond, n, seed=seed, show=_shown(labels, n), sink=sink, agrees=agrees,
-                     follows=follows, timing=timing)
+        seen = look(run, pipeline, config, found, cond, n, seed=seed, show=_shown(labels, n), sink=sink, agrees=agrees,
+                    follows=follows, timing=timing, rejection=rejection, prompts=wordings)
+        if len(seen.indices) < 2:
+            raise ValueError(f"the filter accepted {len(seen.indices)} of {n} images, with {rejection.max_attempts} attempts for "
+                             f"each: lower config.filter.threshold (here {rejection.threshold:.3g}) or raise "
+                             "config.filter.max_attempts")
+    of_all, asked_for = labels, n  # of the images that were asked for; from here on those that came
+    n, labels = len(seen.indices), None if labels is None else labels[seen.indices]
+    texts = texts and [texts[i] for i in seen.indices.tolist()]
     known = provenance(run, pipeline, dataset, found, references, agrees=agrees, follows=follows, timing=timing) if name else {}
     result = None
     if run.is_main:
@@ -77,6 +94,8 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
                   "features": ", ".join(each.name for each in found),
                   "reference": "; ".join(each.source for each in references), **known,
                   "scores": {}, "per_class": {}, "warnings": [f"not scored by features: {unscored}"] if unscored else []}
+        if rejection:
+            _tell_filter(result, rejection, seen, asked_for, of_all, classes, wordings)
         resamples = config.metrics.bootstrap if detailed else 0
         if resamples:
             result["interval"] = f"95 % bootstrap over images, {resamples} draws (at least 200 for shares)"
@@ -84,23 +103,27 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
             _score(result, config.metrics.names, each, references[number], seen.features[number],
                    seen.probabilities[number], labels, dataset, seed=config.seed, resamples=resamples,
                    per_class=detailed)
+            if rejection:
+                _score_first(result, config.metrics.names, each, references[number], seen, number, of_all, dataset,
+                             seed=config.seed, resamples=resamples)
         if agrees:
             result["scores"] |= agrees.scores(texts, seen.attributes, seed=config.seed, resamples=resamples)
             result["agreement_of_real"] = agrees.of_real
         if follows:
-            _follow(result, follows, seen.dice, labels, dataset, groups=torch.tensor(cond["mask"].rows), seed=config.seed,
-                    resamples=resamples)
+            groups = torch.tensor(cond["mask"].rows)[seen.indices]
+            _follow(result, follows, seen.dice, labels, dataset, groups=groups, seed=config.seed, resamples=resamples)
         if texts:
             result["prompts"] = config.sample.get("prompts", "bank")
-            result["shown_texts"] = [texts[i] for i in seen.shown]
+            result["shown_texts"] = [texts[i] for i in _places(seen)]
         result["seconds"] = round(time.perf_counter() - begun, 1)
         if name:
             folder = run.folder / "eval" / name
-            masks = {} if follows is None else {
+            more = _refused(seen, of_all, wordings, result) if rejection else {}
+            more |= {} if follows is None else {
                 "arr_8": nhwc(pictures(follows.masks_as, follows.masks_as.index(cond["mask"][seen.shown.tolist()]))),
                 "arr_9": nhwc(pictures(follows.masks_as, follows.obtained(seen.images))),
-                "arr_10": follows.foreground(seen.dice[seen.shown]).numpy()}
-            _keep_shown(folder / "shown.npz", seen, labels, references[0] if references else None, dataset, **masks)
+                "arr_10": follows.foreground(seen.dice[_places(seen)]).numpy()}
+            _keep_shown(folder / "shown.npz", seen, labels, references[0] if references else None, dataset, **more)
             write_text(folder / "scores.json", json.dumps(result, indent=1))
     return run.from_main(result)
 
@@ -122,11 +145,13 @@ def evaluate_run(config, workdir, nnet_path, seed, name, npz=""):
     ending = "" if trained.prompts is None or how == "bank" else f"_{how}"
     if trained.sampler.guides:
         ending += f"_{measure_name(config.sample.gradient.measure)}{config.sample.gradient.scale:g}"
+    rejection = run.main_first(lambda: open_filter(config, run.device))
+    ending += f"_{rejection.words}" if rejection else ""
     ending += _guided_otherwise(trained.sampler, config.sample, engine.read_json(Path(workdir) / "config.json", {}))
     sides, unscored = _sides(run, config, trained.dataset)
     result = evaluate(run, trained.sampler, config, trained.dataset, n=config.sample.n_samples, seed=seed, step=trained.step,
-                      nnet=trained.source, prompts=trained.prompts, sides=sides, unscored=unscored,
-                      name=name or f"{trained.source.stem}_{config.sample.n_samples}{ending}")
+                      nnet=trained.source, prompts=trained.prompts, sides=sides, unscored=unscored, rejection=rejection,
+                      classes=trained.classes, name=name or f"{trained.source.stem}_{config.sample.n_samples}{ending}")
     text = table(result) if run.is_main else ""
     if config.sample.npz and run.is_main:
         text += f"\n{result['n']} images in {config.sample.npz}"
@@ -244,11 +269,15 @@ def table(result):
     masks = f" of {result['masks']} different masks" if "masks" in result else ""
     lines = [f"{result['n']} images{masks}, {result['sampler']}"
              + (f", against {result['reference']}" if result["reference"] else "")]
+    if "filter" in result:
+        lines += [acceptance_told(result["filter"]["acceptance"])]
     for title, scores in {"": result["scores"], **result["per_class"]}.items():
         lines += [title] if title else []
         for name, score in scores.items():
             interval = "" if score["low"] is None else f"  [{score['low']:.4g}, {score['high']:.4g}]"
             spread = f"  std {score['std']:.4g} of subsets" if "std" in score else ""
+            before = result.get("unfiltered", {}).get(name) if not title else None
+            spread += f"  unfiltered {before['value']:.4g}" if before else ""
             lines.append(f"  {name:40s} {score['value']:10.4g}{interval}{spread}  n={score['n']}")
     if "agreement_of_real" in result:
         own = ", ".join(f"{name} {value:.1%}" for name, value in result["agreement_of_real"].items())
@@ -260,48 +289,49 @@ def table(result):
     return "\n".join(lines + [f"warning: {text}" for text in result["warnings"]])
 
 
-class Seen(NamedTuple):
-    """All generated images as the feature networks saw them, in order; and the few that are shown."""
+def _tell_filter(result, rejection, seen, n, labels, classes, prompts):
+    """Add to `result` what the filter is and how many draws it accepted, by class, or by prompt where there are no classes."""
+    taken = {index: int(seen.first.attempts[index]) for index in seen.indices.tolist()}
+    kinds = [classes[int(label)] for label in labels] if classes else list(prompts)
+    found = acceptance(rejection, taken, kinds)
+    result["filter"] = {"path": str(rejection.filter.folder), "asked": n, **rejection.known, "acceptance": found,
+                        "useful": bool(rejection.filter.useful)}
+    result["unfiltered"] = {}
+    if "sampling" in result:  # what an image costs now
+        each = found["drawn"] / len(taken)
+        result["sampling"] |= {key: each * result["sampling"][key] for key in ("seconds_per_image", "evaluations_per_image")
+                               if key in result["sampling"]}
+        result["sampling"]["draws_per_image"] = each
+    if len(taken) < n:
+        result["warnings"].append(f"the filter accepted an image for {len(taken)} of {n} that were asked for: what it refuses "
+                                  "altogether is missing in the scores, classes and prompts among it")
 
-    features: list
-    probabilities: list
-    attributes: torch.Tensor  # LongTensor (n, A) as `Agreement.read` gives it; (n, 0) without
-    dice: torch.Tensor  # float64 (n, K) as `Following.read` gives it; (n, 0) without
-    shown: torch.Tensor   # indices
-    images: torch.Tensor  # uint8 (len(shown), C, H, W)
+
+def _score_first(result, names, extractor, real, seen, number, labels, dataset, *, seed, resamples):
+    """Add to `result` the scores without the filter: of as many first draws as images were accepted, drawn at random, because
+    recall and coverage grow with the number of images."""
+    n = len(seen.first.scores)
+    rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:len(seen.indices)].sort().values
+    share = seen.first.probabilities[number]
+    own = {"scores": {}, "per_class": {}, "warnings": []}
+    _score(own, names, extractor, real, seen.first.features[number][rows], None if share is None else share[rows],
+           None if labels is None else labels[rows], dataset, seed=seed, resamples=resamples, per_class=False)
+    result["unfiltered"] |= own["scores"]
 
 
-def _look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=None, follows=None, timing=None):
-    """Generate images 0 .. n-1 over all processes and pass each through every feature network, as a `Seen`."""
-    parts, indices, kept, images_kept = [[] for _ in found], [], [], []
-    attributes = [torch.empty(0, len(agrees.words) if agrees else 0, dtype=torch.int64)]
-    dice = [torch.empty(0, follows.masks_as.classes if follows else 0, dtype=torch.float64)]
-    batches = generate(run, pipeline, cond, n, seed=seed, batch_size=config.sample.mini_batch_size, timing=timing)
-    for batch, images in batches:
-        for part, each in zip(parts, found):
-            part.append([None if tensor is None else tensor.cpu() for tensor in each.both(images)])
-        rows = [row for row, index in enumerate(batch) if index in show]
-        kept += [batch[row] for row in rows]
-        images_kept.append(images[rows])
-        indices += batch
-        attributes += [agrees.read(images)] if agrees else []
-        dice += [follows.read(images, cond["mask"][batch])] if follows else []
-        sink.add(batch, images)
-    order = run.gather_rows(torch.tensor(indices, dtype=torch.int64)).argsort()
-    if len(order) != n:
-        raise RuntimeError(f"{len(order)} images were generated, not {n}")
+def _refused(seen, labels, prompts, result):
+    """Arrays of first draws that the filter refused, the first ones of each class, and the scores of the images shown."""
+    first = seen.first
+    kinds = torch.zeros(len(first.shown), dtype=torch.int64) if labels is None else labels[first.shown]
+    rows = [row for kind in kinds.unique() for row in (kinds == kind).nonzero().flatten()[:REFUSED].tolist()]
+    result["refused_texts"] = [prompts[int(first.shown[row])] for row in rows]
+    return {"arr_11": nhwc(first.images[rows]), "arr_12": kinds[rows].numpy(), "arr_13": first.judged[rows].numpy(),
+            "arr_14": first.scores[seen.shown].numpy()}
 
-    def together(tensors, width):
-        return run.gather_rows(torch.cat([torch.empty(0, width), *tensors]))[order]
 
-    features = [together([feature for feature, _ in part], each.dims) for part, each in zip(parts, found)]
-    probabilities = [None if each.classes is None else together([probability for _, probability in part], len(each.classes))
-                     for part, each in zip(parts, found)]
-    shown = run.gather_rows(torch.tensor(kept, dtype=torch.int64))
-    images = run.gather_rows(torch.cat([torch.empty(0, *pipeline.image_shape, dtype=torch.uint8), *images_kept]))
-    attributes = run.gather_rows(torch.cat(attributes))[order] if agrees else attributes[0]
-    dice = run.gather_rows(torch.cat(dice))[order] if follows else dice[0]
-    return Seen(features, probabilities, attributes, dice, shown.sort().values, images[shown.argsort()])
+def _places(seen):
+    """Where the shown images stand among all that came."""
+    return torch.searchsorted(seen.indices, seen.shown)
 
 
 def _score(result, names, extractor, real, features, probabilities, labels, dataset, *, seed, resamples, per_class):
@@ -353,11 +383,13 @@ def _shown(labels, n):
 def _keep_shown(path, seen, labels, real, dataset, **more):
     """shown.npz: generated pictures; where they are scored the real image nearest to each in feature space, and as many real ones.
 
-    more: where masks were asked for, these and those obtained, as colours, and the Dice of each picture.
+    more: where masks were asked for, these and those obtained, as colours, and the Dice of each picture; where a filter chose,
+    what it refused, see `_refused`.
     """
-    arrays = {**more, "arr_0": nhwc(seen.images), "arr_1": _labels(labels, seen.shown)}
+    places = _places(seen)
+    arrays = {**more, "arr_0": nhwc(seen.images), "arr_1": _labels(labels, places)}
     if dataset is not None and real is not None:
-        distance, row = metrics.nearest(seen.features[0][seen.shown], real.features)
+        distance, row = metrics.nearest(seen.features[0][places], real.features)
         nearest = real.indices[row[:, 0]].tolist()
         if labels is not None and real.labels is not None:
             beside = [i for label in labels.unique()[:16] for i in real.indices[real.labels == label][:SHOWN].tolist()]

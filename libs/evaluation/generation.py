@@ -21,8 +21,8 @@ FEW = 64  # images, the most of a preview: no progress is told of these
 TELL = 20  # seconds between two lines of the log, where the output is no terminal
 
 
-def generate(run, pipeline, cond, n, *, seed, batch_size, without=(), timing=None):
-    """This process's share of images 0 .. n-1, in batches.
+def generate(run, pipeline, cond, n, *, seed, batch_size, without=(), only=None, timing=None):
+    """This process's share of images 0 .. n-1, or of the images `only`, in batches.
 
     Processes take whole batches in turn, so that an image is in the same batch, and rounded the same, for any number of them.
 
@@ -31,18 +31,24 @@ def generate(run, pipeline, cond, n, *, seed, batch_size, without=(), timing=Non
         cond: conditions with n rows, see pipeline.draw_conditions.
         batch_size: images per network call on each process; fewer where so few are asked that most processes would idle.
         without: indices that are not wanted (they are there already); a batch of others is made whole, for the same reason.
+        only: rising indices of the images that are wanted, put into batches by themselves.
         timing: a `Timing` that measures this.
 
     Yields:
         (indices, images): list of int and uint8 Tensor (b, C, H, W) on the CPU.
     """
-    size = min(batch_size, max(1, -(-n // AT_LEAST)))
-    batches = [list(range(begin, min(begin + size, n))) for begin in range(0, n, size)][run.rank::run.world]
+    wanted = list(range(n)) if only is None else list(only)
+    size = min(batch_size, max(1, -(-len(wanted) // AT_LEAST)))
+    batches = [wanted[begin:begin + size] for begin in range(0, len(wanted), size)][run.rank::run.world]
     batches = [indices for indices in batches if not all(index in without for index in indices)]
-    for indices in _told(run, batches) if n > FEW and run.is_main else batches:
-        with timing.batch(pipeline.net, len(indices)) if timing else nullcontext(), run.accelerator.autocast():
-            images = to_uint8(pipeline({key: value[indices] for key, value in cond.items()}, seed=seed, indices=indices))
-        yield indices, images
+    for indices in _told(run, batches) if len(wanted) > FEW and run.is_main else batches:
+        yield indices, make(run, pipeline, cond, indices, seed=seed, timing=timing)
+
+
+def make(run, pipeline, cond, indices, *, seed, timing=None):
+    """Images `indices` of a seed in one batch: uint8 Tensor (b, C, H, W) on the CPU."""
+    with timing.batch(pipeline.net, len(indices)) if timing else nullcontext(), run.accelerator.autocast():
+        return to_uint8(pipeline({key: value[indices] for key, value in cond.items()}, seed=seed, indices=indices))
 
 
 def _told(run, batches):
@@ -147,6 +153,8 @@ class Sink:
 
     with Sink(run, folder=..., npz=..., shape=(n, C, H, W)) as sink: sink.add(indices, images)
 
+    Where a filter left images out, `sink.kept` (rising indices of those that came) closes the gaps in the archive.
+
     The archive appears when all images are there; until then they lie in a file beside it, which all processes write to, so that
     memory does not grow with n, and which is removed where the evaluation fails.
 
@@ -160,7 +168,7 @@ class Sink:
     """
 
     def __init__(self, run, *, folder="", npz="", shape=()):
-        self.run, self.folder, self.file = run, Path(folder) if folder else None, None
+        self.run, self.folder, self.file, self.kept = run, Path(folder) if folder else None, None, None
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
         if npz:
@@ -215,8 +223,20 @@ class Sink:
         file.flush()
         return file
 
+    def _close_gaps(self):
+        whole = np.load(self.staging, mmap_mode="r", allow_pickle=False)
+        packed = self.staging.with_name(f"{self.staging.stem}-packed.npy")
+        rows = np.lib.format.open_memmap(packed, mode="w+", dtype=np.uint8, shape=(len(self.kept), *self.shape[1:]))
+        for row, index in enumerate(self.kept):
+            rows[row] = whole[index]
+        rows.flush()
+        del whole, rows
+        packed.replace(self.staging)
+
     def _archive(self):
         staging = self.staging.with_suffix(".npz")
+        if self.kept is not None and len(self.kept) < self.shape[0]:
+            self._close_gaps()
         with zipfile.ZipFile(staging, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             archive.write(self.staging, "arr_0.npy")
         staging.replace(self.npz)
@@ -249,12 +269,19 @@ def save_png(path, image, **text):
     staging.replace(path)
 
 
-def is_there(path, text):
-    """Whether a PNG with exactly this `text` in its metadata is there and can be read."""
+def is_there(path, text, *, apart=()):
+    """Whether a PNG with exactly this `text` in its metadata, entries called `apart` aside, is there and can be read."""
+    found = read_facts(path)
+    return found is not None and ({key: value for key, value in found.items() if key not in apart}
+                                  == {key: str(value) for key, value in text.items()})
+
+
+def read_facts(path):
+    """The text in the metadata of a PNG, {name: value}; None where the file is not there or cannot be read."""
     from PIL import Image
     try:
         with Image.open(path) as image:
             image.load()
-            return image.text == {key: str(value) for key, value in text.items()}
+            return dict(image.text)
     except (OSError, ValueError, AttributeError, SyntaxError):
-        return False
+        return None

@@ -7,7 +7,7 @@
 import hashlib
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from libs import data, engine, pipeline
 from libs.data.base import fail
 from libs.engine.checkpoint import MANIFEST
 from libs.evaluation import masks as masks_of
+from libs.evaluation.filtering import Rejection, prompts_of
 from libs.evaluation.masks import AskedMasks
 
 LAYOUTS = ("flat", "classes")
@@ -32,6 +33,7 @@ class RequestOptions:
         self.label, self.prompt, self.input_path, self.mask_path, self.counts = label, prompt, input_path, mask_path, counts
         self.n_samples, self.layout = n_samples or (1 if mask_path else 16), layout
         self.prompts = [(prompt, label)] if prompt else pipeline.read_prompts(input_path) if input_path else []
+        self.modalities = {} if prompt else pipeline.read_modalities(input_path)
         if layout not in LAYOUTS:
             raise ValueError(f"--layout={layout}: known are {', '.join(LAYOUTS)}")
         if n_samples < 0:
@@ -49,7 +51,7 @@ class Request:
 
     labels: number of each image's class. texts: its description, [] where it has none or it is known as states only.
     cond: the conditions, a row for each image. names: its file below `folder`. masks: `AskedMasks` or None.
-    known: what decides the pixels of all of them, weights and sampler among it.
+    known: what decides the pixels of all of them, weights and sampler among it. rejection: `filtering.Rejection` or None.
     """
 
     labels: list
@@ -60,6 +62,13 @@ class Request:
     known: dict
     classes: list  # [] where the network takes no label
     masks: AskedMasks | None = None
+    rejection: Rejection | None = None
+    modalities: dict = field(default_factory=dict)  # of the texts that were given one
+
+    @property
+    def prompts(self):
+        """What a filter reads beside each image; () without one."""
+        return prompts_of(self.cond, len(self), self.classes) if self.rejection else ()
 
     def __len__(self):
         return len(self.labels)
@@ -67,17 +76,20 @@ class Request:
     def facts(self, index):
         """All that tells image `index` from another one, as {name: value}; its PNG holds this, and the table."""
         label = self.classes[self.labels[index]] if self.classes else ""
-        return {"prompt": self.texts[index] if self.texts else "", "label": label, "index": index,
+        text = self.texts[index] if self.texts else ""
+        modality = {"modality": self.modalities.get(text, "")} if self.modalities else {}
+        return {"prompt": text, "label": label, **modality, "index": index,
                 **(self.masks.facts(index) if self.masks else {}), **self.known}
 
 
-def compose(run, config, workdir, trained, options, *, seed):
+def compose(run, config, workdir, trained, options, *, seed, rejection=None):
     """The `Request` of these options to a network; called by every process.
 
     Args:
         trained: `Trained`.
         options: `RequestOptions`.
         seed: of the images, and of the descriptions and masks that are drawn for them.
+        rejection: `filtering.Rejection`, where a filter decides which images are taken.
     Raises:
         ValueError: the network takes no such thing as is asked for, or knows no such class; faults of masks.
     """
@@ -118,12 +130,14 @@ def compose(run, config, workdir, trained, options, *, seed):
         texts = cond["text"].texts
     known = {"seed": seed, "nnet": trained.source, "step": trained.step,
              "sha256": engine.weights_hash(trained.source, ema_rate=config.sample.get("ema_rate", 0.0)),
-             "sampler": sampler.describe(), "precision": run.accelerator.mixed_precision}
+             "sampler": sampler.describe(), "steps": sampler.steps, "guidance": sampler.guidance,
+             "precision": run.accelerator.mixed_precision, **(rejection.known if rejection else {})}
     if sampler.guides:
         known["classifier"] = engine.weights_hash(sampler.classifier.source)
-    folder = _folder(config, workdir, options, sampler, seed)
+    folder = _folder(config, workdir, options, sampler, seed, rejection)
     _keep_apart(folder, options.mask_path)
-    return Request(labels, texts, cond, names, folder, known, classes if labelled else [], masks)
+    return Request(labels, texts, cond, names, folder, known, classes if labelled else [], masks, rejection,
+                   options.modalities)
 
 
 def each_mask(files, label, classes, n, *, labelled):
@@ -189,14 +203,14 @@ def _names_of_masks(stems, kinds, layout):
     return [f"{name}.png" for name in masks_of.distinct(names, names)]
 
 
-def _folder(config, workdir, options, sampler, seed):
+def _folder(config, workdir, options, sampler, seed, rejection):
     """Each request has a folder of its own, so that one does not overwrite the other."""
     guided = f"{pipeline.measure_name(config.sample.gradient.measure)}{config.sample.gradient.scale:g}" if sampler.guides else ""
     path = Path(options.mask_path).expanduser().resolve() if options.mask_path else None
     masks, where = (f"{path.parent.name} {path.stem} {options.label}", hashlib.sha256(str(path).encode()).hexdigest()[:6]
                     ) if path else ("", "")  # several folders of a data set are called masks
     words = re.sub(r"\W+", "_", options.prompt or Path(options.input_path).stem or options.counts or masks or options.label)
-    words = ["images", words[:60].strip("_"), where, guided, f"seed{seed}"]
+    words = ["images", words[:60].strip("_"), where, guided, rejection.words if rejection else "", f"seed{seed}"]
     return Path(config.sample.path or Path(workdir) / "_".join(filter(None, words)))
 
 

@@ -1,7 +1,14 @@
-"""A folder of samples: images, a grid to look at, and the table that makes it a data set (libs/data/table.py)."""
+"""A folder of samples: images, a grid to look at, and the table that makes it a data set (libs/data/table.py).
+
+The table is the manifest of the images: what each was asked for, its hash, the weights, seed, sampler, steps and guidance that
+made it, and where a filter chose it its score and the number of the draw. What the filter refused lies in rejected/, on request.
+"""
 
 import csv
+import hashlib
 import io
+import json
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -9,16 +16,91 @@ import numpy as np
 import torch
 
 from libs.engine.checkpoint import write_text
-from libs.evaluation.generation import save_png
+from libs.evaluation.filtering import OWN, acceptance, acceptance_told
+from libs.evaluation.generation import is_there, read_facts, save_png
 from libs.evaluation.masks import FOLDER
 from libs.pipeline import grid
 
 FILES = ("file_name", "mask_file_name")  # columns of files in this folder
-TABLE, SHOWN = "metadata.csv", 64
+TABLE, REJECTED, ACCEPTANCE, SHOWN = "metadata.csv", "rejected", "acceptance.json", 64
 COMPARED, BESIDE = 16, 4  # masks in comparison.png, and images beside each
 
 
-def finish_samples(folder, rows, *, before=(), masks=None):
+def samples_there(request):
+    """Indices of the images of a `Request` that are there already."""
+    return {index for index, name in enumerate(request.names)
+            if is_there(request.folder / name, request.facts(index), apart=OWN if request.rejection else ())}
+
+
+def keep_draw(request, draw):
+    """Write the images of a `filtering.Draw` that were taken, and where config.filter.keep_rejects is set the others."""
+    for row, index in enumerate(draw.indices):
+        own = dict(zip(OWN, (f"{float(draw.scores[row]):.6f}", draw.attempts[row]))) if request.rejection else {}
+        if draw.taken[row]:
+            save_png(request.folder / request.names[index], draw.images[row], **request.facts(index), **own)
+        elif request.rejection.keep_rejects:
+            file = request.folder / REJECTED / _refused_name(request.names[index], draw.attempts[row])
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_png(file, draw.images[row], **request.facts(index), **own)
+
+
+def _refused_name(name, attempt):
+    return f"{name.removesuffix('.png')}_draw{attempt}.png"
+
+
+def finish_samples(request, *, before=()):
+    """Write grid.png and metadata.csv beside the images of a `Request`, and delete the files `before` that are not among them.
+
+    Where a filter chose, also acceptance.json, and of what is kept in rejected/ a table.
+
+    Returns:
+        (images, text): how many there are, and what the filter did, '' without one.
+
+    Raises:
+        ValueError: the filter accepted no image.
+    """
+    rows = [{"file_name": name, **request.facts(index)} for index, name in enumerate(request.names)]
+    told, of_image = "", list(request.masks.of_image) if request.masks else []
+    if request.rejection:
+        facts = [read_facts(request.folder / row["file_name"]) if index in there else None
+                 for there in [samples_there(request)] for index, row in enumerate(rows)]
+        attempts = {index: int(fact["attempt"]) for index, fact in enumerate(facts) if fact}
+        kinds = [row["label"] or row["prompt"] for row in rows]
+        found = acceptance(request.rejection, attempts, kinds)
+        if request.texts and request.classes:
+            found["per_prompt"] = acceptance(request.rejection, attempts, request.texts)["per_kind"]
+        write_text(request.folder / ACCEPTANCE, json.dumps({**request.known, **found}, indent=1, default=str))
+        told = acceptance_told(found)
+        if not attempts:
+            raise ValueError(f"the filter accepted none of the images; lower config.filter.threshold (here "
+                             f"{request.rejection.threshold:.3g}) or raise config.filter.max_attempts\n{told}")
+        if len(attempts) < len(rows):
+            logging.warning("%d of %d images were never accepted and are not there", len(rows) - len(attempts), len(rows))
+        of_image = [of_image[index] for index in attempts] if of_image else []
+        rows = [{**rows[index], **{key: facts[index][key] for key in OWN}} for index in attempts]
+        _finish_refused(request)
+    _finish(request.folder, rows, before=before, masks=request.masks, of_image=of_image)
+    return len(rows), told
+
+
+def _finish_refused(request):
+    """The table of rejected/: of the files there that belong to this request; files of others are deleted."""
+    folder, rows = request.folder / REJECTED, []
+    for index, name in enumerate(request.names):
+        for attempt in range(request.rejection.drawn(None)):
+            file = folder / _refused_name(name, attempt)
+            if request.rejection.keep_rejects and is_there(file, request.facts(index), apart=OWN):
+                rows.append({"file_name": _refused_name(name, attempt), **request.facts(index),
+                             **{key: read_facts(file)[key] for key in OWN}})
+    files = {row["file_name"] for row in rows}
+    for file in folder.rglob("*.png") if folder.is_dir() else ():
+        if str(file.relative_to(folder)) not in files:
+            file.unlink()
+    if rows:
+        _write_table(folder, rows)
+
+
+def _finish(folder, rows, *, before=(), masks=None, of_image=()):
     """Write grid.png and metadata.csv beside the images of `rows`, and delete the files `before` that are not among them.
 
     With masks also a copy of each, masks/<name>.png, and comparison.png: rows of a mask and of images made for it.
@@ -26,7 +108,7 @@ def finish_samples(folder, rows, *, before=(), masks=None):
     Args:
         rows: a dict for each image, with file_name, label and prompt ('' where there is none), and further columns.
         before: files of an earlier request in this folder, see `listed_samples`.
-        masks: `AskedMasks` of the images, or None.
+        masks: `AskedMasks` of the images, or None. of_image: of each row the number of its mask.
     """
     from PIL import Image
     folder = Path(folder)
@@ -36,8 +118,14 @@ def finish_samples(folder, rows, *, before=(), masks=None):
     Image.fromarray(grid(shown, 8)).save(folder / "grid.png")
     if masks is not None:
         _keep_masks(folder, masks)
-        Image.fromarray(_comparison(folder, rows, masks)).save(folder / "comparison.png")
-    rows = [{"file_name": row["file_name"], "label": row["label"], "text": row["prompt"], **row} for row in rows]
+        Image.fromarray(_comparison(folder, rows, masks, of_image)).save(folder / "comparison.png")
+    _write_table(folder, rows)
+
+
+def _write_table(folder, rows):
+    """metadata.csv of images that are in `folder`, with the hash of each file."""
+    rows = [{"file_name": row["file_name"], "label": row["label"], "text": row["prompt"], **row,
+             "image_sha256": hashlib.sha256((folder / row["file_name"]).read_bytes()).hexdigest()} for row in rows]
     columns = [key for key in rows[0] if key != "prompt" and (key not in ("label", "text") or rows[0][key])]
     text = io.StringIO()
     table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
@@ -86,10 +174,10 @@ def _keep_masks(folder, masks):
         save_png(folder / FOLDER / f"{name}.png", stored)
 
 
-def _comparison(folder, rows, masks):
+def _comparison(folder, rows, masks, of_image):
     """uint8 (rows*H, columns*W, 3): a row for each of the first masks, and beside it images made for it, of every class."""
     made = {}
-    for row, number in zip(rows, masks.of_image, strict=True):
+    for row, number in zip(rows, of_image, strict=True):
         made.setdefault(number, []).append(row)
     numbers = list(made)
     shown = [numbers[i] for i in first_of_each([made[number][0]["label"] for number in numbers], COMPARED)]

@@ -18,7 +18,7 @@ from libs.pipeline.building import (build_net, check_classes, check_images, chec
                                     guidance_scale, latent_shape, null_conditions, start_controlnet, start_from)
 from libs.pipeline.parameters import parameters, parameters_table
 from libs.pipeline.prompts import (Describer, Masks, PROMPTS, StoredDescriber, choose_labels, count_labels, described,
-                                   draw_conditions, draw_labels, draw_rows, read_prompts, requested)
+                                   draw_conditions, draw_labels, draw_rows, read_modalities, read_prompts, requested)
 from libs.pipeline.steering import (NoisyClassifier, by_gradient, check as check_gradient, measure_name, noisy_classifier,
                                     published_classifier)
 
@@ -26,8 +26,8 @@ __all__ = ["Bank", "build_net", "check_classes", "check_images", "check_masks", 
            "count_labels", "described", "Describer", "draw_conditions", "draw_labels", "draw_rows", "grid", "guidance_options",
            "guidance_scale", "identity", "image_codec", "image_generator", "latent_shape", "load", "Masks", "measure_name",
            "noisy_classifier", "NoisyClassifier", "null_conditions", "parameters", "parameters_table", "Pipeline", "PROMPTS",
-           "Prompts", "published_classifier", "read_attributes", "read_prompts", "requested", "start_controlnet", "start_from",
-           "StoredDescriber", "text_encoder", "to_uint8"]
+           "Prompts", "published_classifier", "read_attributes", "read_modalities", "read_prompts", "requested",
+           "start_controlnet", "start_from", "StoredDescriber", "text_encoder", "to_uint8"]
 
 STEERED = {"on": "x_t", "profile": "constant", "first": 1.0, "last": 0.0, "clip_norm": 0.0, "reclip": False, "legacy_steps": 0}
 LOWER = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -54,11 +54,22 @@ def count_labels(text, classes):
 
 
 def read_prompts(path):
-    """[(prompt, class name or '')] of a text file with one prompt in each line, or of a .csv with columns prompt[, label].
+    """[(prompt, class name or '')] of a text file with a prompt in each line, or of a .csv with columns prompt[, label, modality].
+
+    A modality stands before its prompt as it does in training (data set 'path_text'): 'OCT: retina with drusen'.
 
     Raises:
         ValueError: no such file, no prompt in it, or no column 'prompt'.
     """
+    return [(prompt, label) for prompt, label, _ in _prompt_rows(path)]
+
+
+def read_modalities(path):
+    """{prompt as `read_prompts` gives it: modality} of those that a .csv gives one; {} for '' and for other files."""
+    return {prompt: modality for prompt, _, modality in _prompt_rows(path) if modality} if path else {}
+
+
+def _prompt_rows(path):
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give a text file with one description in each line, or a .csv")
@@ -66,11 +77,13 @@ def read_prompts(path):
         if path.suffix.lower() == ".csv":
             table = csv.DictReader(stream, skipinitialspace=True)
             if "prompt" not in (table.fieldnames or ()):
-                raise ValueError(f"{path}: its columns are {table.fieldnames}; 'prompt' is needed, 'label' may follow")
-            found = [((row["prompt"] or "").strip(), (row.get("label") or "").strip()) for row in table]
+                raise ValueError(f"{path}: its columns are {table.fieldnames}; 'prompt' is needed, 'label' and 'modality' may "
+                                 "follow")
+            found = [tuple((row.get(key) or "").strip() for key in ("prompt", "label", "modality")) for row in table]
         else:
-            found = [(line.strip(), "") for line in stream]
-    found = [(prompt, label) for prompt, label in found if prompt]
+            found = [(line.strip(), "", "") for line in stream]
+    found = [(f"{modality}: {prompt}" if modality and not prompt.lower().startswith(f"{modality.lower()}:") else prompt, label,
+              modality) for prompt, label, modality in found if prompt]
     if not found:
         raise ValueError(f"{path}: no prompt in it")
     return found

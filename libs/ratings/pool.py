@@ -104,8 +104,8 @@ class Pool:
         self.items = [Item(**json.loads(line)) for line in lines]
         self.by_name = {item.item: item for item in self.items}
         if fingerprint(self.axes, self.tags, self.items) != self.fingerprint:
-            raise ValueError(f"{self.folder / ITEMS} or the scale in {FILE} was changed after the pool was built: its answers would "
-                             "be taken for answers to other questions. Restore the files, or build a new pool")
+            raise ValueError(f"{self.folder / ITEMS} or the scale in {FILE} was changed after the pool was built: its answers "
+                             "would be taken for answers to other questions. Restore the files, or build a new pool")
 
     def order(self, rater):
         """The items in this rater's own order, fixed by the pool's seed and the name; a repeat comes at least `APART` items, or
