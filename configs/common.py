@@ -57,7 +57,7 @@ def filtering():
     """Images are drawn until a filter of train_filter.py accepts them (libs/evaluation/filtering.py), off by default.
 
     path: its folder, or that of its run. threshold: least score, 0 is the filter's own. max_attempts: draws for each image.
-    best_of: take the best of so many draws in place of the first that is accepted. keep_rejects: sample.py keeps what was refused.
+    best_of: take the best of so many draws in place of the first that is accepted. keep_rejects: sample.py keeps what was rejected.
     allow_useless: use it even if it was no better than chance when it was tested.
     """
     return d(path="", threshold=0.0, max_attempts=10, best_of=0, keep_rejects=False, allow_useless=False)

@@ -122,8 +122,8 @@ def test_the_best_of_several_draws_is_taken_whatever_its_score():
 def test_rounds_draw_in_full_batches_only_what_is_missing():
     pipeline = FromNoise()
     draws = drawn(rejection(max_attempts=2), n=64, batch_size=8, pipeline=pipeline)
-    refused = sum(int((~draw.taken).sum()) for draw in draws if not draw.attempts[0])
-    assert sum(pipeline.batches) == 64 + refused < 128
+    rejected = sum(int((~draw.taken).sum()) for draw in draws if not draw.attempts[0])
+    assert sum(pipeline.batches) == 64 + rejected < 128
     assert len(pipeline.batches) <= 8 + 8
 
 
@@ -157,14 +157,14 @@ def test_lines_of_acceptance_begin_with_what_is_missing():
 @pytest.mark.parametrize("options, said", [
     ({"max_attempts": 0}, "max_attempts=0"), ({"best_of": 1}, "best_of"), ({"best_of": -2}, "best_of"),
     ({"threshold": 1.0}, "threshold=1.0"), ({"threshold": -0.1}, "threshold=-0.1")])
-def test_options_out_of_range_are_refused(options, said, monkeypatch):
+def test_options_out_of_range_are_rejected(options, said, monkeypatch):
     monkeypatch.setattr(ratings, "load_filter", lambda path, device: ByBrightness())
     config = ml_collections.ConfigDict({"filter": section().to_dict() | {"path": "there"} | options})
     with pytest.raises(ValueError, match=re.escape(said)):
         filtering.open_filter(config)
 
 
-def test_a_filter_no_better_than_chance_is_refused(monkeypatch):
+def test_a_filter_no_better_than_chance_is_rejected(monkeypatch):
     useless = ByBrightness()
     useless.useful = False
     monkeypatch.setattr(ratings, "load_filter", lambda path, device: useless)
@@ -225,12 +225,12 @@ def test_sampling_with_a_filter_from_the_command_line(inside, trained, judged, t
     options = [f"--workdir={trained}", "--n_samples=24", f"--config.sample.path={out}", "--config.filter.path=there",
                f"--config.filter.threshold={middle}", "--config.filter.max_attempts=4", "--config.filter.keep_rejects=True"]
     said = inside("sample.py", *options).stdout
-    found, refused = rows(out), rows(out / "rejected")
+    found, rejected = rows(out), rows(out / "rejected")
     assert 12 <= len(found) <= 24 and all(float(row["score"]) >= middle for row in found)
-    assert refused and all(float(row["score"]) < middle for row in refused)
+    assert rejected and all(float(row["score"]) < middle for row in rejected)
     assert f"{len(found)} images in" in said and "draws" in said
     whole = json.loads((out / "acceptance.json").read_text())
-    assert whole["drawn"] == len(found) + len(refused) and whole["made"] == len(found)
+    assert whole["drawn"] == len(found) + len(rejected) and whole["made"] == len(found)
     assert sum(part["drawn"] for part in whole["per_kind"].values()) == whole["drawn"]
     plain = {row["index"]: row["image_sha256"] for row in rows(tmp_path / "plain")}
     firsts = {row["index"] for row in found if row["attempt"] == "0"}
@@ -284,10 +284,10 @@ def test_an_evaluation_shows_what_filtering_did(inside, trained, judged, tmp_pat
         images = archive["arr_0"]
     assert images.shape == (made, 32, 32, 3) and (images[..., 0].mean((1, 2)) / 255 >= middle - 1e-6).all()
     with np.load(run / "eval" / "filtered" / "shown.npz", allow_pickle=False) as shown:
-        refused, judged_as = shown["arr_11"], shown["arr_13"]
-    assert len(refused) == len(judged_as) == len(found["refused_texts"]) and (judged_as < middle).all()
+        rejected, judged_as = shown["arr_11"], shown["arr_13"]
+    assert len(rejected) == len(judged_as) == len(found["rejected_texts"]) and (judged_as < middle).all()
     page = report.write(run).read_text()
-    assert "Accepted and refused" in page
+    assert "Accepted and rejected" in page
 
 
 def test_without_refusals_the_scores_are_those_without_a_filter(inside, trained, judged, tmp_path):

@@ -21,7 +21,7 @@ from libs.evaluation.describing import (asked, bank_of, describer, masks_asked, 
 from libs.evaluation.filtering import OWN, acceptance, acceptance_told, draws, open_filter, prompts_of
 from libs.evaluation.following import Following, following, pictures
 from libs.evaluation.generation import Sink, Timing, generate, generate_all, is_there, nhwc, save_npz, save_png
-from libs.evaluation.looking import REFUSED, look
+from libs.evaluation.looking import REJECTED_SHOWN, look
 from libs.evaluation.provenance import provenance
 from libs.evaluation.requests import RequestOptions, compose, weights_used
 from libs.evaluation.samples import finish_samples, first_of_each, keep_draw, listed_samples, samples_there
@@ -84,7 +84,7 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
             raise ValueError(f"the filter accepted {len(seen.indices)} of {n} images, with {rejection.max_attempts} attempts for "
                              f"each: lower config.filter.threshold (here {rejection.threshold:.3g}) or raise "
                              "config.filter.max_attempts")
-    of_all, asked_for = labels, n  # of the images that were asked for; from here on those that came
+    of_all, asked_for, all_texts = labels, n, texts  # of the images that were asked for; from here on those that came
     n, labels = len(seen.indices), None if labels is None else labels[seen.indices]
     texts = texts and [texts[i] for i in seen.indices.tolist()]
     known = provenance(run, pipeline, dataset, found, references, agrees=agrees, follows=follows, timing=timing) if name else {}
@@ -109,6 +109,10 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
         if agrees:
             result["scores"] |= agrees.scores(texts, seen.attributes, seed=config.seed, resamples=resamples)
             result["agreement_of_real"] = agrees.of_real
+            if rejection:
+                rows = _as_many(seen, config.seed)
+                result["unfiltered"] |= agrees.scores([all_texts[i] for i in rows.tolist()], seen.first.attributes[rows],
+                                                      seed=config.seed, resamples=resamples)
         if follows:
             groups = torch.tensor(cond["mask"].rows)[seen.indices]
             _follow(result, follows, seen.dice, labels, dataset, groups=groups, seed=config.seed, resamples=resamples)
@@ -118,7 +122,7 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
         result["seconds"] = round(time.perf_counter() - begun, 1)
         if name:
             folder = run.folder / "eval" / name
-            more = _refused(seen, of_all, wordings, result) if rejection else {}
+            more = _rejected(seen, of_all, wordings, result) if rejection else {}
             more |= {} if follows is None else {
                 "arr_8": nhwc(pictures(follows.masks_as, follows.masks_as.index(cond["mask"][seen.shown.tolist()]))),
                 "arr_9": nhwc(pictures(follows.masks_as, follows.obtained(seen.images))),
@@ -303,15 +307,13 @@ def _tell_filter(result, rejection, seen, n, labels, classes, prompts):
                                if key in result["sampling"]}
         result["sampling"]["draws_per_image"] = each
     if len(taken) < n:
-        result["warnings"].append(f"the filter accepted an image for {len(taken)} of {n} that were asked for: what it refuses "
+        result["warnings"].append(f"the filter accepted an image for {len(taken)} of {n} that were asked for: what it rejects "
                                   "altogether is missing in the scores, classes and prompts among it")
 
 
 def _score_first(result, names, extractor, real, seen, number, labels, dataset, *, seed, resamples):
-    """Add to `result` the scores without the filter: of as many first draws as images were accepted, drawn at random, because
-    recall and coverage grow with the number of images."""
-    n = len(seen.first.scores)
-    rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:len(seen.indices)].sort().values
+    """Add to `result` the scores of a feature network without the filter, see `_as_many`."""
+    rows = _as_many(seen, seed)
     share = seen.first.probabilities[number]
     own = {"scores": {}, "per_class": {}, "warnings": []}
     _score(own, names, extractor, real, seen.first.features[number][rows], None if share is None else share[rows],
@@ -319,12 +321,18 @@ def _score_first(result, names, extractor, real, seen, number, labels, dataset, 
     result["unfiltered"] |= own["scores"]
 
 
-def _refused(seen, labels, prompts, result):
-    """Arrays of first draws that the filter refused, the first ones of each class, and the scores of the images shown."""
+def _as_many(seen, seed):
+    """As many first draws, at random, as images were accepted: recall and coverage grow with the number of images."""
+    order = torch.randperm(len(seen.first.scores), generator=torch.Generator().manual_seed(seed))
+    return order[:len(seen.indices)].sort().values
+
+
+def _rejected(seen, labels, prompts, result):
+    """Arrays of first draws that the filter rejected, the first ones of each class, and the scores of the images shown."""
     first = seen.first
     kinds = torch.zeros(len(first.shown), dtype=torch.int64) if labels is None else labels[first.shown]
-    rows = [row for kind in kinds.unique() for row in (kinds == kind).nonzero().flatten()[:REFUSED].tolist()]
-    result["refused_texts"] = [prompts[int(first.shown[row])] for row in rows]
+    rows = [row for kind in kinds.unique() for row in (kinds == kind).nonzero().flatten()[:REJECTED_SHOWN].tolist()]
+    result["rejected_texts"] = [prompts[int(first.shown[row])] for row in rows]
     return {"arr_11": nhwc(first.images[rows]), "arr_12": kinds[rows].numpy(), "arr_13": first.judged[rows].numpy(),
             "arr_14": first.scores[seen.shown].numpy()}
 
@@ -384,7 +392,7 @@ def _keep_shown(path, seen, labels, real, dataset, **more):
     """shown.npz: generated pictures; where they are scored the real image nearest to each in feature space, and as many real ones.
 
     more: where masks were asked for, these and those obtained, as colours, and the Dice of each picture; where a filter chose,
-    what it refused, see `_refused`.
+    what it rejected, see `_rejected`.
     """
     places = _places(seen)
     arrays = {**more, "arr_0": nhwc(seen.images), "arr_1": _labels(labels, places)}

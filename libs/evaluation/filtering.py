@@ -28,7 +28,7 @@ class Rejection(NamedTuple):
 
     filter: ratings.Filter. threshold: least score that is accepted. max_attempts: draws for each image that is asked for.
     best_of: take the best of so many draws, whatever its score; 0 draws until one is accepted. keep_rejects: whether sample.py
-    keeps what was refused.
+    keeps what was rejected.
     """
 
     filter: object
@@ -92,7 +92,7 @@ def open_filter(config, device="cpu"):
     found = ratings.load_filter(options.path, device=device)
     if not found.useful and not options.allow_useless:
         raise ValueError(f"{options.path}: this filter did not tell good images from bad ones better than chance when it was "
-                         "tested, so what it accepts is no better than what it refuses. Collect more ratings; to use it all the "
+                         "tested, so what it accepts is no better than what it rejects. Collect more ratings; to use it all the "
                          "same, --config.filter.allow_useless=True")
     if not found.useful:
         logging.warning("%s: this filter is no better than chance by its own test", options.path)
@@ -133,13 +133,13 @@ def draws(run, pipeline, cond, n, *, seed, batch_size, rejection=None, prompts=(
             yield from _best(run, pipeline, cond, indices, images, seed, rejection, prompts, timing)
         return
     for attempt in range(rejection.max_attempts):
-        refused = []
+        rejected = []
         for indices, images in generate(run, pipeline, cond, n, seed=attempt_seed(seed, attempt), only=waiting, **options):
             scores = rejection.score(images, [prompts[index] for index in indices])
             taken = rejection.accepts(scores)
-            refused += [index for index, good in zip(indices, taken.tolist()) if not good]
+            rejected += [index for index, good in zip(indices, taken.tolist()) if not good]
             yield Draw(indices, images, [attempt] * len(indices), scores, taken)
-        waiting = sorted(run.gather_rows(torch.tensor(refused, dtype=torch.int64)).tolist())
+        waiting = sorted(run.gather_rows(torch.tensor(rejected, dtype=torch.int64)).tolist())
         if run.is_main:
             logging.info("draw %d of at most %d: %d of %d images have none that was accepted yet", attempt + 1,
                          rejection.max_attempts, len(waiting), n)
@@ -167,7 +167,7 @@ def _best(run, pipeline, cond, indices, images, seed, rejection, prompts, timing
 
 
 def attempt_seed(seed, attempt):
-    """The seed of the draw after `attempt` refused ones; the first is that of images without a filter."""
+    """The seed of the draw after `attempt` rejected ones; the first is that of images without a filter."""
     if not attempt:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed} draw {attempt}".encode()).digest()[:7], "little")

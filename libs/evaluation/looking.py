@@ -6,7 +6,7 @@ import torch
 
 from libs.evaluation.filtering import draws
 
-REFUSED = 8  # refused images of each class that are kept to look at
+REJECTED_SHOWN = 8  # rejected images of each class that are kept to look at
 
 
 class Seen(NamedTuple):
@@ -28,8 +28,8 @@ class Seen(NamedTuple):
 class First(NamedTuple):
     """What a filter saw: the first draw of every image, which is the image without a filter, and how it was judged.
 
-    features, probabilities: as of `Seen`, of all n first draws. scores (n,), attempts (n,): of the draw that was taken; -1 for
-    none. shown, images, judged: indices, pictures and scores of some first draws that were refused.
+    features, probabilities, attributes: as of `Seen`, of all n first draws. scores (n,), attempts (n,): of the draw that was
+    taken; -1 for none. shown, images, judged: indices, pictures and scores of some first draws that were rejected.
     """
 
     features: list
@@ -39,6 +39,7 @@ class First(NamedTuple):
     shown: torch.Tensor
     images: torch.Tensor
     judged: torch.Tensor
+    attributes: torch.Tensor
 
 
 def look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=None, follows=None, timing=None, rejection=None,
@@ -49,10 +50,10 @@ def look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=None
         found: feature networks. show: indices of the images to be shown.
         rejection, prompts: see `filtering.draws`.
     """
-    taken, first, kept, refused = _Rows(run, found), _Rows(run, found), _Pictures(run, pipeline), _Pictures(run, pipeline)
+    taken, first, kept, rejected = _Rows(run, found), _Rows(run, found), _Pictures(run, pipeline), _Pictures(run, pipeline)
     attributes = [torch.empty(0, len(agrees.words) if agrees else 0, dtype=torch.int64)]
     dice = [torch.empty(0, follows.masks_as.classes if follows else 0, dtype=torch.float64)]
-    attempts, labels, told = [], cond.get("label"), {}
+    of_first, attempts, labels, told = [attributes[0]], [], cond.get("label"), {}
     for draw in draws(run, pipeline, cond, n, seed=seed, batch_size=config.sample.mini_batch_size, timing=timing,
                       rejection=rejection, prompts=prompts):
         rows = draw.taken.nonzero().flatten().tolist()
@@ -62,14 +63,15 @@ def look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=None
         place = {row: position for position, row in enumerate(looked)}
         for into, which in ((taken, rows), (first, new)):
             into.add([draw.indices[row] for row in which], values, [place[row] for row in which])
+        of_first += [agrees.read(draw.images[new])] if agrees and new else []
         batch, images = [draw.indices[row] for row in rows], draw.images[rows]
         attempts += [(draw.indices[row], draw.attempts[row], float(draw.scores[row])) for row in rows] if rejection else []
         kept.add([(index, row) for index, row in zip(batch, rows) if index in show], draw)
         for row in new:
             kind = 0 if labels is None else int(labels[draw.indices[row]])
-            if not draw.taken[row] and told.setdefault(kind, 0) < REFUSED:
+            if not draw.taken[row] and told.setdefault(kind, 0) < REJECTED_SHOWN:
                 told[kind] += 1
-                refused.add([(draw.indices[row], row)], draw)
+                rejected.add([(draw.indices[row], row)], draw)
         if rows:
             attributes += [agrees.read(images)] if agrees else []
             dice += [follows.read(images, cond["mask"][batch])] if follows else []
@@ -86,7 +88,8 @@ def look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=None
         own = run.gather_rows(torch.tensor(attempts, dtype=torch.float64).reshape(-1, 3))
         scores, attempt = torch.full((n,), -1.0), torch.full((n,), -1)
         scores[own[:, 0].long()], attempt[own[:, 0].long()] = own[:, 2].float(), own[:, 1].long()
-        judged = First(*first.together(), scores, attempt, *refused.together())
+        words = run.gather_rows(torch.cat(of_first))[first.order()[1]] if agrees else of_first[0]
+        judged = First(*first.together(), scores, attempt, *rejected.together(), words)
     return Seen(indices, *taken.together(), attributes, dice, shown, images, judged)
 
 

@@ -1,7 +1,7 @@
 """A folder of samples: images, a grid to look at, and the table that makes it a data set (libs/data/table.py).
 
 The table is the manifest of the images: what each was asked for, its hash, the weights, seed, sampler, steps and guidance that
-made it, and where a filter chose it its score and the number of the draw. What the filter refused lies in rejected/, on request.
+made it, and where a filter chose it its score and the number of the draw. What the filter rejected lies in rejected/, on request.
 """
 
 import csv
@@ -39,12 +39,12 @@ def keep_draw(request, draw):
         if draw.taken[row]:
             save_png(request.folder / request.names[index], draw.images[row], **request.facts(index), **own)
         elif request.rejection.keep_rejects:
-            file = request.folder / REJECTED / _refused_name(request.names[index], draw.attempts[row])
+            file = request.folder / REJECTED / _rejected_name(request.names[index], draw.attempts[row])
             file.parent.mkdir(parents=True, exist_ok=True)
             save_png(file, draw.images[row], **request.facts(index), **own)
 
 
-def _refused_name(name, attempt):
+def _rejected_name(name, attempt):
     return f"{name.removesuffix('.png')}_draw{attempt}.png"
 
 
@@ -78,19 +78,19 @@ def finish_samples(request, *, before=()):
             logging.warning("%d of %d images were never accepted and are not there", len(rows) - len(attempts), len(rows))
         of_image = [of_image[index] for index in attempts] if of_image else []
         rows = [{**rows[index], **{key: facts[index][key] for key in OWN}} for index in attempts]
-        _finish_refused(request)
+        _finish_rejected(request)
     _finish(request.folder, rows, before=before, masks=request.masks, of_image=of_image)
     return len(rows), told
 
 
-def _finish_refused(request):
+def _finish_rejected(request):
     """The table of rejected/: of the files there that belong to this request; files of others are deleted."""
     folder, rows = request.folder / REJECTED, []
     for index, name in enumerate(request.names):
         for attempt in range(request.rejection.drawn(None)):
-            file = folder / _refused_name(name, attempt)
+            file = folder / _rejected_name(name, attempt)
             if request.rejection.keep_rejects and is_there(file, request.facts(index), apart=OWN):
-                rows.append({"file_name": _refused_name(name, attempt), **request.facts(index),
+                rows.append({"file_name": _rejected_name(name, attempt), **request.facts(index),
                              **{key: read_facts(file)[key] for key in OWN}})
     files = {row["file_name"] for row in rows}
     for file in folder.rglob("*.png") if folder.is_dir() else ():

@@ -22,6 +22,7 @@ from libs.engine.checkpoint import write_text
 from libs.report.bridge import write_bridge
 from libs.report.comparison import write_comparison
 from libs.report.figures import curves, png, ramp
+from libs.report.filtered import filtered
 from libs.report.meanings import MEANINGS
 
 __all__ = ["contents", "write", "write_bridge", "write_comparison"]
@@ -141,7 +142,7 @@ def evaluation(folder, classes, warnings, with_pictures=True):
     per_class = {name: {key: score(entry) for key, entry in row.items()}
                  for name, row in (found.get("per_class") or {}).items()}
     order = sorted(per_class, key=lambda name: classes.index(name) if name in classes else len(classes))
-    shown = {"side_by_side": None, "nearest": None, "described": [], "followed": None}
+    shown, arrays = {"side_by_side": None, "nearest": None, "described": [], "followed": None}, {}
     try:
         if with_pictures:
             with np.load(folder / "shown.npz", allow_pickle=False) as file:
@@ -160,7 +161,7 @@ def evaluation(folder, classes, warnings, with_pictures=True):
             "following_of_real": {name: score(entry) for name, entry in (found.get("following_of_real") or {}).items()},
             "per_class": {name: per_class[name] for name in order},
             "columns": list(dict.fromkeys(key for row in per_class.values() for key in row)),
-            "warnings": found.get("warnings") or [], **shown}
+            "warnings": found.get("warnings") or [], "filtered": filtered(found, arrays, classes, score), **shown}
 
 
 def score(entry):
