@@ -36,7 +36,7 @@ def get_config():
     config.encoder = d(name="hf", path="microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", max_length=256)
     config.features = d(path="assets/datasets/colonoscopy256_features", dtype="float16")
     config.dataset = d(name="folder", path="assets/datasets/Colonoscopy/metadata_captions.csv", resolution=256, split="train",
-                       holdout=0.2, random_flip=False, require=("label", "text"),
+                       holdout=0.2, random_flip=False, weight_column="weight", require=("label", "text"),
                        missing_captions="error", doubled_files="error")
     # scale as published: guidance is 1 + scale
     config.sample = d(algorithm="dpmpp_fast", sample_steps=50, n_samples=10_000, mini_batch_size=50, scale=1.0, labels="data",

@@ -34,7 +34,7 @@ def get_config():
     config.denoiser = d(predicts="eps", learned_var=True, clip=True)
     config.codec = d(name="pixels")
     config.dataset = d(name="folder", path="", resolution=128, channels=3, split="train", holdout=0.1, random_flip=False,
-                       label_column="label", group_column="", drop_classes=(), window=())
+                       label_column="label", group_column="", weight_column="weight", drop_classes=(), window=())
     config.sample = d(algorithm="ddim", sample_steps=250, spacing="stride", eta=0.0, n_samples=10_000, mini_batch_size=50,
                       guidance=1.0, gradient=gradient(), ema_rate=0.0, labels="data", path="", npz="")
     config.filter = filtering()

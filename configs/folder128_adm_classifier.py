@@ -31,6 +31,6 @@ def get_config():
                     pool="attention", use_checkpoint=False)
     config.schedule = d(name="linear", steps=1000)
     config.dataset = d(name="folder", path="", resolution=128, channels=3, split="train", holdout=0.1, crop="random",
-                       random_flip=False, label_column="label", group_column="", drop_classes=(), window=())
+                       random_flip=False, label_column="label", group_column="", weight_column="weight", drop_classes=(), window=())
     config.metrics = d(levels=(0.0, 0.1, 0.25, 0.5, 0.75, 1.0), bootstrap=1_000)
     return config

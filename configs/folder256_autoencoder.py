@@ -28,5 +28,5 @@ def get_config():
                     block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32,
                     mid_block_add_attention=True)
     config.dataset = d(name="folder", path="", resolution=256, channels=3, split="train", holdout=0.1, random_flip=True,
-                       label_column="label", group_column="", drop_classes=(), window=())
+                       label_column="label", group_column="", weight_column="weight", drop_classes=(), window=())
     return config

@@ -42,8 +42,8 @@ def get_config():
     config.features = d(path="auto", dtype="float16")
     config.dataset = d(name="image_mask", path="", resolution=256, channels=3, split="train", holdout=0.1, crop="center",
                        random_flip=False, images_folder="images", masks_folder="masks", image_prefix="", mask_prefix="",
-                       mask_values=(), mask_names=(), mask_max=255, group_column="", classes=(), drop_classes=(), window=(),
-                       upscale=False)
+                       mask_values=(), mask_names=(), mask_max=255, group_column="", weight_column="weight", classes=(),
+                       drop_classes=(), window=(), upscale=False)
     # masks: the split whose masks are asked for; '' that of config.dataset
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=1_000, mini_batch_size=16, guidance=3.0,
                       controlnet_scale=1.0, labels="data", masks="val", path="", npz="")

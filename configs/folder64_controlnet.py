@@ -38,7 +38,7 @@ def get_config():
     config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.1, crop="center",
                        random_flip=False, label_column="label", mask_column="mask_file_name", images_folder="images",
                        masks_folder="masks", image_prefix="", mask_prefix="", mask_values=(), mask_names=(), mask_max=255,
-                       group_column="", classes=(), drop_classes=(), window=(), upscale=False)
+                       group_column="", weight_column="weight", classes=(), drop_classes=(), window=(), upscale=False)
     # masks: the split whose masks are asked for; '' that of config.dataset
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=1_000, mini_batch_size=50, guidance=1.5,
                       controlnet_scale=1.0, labels="data", masks="val", path="", npz="")

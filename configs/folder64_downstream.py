@@ -24,7 +24,7 @@ def get_config():
     # at, 0 as the images are; width: of the network 'small'
     config.nnet = d(name="small", weights="", size=0, width=24)
     config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.0, label_column="label",
-                       group_column="", drop_classes=(), window=(), upscale=False)
+                       group_column="", weight_column="", drop_classes=(), window=(), upscale=False)
     config.test = d(path="")  # a folder of test images of its own (its split test_split); '' that of the real images
     config.synthetic = d(path="", label_column="label", split="", upscale=False)
     # ratios: synthetic images for each real one in use; with_all: all of them as well; shared: error, or drop, what

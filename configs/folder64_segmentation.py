@@ -25,8 +25,8 @@ def get_config():
     config.nnet = d(name="small", weights="", size=0, width=16)
     # mask_values: what the classes are in the files, the background first; () takes grey levels above one half for the foreground
     config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.0, label_column="label",
-                       mask_column="mask_file_name", mask_values=(), mask_names=(), group_column="", drop_classes=(), window=(),
-                       upscale=False)
+                       mask_column="mask_file_name", mask_values=(), mask_names=(), group_column="", weight_column="",
+                       drop_classes=(), window=(), upscale=False)
     config.test = d(path="")
     config.synthetic = d(path="", label_column="label", mask_column="mask_file_name", split="", upscale=False)
     config.study = d(task="segmentation", fractions=(0.1, 1.0), ratios=(1.0,), with_all=True, seeds=(0, 1, 2), test_split="test",

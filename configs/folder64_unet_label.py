@@ -34,8 +34,8 @@ def get_config():
     config.codec = d(name="pixels")
     config.features = d(path="", dtype="float16")
     config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.1, crop="center",
-                       random_flip=False, label_column="label", group_column="", classes=(), drop_classes=(), window=(),
-                       upscale=False)
+                       random_flip=False, label_column="label", group_column="", weight_column="weight", classes=(),
+                       drop_classes=(), window=(), upscale=False)
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=10_000, mini_batch_size=50, guidance=1.5,
                       labels="data", path="", npz="")
     config.filter = filtering()

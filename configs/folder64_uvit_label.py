@@ -27,7 +27,7 @@ def get_config():
     config.denoiser = d(predicts="x0", clip=True)
     config.codec = d(name="pixels")
     config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.1, random_flip=False,
-                       label_column="label", group_column="", drop_classes=(), window=())
+                       label_column="label", group_column="", weight_column="weight", drop_classes=(), window=())
     config.sample = d(algorithm="dpmpp_2m", sample_steps=50, n_samples=10_000, mini_batch_size=100, guidance=1.5,
                       labels="data", path="", npz="")
     config.filter = filtering()

@@ -36,7 +36,7 @@ def get_config():
     config.encoder = d(name="words", max_length=32, dim=64)
     config.features = d(path="workdir/features/folder64_vap", dtype="float16")
     config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.1, random_flip=False,
-                       label_column="label", group_column="", drop_classes=(), require=("label", "text"),
+                       label_column="label", group_column="", weight_column="weight", drop_classes=(), require=("label", "text"),
                        missing_captions="error", doubled_files="error")
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, n_samples=1_000, mini_batch_size=100, guidance=2.0,
                       labels="balanced", prompts="bank", path="", npz="")

@@ -22,4 +22,6 @@ def get_config(path):
     config = ml_collections.ConfigDict(restore(content))
     if "sample" in config and "filter" not in config:  # a run that is older than the filter
         config.filter = filtering()
+    if config.get("dataset", {}).get("name") in ("folder", "path_text", "image_mask") and "weight_column" not in config.dataset:
+        config.dataset.weight_column = ""  # a run that is older than weights did without them
     return config

@@ -50,7 +50,7 @@ def get_config():
     config.features = d(path="auto", dtype="float16")
     config.dataset = d(name="folder", path="", resolution=512, channels=3, split="", holdout=0.0, crop="center", random_flip=False,
                        random_vflip=False, label_column="label", text_column="text", split_column="split", group_column="",
-                       classes=(), require=("text",), missing_captions="error", doubled_files="error",
+                       weight_column="weight", classes=(), require=("text",), missing_captions="error", doubled_files="error",
                        upscale=False)
     # every: a step in so many has the loss of colours, 0 none; last: gradients of the last so many steps alone, 0 of all;
     # weight: 0 is 1 / steps

@@ -23,7 +23,7 @@ def get_config():
     config.seed = 1234
     config.limit = 0  # images to try it on; 0 = all
     # path: a folder of class folders, a metadata table, or loose images. Split '' = every split.
-    config.input = d(name="folder", path="", split="", label_column="label", window=())
+    config.input = d(name="folder", path="", split="", label_column="label", weight_column="", window=())
     config.prompts = "vsg_kvasir"  # a file of assets/prompts/, or the path of one's own
     # name 'transformers' or 'server': its options are in the section of that name
     config.model = d(name="transformers", path="llava-hf/llama3-llava-next-8b-hf",
