@@ -44,7 +44,8 @@ def get_config():
     config.features = d(path="auto", dtype="float16")
     config.dataset = d(name="path_text", path="", resolution=512, channels=3, split="", holdout=0.0, path_column="path",
                        text_column="Text", modality_column="modality", label_column="", split_column="split", group_column="",
-                       weight_column="weight", missing_captions="error", doubled_files="keep", crop="center", random_flip=False, upscale=False)
+                       weight_column="weight", missing_captions="error", doubled_files="keep", crop="center", random_flip=False,
+                       upscale=False)
     # validation_prompts: a row of each preview for each of them; () takes descriptions of the data
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="linspace", n_samples=1_000, mini_batch_size=8, guidance=7.5,
                       labels="data", prompts="bank", validation_prompts=(), path="", npz="")
