@@ -130,6 +130,14 @@ def test_the_nearer_run_is_marked_and_equal_runs_are_not(two, tmp_path):
     assert not any(cell["best"] for cells in overall.values() for cell in cells.values())
 
 
+def test_filtered_images_beside_others_are_a_fault(two):
+    path = two[1] / "eval/final/scores.json"
+    sampling = json.loads(path.read_text())["sampling"]
+    change(path, sampling=sampling | {"filter": "0123, score >= 0.7, 10 attempts"})
+    text = said(found(two)["faults"])
+    assert "near: none; far: 0123, score >= 0.7, 10 attempts" in text.replace(" none", " none") and "generator and filter" in text
+
+
 def entry(value, low, high, n=50, **more):
     return {"value": value, "low": low, "high": high, "n": n, **more}
 

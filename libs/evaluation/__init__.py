@@ -305,7 +305,7 @@ def _tell_filter(result, rejection, seen, n, labels, classes, prompts):
         each = found["drawn"] / len(taken)
         result["sampling"] |= {key: each * result["sampling"][key] for key in ("seconds_per_image", "evaluations_per_image")
                                if key in result["sampling"]}
-        result["sampling"]["draws_per_image"] = each
+        result["sampling"] |= {"draws_per_image": each, "filter": f"{rejection.known['filter']}, {rejection.known['rule']}"}
     if len(taken) < n:
         result["warnings"].append(f"the filter accepted an image for {len(taken)} of {n} that were asked for: what it rejects "
                                   "altogether is missing in the scores, classes and prompts among it")

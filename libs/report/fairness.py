@@ -46,7 +46,7 @@ def faults(runs, name=""):
             for text in yardsticks_apart(base, other) if other is not base else ():
                 why = because(base, other)
                 say(text + (f" Their configs differ: {why}." if why else ""))
-    for text in (classes_apart(runs), resolutions_apart(runs), shares_apart(have), trained_apart(runs)):
+    for text in (classes_apart(runs), resolutions_apart(runs), shares_apart(have), filters_apart(have), trained_apart(runs)):
         if text:
             say(text)
     return found
@@ -121,6 +121,15 @@ def shares_apart(have):
     return ("The classes are not asked for in the same shares: " + per_run(shares, lambda run: ", ".join(
         f"{name} {n}" for name, n in counts[run].items()), apart="; ") + ". Scores of all images are then of different mixtures; "
         "set config.sample.labels alike.")
+
+
+def filters_apart(have):
+    """Evaluations of images that a filter chose beside others."""
+    rules = {run: run.evaluation["sampling"].get("filter", "") for run in have}
+    if len(set(rules.values())) < 2:
+        return ""
+    return "Images of some runs were chosen by a filter, and of others not, or by another: " + per_run(
+        have, lambda run: rules[run] or "none", apart="; ") + ". Their scores tell of generator and filter together."
 
 
 def trained_apart(runs):
