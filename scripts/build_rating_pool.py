@@ -41,8 +41,8 @@ def build(config, models, output):
 def samples(folder, model):
     """The `Candidate`s of a folder of sample.py, which has a metadata.csv."""
     if not (folder / "metadata.csv").is_file():
-        raise ValueError(f"--models: {folder} has no metadata.csv: expected a folder that sample.py has filled; several folders are "
-                         "given with commas between them")
+        raise ValueError(f"--models: {folder} has no metadata.csv: expected a folder that sample.py has filled; several folders "
+                         "are given with commas between them")
     found = data.get("folder", path=str(folder), resolution=1, split="", split_column="", min_per_class=0, unlisted_files="ignore",
                      cache="")
     return [building.Candidate(_reader(folder / row["file_name"]), row["text"].strip(), row["label"],

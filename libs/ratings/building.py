@@ -19,6 +19,8 @@ from PIL import Image, ImageFilter, ImageOps
 from .pool import FILE, FORMAT, ITEMS, RATINGS, REAL, SYNTHETIC, Axis, Item, Pool, fingerprint, wording
 
 SWAPPED, FEWEST, LISTED = "swapped", 4, 5
+COLOURS = ((0, 0, 0), (255, 255, 255), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
+           (204, 121, 167))  # of background and classes in masks; Okabe and Ito's, which the colour-blind tell apart
 RESERVED = {"rater", "item", "tags", "remark", "seconds", "at", "prompt", "text", "label", "modality", "kind", "control",
             "repeat_of", "model", "file_name", "token", "replaces"}  # names of other columns and fields
 
@@ -81,8 +83,8 @@ def check_free(folder):
     """ValueError where a new pool in `folder` would destroy ratings, or files that are no pool."""
     folder = Path(folder)
     if (folder / RATINGS).exists():
-        raise ValueError(f"{folder} holds ratings ({RATINGS}): a new pool would make them worthless. Choose another folder, or move "
-                         "that one away")
+        raise ValueError(f"{folder} holds ratings ({RATINGS}): a new pool would make them worthless. Choose another folder, or "
+                         "move that one away")
     if folder.exists() and not (folder.is_dir() and ((folder / FILE).is_file() or not any(folder.iterdir()))):
         raise ValueError(f"{folder} exists and is no pool: choose another folder")
 
@@ -133,8 +135,8 @@ def choose(synthetic, real, *, size, real_share, controls, random):
     n_of = {name: _share(f"controls.{name}", share, total) for name, share in controls.items()}
     n_synthetic = total - n_real
     if total < FEWEST or n_synthetic <= sum(n_of.values()):
-        raise ValueError(f"a pool of {total} images, {n_real} of them real and {sum(n_of.values())} wrong on purpose, is too small: "
-                         f"give {FEWEST} images or more, and shares that leave some generated ones as they are")
+        raise ValueError(f"a pool of {total} images, {n_real} of them real and {sum(n_of.values())} wrong on purpose, is too "
+                         f"small: give {FEWEST} images or more, and shares that leave some generated ones as they are")
     for name, found, wanted in (("generated", synthetic, n_synthetic), ("real", real, n_real)):
         if wanted > len(found):
             raise ValueError(f"the pool needs {wanted} {name} images, and there are {len(found)}: lower pool.size"
@@ -202,7 +204,7 @@ def _other(candidate, candidates, random):
 
 
 def _asked_alike(real, synthetic):
-    """Real images with prompts in the form of the generated ones, and of their labels: text, label and modality where these have."""
+    """Real images of the generated ones' labels, with text, label and modality only where the generated ones have them."""
     if not real:
         return []
     used = {name: any(getattr(each, name) for each in synthetic) for name in ("text", "label", "modality")}
@@ -244,8 +246,8 @@ def _write_images(folder, chosen, numbers, *, resolution, seed):
         raise ValueError(f"{len(faults)} images cannot be used: {'; '.join(faults[:LISTED])}{' ...' * (len(faults) > LISTED)}")
     if len(sizes) > 1:
         told = ", ".join(f"{_called(each)} {width}x{height}" for (height, width), each in sizes.items())
-        raise ValueError(f"images of different sizes ({told}): raters would tell them apart by it. Set pool.resolution to bring all "
-                         "to one side")
+        raise ValueError(f"images of different sizes ({told}): raters would tell them apart by it. Set pool.resolution to bring "
+                         "all to one side")
     same = [names for names in pixels_of.values() if len(names) > 1]
     if same:
         logging.warning("%d images are in the pool more than once, pixel for pixel: %s", len(same), " = ".join(same[0]))
@@ -277,9 +279,9 @@ def _sized(array, resolution):
 
 
 def _mask(array, shape):
-    """A mask at the image's size, its numbers of classes spread into grey levels that can be seen."""
-    peak = int(array.max(initial=0))
-    array = array * np.uint8(255 // peak) if array.ndim == 2 and 0 < peak < 64 else array
+    """A mask at the image's size; numbers of classes, which look black, become colours."""
+    if array.ndim == 2 and array.max(initial=0) < 64:
+        array = np.array(COLOURS, np.uint8)[np.where(array > 0, 1 + (array.astype(int) - 1) % (len(COLOURS) - 1), 0)]
     return np.asarray(ImageOps.fit(Image.fromarray(array), shape[::-1], Image.Resampling.NEAREST))
 
 
