@@ -37,7 +37,7 @@ def rate(config, pool, add_rater, admin, renew, export, history):
         elif export:
             answers = store.answers(history=bool(history))
             write_text(export, table(pool, answers))
-            print(f"{len(answers)} answers of {len({answer.rater for answer in answers})} raters in {export}")
+            print(f"{len(answers)} {'answers' if history else 'newest answers'} in {export}")
         else:
             serve(pool, store, config.page)
 
@@ -61,7 +61,7 @@ def serve(pool, store, options):
         site = page.app(pool, store, allowed_hosts=names)
         shown = f"[{options.host}]" if ":" in options.host else options.host
         people = len(store.raters())
-        print(f"{len(pool.items)} images for {people} raters at http://{shown}:{port}" +
+        print(f"{len(pool.items)} images for {people} {'rater' if people == 1 else 'raters'} at http://{shown}:{port}" +
               ("" if people else "; nobody can sign in yet: --add_rater=NAME"))
         sys.stdout.flush()  # for whoever waits for this line
         server = uvicorn.Server(uvicorn.Config(site, access_log=False, server_header=False, log_config=None, log_level="warning",

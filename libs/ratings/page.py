@@ -285,7 +285,7 @@ class Desk:
         return there
 
     def agreement(self):
-        """How well the raters agree so far: (sentences, table); computed anew only when there are new answers."""
+        """How well the raters agree so far, as `blocks`: computed anew only when there are new answers."""
         newest = self.store.newest_number()
         if self._agreement[0] != newest:
             self._agreement = (newest, self._summary())
@@ -294,12 +294,10 @@ class Desk:
     def _summary(self):
         try:
             from . import agreement
-            summary = agreement.summary(self.pool, self.store.answers())
-            verdict = summary["verdict"]
-            return [verdict] if isinstance(verdict, str) else list(verdict), agreement.table(summary)
+            return blocks(agreement.table(agreement.summary(self.pool, self.store.answers())))
         except Exception:  # whatever the numbers do, progress is to be seen
             logger.exception("the agreement could not be computed")
-            return ["The agreement could not be computed; the log of the server says why."], ""
+            return ["The agreement could not be computed; the log of the server says why."]
 
 
 class Guard:
@@ -331,6 +329,18 @@ class Guard:
         else:
             refused = self.app
         await refused(scope, receive, with_headers)
+
+
+def blocks(text):
+    """Markdown of sentences and tables as a list: a str for each sentence, a list of rows for each table."""
+    found = []
+    for paragraph in text.strip().split("\n\n"):
+        lines = paragraph.splitlines()
+        if paragraph.startswith("|"):
+            found.append([[cell.strip() for cell in line.strip("|").split("|")] for line in lines if set(line) - set("|-: ")])
+        else:
+            found += [line.removeprefix("* ") for line in lines]
+    return found
 
 
 def served_as(host, names):
