@@ -143,7 +143,8 @@ def open_synthetic(options, real, real_options, *, masks=False):
     if not Path(options["path"]).expanduser().exists():
         raise ValueError(f"config.synthetic.path={options['path']!r}: no such folder or table (looked from {Path.cwd()})")
     channels, resolution, _ = real.shape
-    options = {**options, "resolution": resolution, "channels": channels, "min_per_class": 0}
+    # A study counts every image once, also those of a table that weighs them for a training of a generator.
+    options = {**options, "resolution": resolution, "channels": channels, "min_per_class": 0, "weight_column": ""}
     if masks:
         return _open_pairs(options, real, real_options)
     try:

@@ -80,7 +80,7 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
     with Sink(run, **keep) as sink:
         seen = look(run, pipeline, config, found, cond, n, seed=seed, show=_shown(labels, n), sink=sink, agrees=agrees,
                     follows=follows, timing=timing, rejection=rejection, prompts=wordings)
-        if len(seen.indices) < 2:
+        if rejection and len(seen.indices) < 2:
             raise ValueError(f"the filter accepted {len(seen.indices)} of {n} images, with {rejection.max_attempts} attempts for "
                              f"each: lower config.filter.threshold (here {rejection.threshold:.3g}) or raise "
                              "config.filter.max_attempts")
