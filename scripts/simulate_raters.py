@@ -3,9 +3,9 @@
     python scripts/simulate_raters.py --pool=workdir/rating/pool --raters="anna:noise=0.15;bob:noise=0.15,bias=-0.5"
     python scripts/rating_agreement.py --pool=workdir/rating/pool
 
-It shows how many images and raters a filter needs, before people spend hours. An image is taken for right unless it is a control of
-the pool; with --truth=phantoms, for drawn lesions, also what is read off the picture must be what the prompt says. Rehearse in a copy
-of the pool: answers are never deleted. The raters are called 'scripted anna', so that nobody takes them for people.
+It shows how many images and raters a filter needs, before people spend hours. An image is taken for right unless it is a control
+of the pool; with --truth=phantoms, for drawn lesions, what is read off the picture must also be what the prompt says. Rehearse in a
+copy of the pool: answers are never deleted. The raters are called 'scripted anna', so that nobody takes them for people.
 """
 
 import sys
@@ -19,7 +19,7 @@ from libs.ratings.store import Store  # noqa: E402
 
 flags.DEFINE_string("pool", None, "folder of the pool", required=True)
 flags.DEFINE_string("raters", "anna:noise=0.15;bob:noise=0.15,bias=-0.5", "NAME:option=number,...; options: noise (share of wrong "
-                    "scores), bias (in levels), careless (share of items that get the best scores unseen), share (of the pool answered)")
+                    "scores), bias (in levels), careless (share of items that get the best scores unseen), share (of the pool)")
 flags.DEFINE_enum("truth", "controls", ["controls", "phantoms"], "what is known to be wrong")
 flags.DEFINE_integer("seed", 0, "of the raters' errors")
 

@@ -44,7 +44,8 @@ def write_table(folder, rows):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("samples")
-    return {"a": folder_of_samples(root / "a" / "images_seed0", seed=1), "b": folder_of_samples(root / "b" / "images_seed0", seed=2),
+    return {"a": folder_of_samples(root / "a" / "images_seed0", seed=1),
+            "b": folder_of_samples(root / "b" / "images_seed0", seed=2),
             "real": folder_of_samples(root / "atlas", seed=3, side=20)}
 
 

@@ -21,8 +21,9 @@ def table(summary):
     parts += [_rows(["two raters", "axis", "items", "same score", "kappa"], pairs)] * bool(pairs)
     parts.append(_rows(
         ["rater", "axis", "mean (sd)", "bias", "rho with others", "repeats", "same again", "kappa with self"],
-        [[name, axis, _number(own["mean"]) + (f" ({own['sd']:.2f})" if own["sd"] is not None else ""), _estimate(own["bias"], "+.2f"),
-          _estimate(own["rho"]), own["self"]["repeats"], _share(own["self"]["same"]), _estimate(own["self"])]
+        [[name, axis, f"{own['mean']:.2f}" + (f" ({own['sd']:.2f})" if own["sd"] is not None else ""),
+          _estimate(own["bias"], "+.2f"), _estimate(own["rho"]), own["self"]["repeats"], _share(own["self"]["same"]),
+          _estimate(own["self"])]
          for name, about in raters.items() for axis, own in about["axes"].items()]))
     parts.append(_rows(
         ["rater", "answers", "seconds", "controls called bad", "real called bad", "generated called bad"],
@@ -37,9 +38,9 @@ def table(summary):
 
 
 def _counted(counts):
-    return (f"{counts['answers']} answers of {counts['raters']} {'rater' if counts['raters'] == 1 else 'raters'} to {counts['images']} "
-            f"images ({counts['generated']} generated, {counts['real']} real, {counts['controls']} controls; {counts['repeats']} shown "
-            f"twice); {counts['scored_by_two']} images have the answers of two raters or more.")
+    return (f"{counts['answers']} answers of {counts['raters']} {'rater' if counts['raters'] == 1 else 'raters'} to a pool of "
+            f"{counts['images']} images ({counts['generated']} generated, {counts['real']} real, {counts['controls']} controls; "
+            f"{counts['repeats']} shown twice); {counts['scored_by_two']} images have scores of two raters or more.")
 
 
 def _all_levels(axes):
@@ -52,10 +53,6 @@ def _rows(header, rows):
     wide = [max(len(row[k]) for row in rows) for k in range(len(header))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in wide) + "|", *lines[1:]])
-
-
-def _number(value, form=".2f"):
-    return "" if value is None else f"{value:{form}}"
 
 
 def _estimate(each, form=".2f"):
@@ -90,11 +87,11 @@ def figure(summary, path):
             _draw_shares(shares, summary, name, axis)
             _draw_marks(agree, marks[name], f"{name}: agreement")
             for place, text in ((0.0, "chance"), (0.667, "tentative"), (0.8, "reliable")):
-                agree.axvline(place, color=_INK if place == 0 else _FAINT, linewidth=0.8, linestyle="-" if place == 0 else ":", zorder=0)
-                agree.annotate(text, (place, 1), (-2, 0), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=7,
-                               color="#666666", ha="right", va="top", rotation=90)
-            low = min([-0.1, *(each[2] for each in marks[name] if each[2] is not None), *(each[1] for each in marks[name])])
-            agree.set_xlim(max(-1.0, low - 0.05), 1.03)
+                agree.axvline(place, color=_INK if place == 0 else _FAINT, linewidth=0.8, linestyle=":" if place else "-", zorder=0)
+                agree.annotate(text, (place, 1), (-2, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
+                               fontsize=7, color="#666666", ha="right", va="top", rotation=90)
+            lowest = min([-0.1, *(each for mark in marks[name] for each in mark[1:3] if each is not None)])
+            agree.set_xlim(max(-1.0, lowest - 0.05), 1.03)
             agree.set_xlabel("1 is full agreement, 0 is chance")
             _draw_marks(means, _mean_scores(summary, name), f"{name}: mean score")
             means.set_xlim(0.9, len(axis["levels"]) + 0.1)
@@ -108,9 +105,9 @@ def _coefficients(summary, name):
     axis = summary["axes"][name]
     found = [(words, axis[key], _INK) for key, words in ALPHAS.items()]
     if len(axis["pairs"]) <= PAIRS:
-        found += [(f"kappa, {_short(pair['raters'][0])} and {_short(pair['raters'][1])}", pair, "#1f4e79") for pair in axis["pairs"]]
-    found += [(f"kappa, {_short(rater)} and self", about["axes"][name]["self"], "#7a5195") for rater, about in
-              summary["raters"].items()]
+        found += [(f"kappa, {' and '.join(map(_short, pair['raters']))}", pair, "#1f4e79") for pair in axis["pairs"]]
+    found += [(f"kappa, {_short(rater)} and self", about["axes"][name]["self"], "#7a5195")
+              for rater, about in summary["raters"].items()]
     return [(words, each["value"], each["low"], each["high"], colour) for words, each, colour in found
             if each and each["value"] is not None]
 

@@ -91,8 +91,10 @@ def alpha_of(tables):
 
 
 def leniency(scores):
-    """(R,) how much higher each rater of scores (R, N), nan where there is none, scores than the others on the same units: the least
-    squares fit of unit + rater, with mean 0. Raters may have answered different units."""
+    """(R,) how much higher each rater scores than the others on the same units: the least squares fit of unit + rater, with mean 0.
+
+    scores: (R, N), nan where there is none; raters may have answered different units.
+    """
     given = ~np.isnan(scores)
     given &= given.sum(axis=0) >= 2
     often = np.maximum(given.sum(axis=0), 1)
@@ -205,8 +207,9 @@ def share(found, of):
     if not of:
         return {"value": None, "low": None, "high": None, "found": 0, "of": 0}
     z, p = 1.959964, found / of
-    middle, half = (p + z * z / (2 * of)) / (1 + z * z / of), z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of)) / (1 + z * z / of)
-    return {"value": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "found": int(found), "of": int(of)}
+    middle, half = p + z * z / (2 * of), z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
+    low, high = ((middle + side) / (1 + z * z / of) for side in (-half, half))
+    return {"value": p, "low": max(0.0, low), "high": min(1.0, high), "found": int(found), "of": int(of)}
 
 
 def raters_for(alpha_value, wanted=0.8):

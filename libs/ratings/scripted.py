@@ -1,7 +1,8 @@
 """Raters that are programs and know the truth: a rehearsal of a rating before people spend hours on it.
 
-How many images does it take until a filter learns from raters who err in one of seven? A `Scripted` rater answers as a person would,
-through the store, with errors, bias and carelessness that are known. Its name begins with 'scripted', so that nobody takes it for one.
+How many images does it take until a filter learns from raters who err in one of seven? A `Scripted` rater answers as a person
+would, through the store, with errors, bias and carelessness that are known. Its name begins with 'scripted', so that nobody takes
+it for a person.
 """
 
 import hashlib
