@@ -32,10 +32,10 @@ def get(kind, *, device="cpu", **options):
 
 
 class Embedding:
-    """What both kinds share; subclasses define `_images`, `_texts` and set the attributes.
+    """What both kinds share; subclasses define `_images` and `_texts`, and end their constructor by `_settle`.
 
     Attributes:
-        dims: (Di, Dt). aligned: whether Di = Dt and cosines mean agreement. options: what `get` takes to build it again.
+        dims: (Di, Dt). blocks: widths that make up Di, one for each image network. aligned: whether Di = Dt and cosines mean agreement. options: what `get` takes to build it again.
         fingerprint: sha256 (hex) over weights and options that decide the vectors, not over paths.
     """
 
@@ -73,8 +73,9 @@ class Embedding:
 
     def _settle(self, *parts):
         """Measure the widths, and hash what decides the vectors."""
-        self._known = {}
+        self._known, self.dims = {}, (0, 0)
         self.dims = self.images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[1], self.texts([""]).shape[1]
+        self.blocks = [self.dims[0]]
         self.fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -125,8 +126,8 @@ class Pair(Embedding):
 
     images: a name of `libs.metrics.extractor`, or several, whose features stand side by side: one that tells content
         (classifier:<folder>) beside one that tells damage (colour, timm:resnet18@random).
-    text: {'name': ..., options} of `libs.encoders.get`. A text is the mean of its token states; of hashed words also the mean of
-        products of neighbouring ones, so that 'brown skin' and 'dark brown' do not share their brown.
+    text: {'name': ..., options} of `libs.encoders.get`. A text is the mean of its token states. Of hashed words these hardly know
+        their order: two prompts of the same words are nearly one.
     """
 
     OPTIONS = ("images", "text")
@@ -143,8 +144,8 @@ class Pair(Embedding):
         self.device = torch.device(device)
         self.extractors = [metrics.extractor(name, device=device) for name in names]
         self.encoder = encoders.get(**text).to(self.device)
-        self.hashed = text["name"] == "words"
-        self._settle("pair", [each.fingerprint for each in self.extractors], self.encoder.fingerprint, self.hashed)
+        self._settle("pair", [each.fingerprint for each in self.extractors], self.encoder.fingerprint)
+        self.blocks = [each.dims for each in self.extractors]
 
     def own_networks(self):
         found = {}
@@ -164,12 +165,7 @@ class Pair(Embedding):
 
     def _texts(self, texts):
         states, mask = self.encoder.encode(texts).float(), self.encoder.mask(texts)[..., None].float()
-        mean = (states * mask).sum(1) / mask.sum(1)
-        if not self.hashed:
-            return mean
-        both = mask[:, 1:] * mask[:, :-1]  # a rolled copy keeps 'dark brown' apart from 'brown dark'
-        beside = (states[:, 1:] * states[:, :-1].roll(1, dims=2) * both).sum(1) / both.sum(1).clamp(min=1)
-        return torch.cat([mean, beside], dim=1)
+        return (states * mask).sum(1) / mask.sum(1)
 
 
 def _load_clip(path):

@@ -38,18 +38,21 @@ class Judge(nn.Module):
     value those of "at least level 2", "at least 3", ...: log odds, (..., N, levels - 1), falling.
 
     Args:
-        levels: number of levels of each axis. members: networks, whose mean is the answer: of few ratings one alone learns
-        much that is chance. cosine: of an aligned embedding, the cosine of image and text enters too.
+        blocks: widths that make up Di; each block weighs alike, however wide. levels: number of levels of each axis.
+        width: of the projections. hidden: units of a bent layer beside the linear one, 0 for none. members: networks, whose mean is
+        the answer: of few ratings one alone learns much that is chance. cosine: of an aligned embedding, that of image and text
+        enters too.
     """
 
-    def __init__(self, image_dims, text_dims, levels, *, width=32, hidden=32, members=5, dropout=0.2, cosine=False):
+    def __init__(self, blocks, text_dims, levels, *, width=32, hidden=0, members=5, dropout=0.2, cosine=False):
         super().__init__()
-        if min(image_dims, text_dims, width, members, *levels) < 1 or hidden < 0 or not 0 <= dropout < 1 or min(levels) < 2:
-            raise ValueError(f"widths {image_dims}, {text_dims}, {width}, {hidden}, members={members}, levels {list(levels)}, "
+        if min(text_dims, width, members, *blocks) < 1 or hidden < 0 or not 0 <= dropout < 1 or min(levels) < 2:
+            raise ValueError(f"widths {list(blocks)}, {text_dims}, {width}, {hidden}, members={members}, levels {list(levels)}, "
                              f"dropout={dropout}: expected positive numbers, at least 2 levels and a dropout below 1")
-        self.arguments = {"image_dims": image_dims, "text_dims": text_dims, "levels": list(levels), "width": width,
+        self.arguments = {"blocks": list(blocks), "text_dims": text_dims, "levels": list(levels), "width": width,
                           "hidden": hidden, "members": members, "dropout": dropout, "cosine": cosine}
         self.report, self.levels, self.cosine = {}, list(levels), cosine
+        image_dims = sum(blocks)
         for name, dims in (("image", image_dims), ("text", text_dims)):
             self.register_buffer(f"{name}_mean", torch.zeros(dims))
             self.register_buffer(f"{name}_scale", torch.ones(dims))
@@ -61,15 +64,17 @@ class Judge(nn.Module):
     def standardise(self, image, text):
         """Take mean and spread of these embeddings (N, Di), (M, Dt) as those of all."""
         self.image_mean.copy_(image.mean(0))
-        self.image_scale.copy_(1 / image.std(0, correction=0).clamp(min=1e-6))
+        blocks = self.arguments["blocks"]
+        share = torch.cat([torch.full((dims,), sum(blocks) / (len(blocks) * dims)) for dims in blocks]).sqrt()
+        self.image_scale.copy_(share / image.std(0, correction=0).clamp(min=1e-6))
         self.text_mean.copy_(text.mean(0))
         # One factor for all of a text: a word that is rare among the rated prompts must not weigh more for it.
         self.text_scale.fill_(1 / text.std(0, correction=0).square().mean().sqrt().clamp(min=1e-6))
 
     def forward(self, image, text, member=None):
         cosine = F.cosine_similarity(image, text)[:, None] if self.cosine else None
-        image = ((image - self.image_mean) * self.image_scale).clamp(-8, 8)
-        text = ((text - self.text_mean) * self.text_scale).clamp(-8, 8)
+        image = (image - self.image_mean) * self.image_scale
+        text = (text - self.text_mean) * self.text_scale
         chosen = range(len(self.members)) if member is None else [member]
         return torch.stack([self.members[i](image, text, cosine) for i in chosen])
 
@@ -77,8 +82,7 @@ class Judge(nn.Module):
         """Log odds (members, N, levels - 1) of at least level 2, 3, ... of an axis, from values (members, N, axes)."""
         own = slice(None) if member is None else slice(member, member + 1)
         steps = F.softplus(self.steps[own, axis, :self.levels[axis] - 2])
-        cuts = self.firsts[own, axis, None] - torch.cat([torch.zeros_like(steps[:, :0]).new_zeros(len(steps), 1),
-                                                        steps.cumsum(1)], dim=1)
+        cuts = self.firsts[own, axis, None] - F.pad(steps.cumsum(1), (1, 0))
         return values[..., axis, None] + cuts[:, None]
 
 
