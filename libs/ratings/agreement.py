@@ -122,10 +122,10 @@ def _newest(pool, answers):
 
 def _counts(pool, answers):
     own = [item for item in pool.items if not item.repeat_of]
-    pairs = {(answer.rater, pool.by_name[answer.item].repeat_of or answer.item) for answer in answers}
-    raters_of = Counter(image for _, image in pairs)
+    scored = Counter(answer.item for answer in answers)
+    images, by_two = ({pool.by_name[item].repeat_of or item for item, n in scored.items() if n >= least} for least in (1, 2))
     return {"answers": len(answers), "raters": len({answer.rater for answer in answers}), "items": len(pool.items),
-            "images": len(own), "scored": len(raters_of), "scored_by_two": sum(n > 1 for n in raters_of.values()),
+            "images": len(own), "scored": len(images), "scored_by_two": len(by_two),
             **{name: sum(map(_is(kind), own)) for name, kind in KINDS.items()}, "repeats": len(pool.items) - len(own)}
 
 

@@ -56,6 +56,10 @@ def _about_axis(name, axis, *, several):
         return []
     if order["value"] is None:
         return [f"{name}: no rater's scores differ among the images that two have scored, which tells nothing about agreement."]
+    most = max(axis["shares"], key=axis["shares"].get)
+    if order["low"] is None and order["images"] >= reliability.ENOUGH:
+        return [f"{name}: {axis['shares'][most]:.0%} of the scores are {most}, and the few others are too few to tell agreement from "
+                "chance."]
     if order["low"] is None:
         return [f"{name}: {order['images']} images with scores of two raters are too few to tell agreement from chance: {FEW} or "
                 "more are needed."]
@@ -68,7 +72,6 @@ def _about_axis(name, axis, *, several):
     if order["images"] < FEW:
         said.append(f"{name}: only {order['images']} images have scores of two raters; with {FEW} or more the interval is worth "
                     "deciding by.")
-    most = max(axis["shares"], key=axis["shares"].get)
     if axis["shares"][most] >= ONE_SIDED:
         said.append(f"{name}: {axis['shares'][most]:.0%} of the scores are {most}. With so little spread alpha can be low "
                     "although raters mostly say the same.")
