@@ -87,11 +87,15 @@ def test_resamples_are_what_the_libraries_give_for_images_drawn_again():
     alphas = reliability.alpha_of(np.tensordot(weights, reliability.coincidences(counts), axes=1))
     ranks = [reliability._ranks(row, weights) for row in (scores[0], scores[1:].mean(axis=0))]
     rhos = reliability._correlation(*ranks, weights)
-    for row, kappa, alpha, rho in zip(weights, kappas, alphas, rhos):
+    partly = np.where(np.arange(40) % 4 == 0, [[1], [NAN], [1]], 1) * scores
+    orders = reliability.consistency_of(partly, weights)
+    for row, kappa, alpha, rho, order in zip(weights, kappas, alphas, rhos, orders):
         drawn = np.repeat(scores, row, axis=1)
         assert kappa == pytest.approx(cohen_kappa_score(drawn[0].astype(int), drawn[1].astype(int), weights="quadratic"))
         assert alpha == pytest.approx(krippendorff.alpha(reliability_data=drawn, level_of_measurement="ordinal"))
         assert rho == pytest.approx(spearmanr(drawn[0], drawn[1:].mean(axis=0)).statistic)
+        assert order == pytest.approx(krippendorff.alpha(reliability_data=np.repeat(partly, row, axis=1),
+                                                         level_of_measurement="interval"))
     even = np.ones((1, 40))
     assert reliability.consistency(scores, range(40))["value"] == pytest.approx(krippendorff.alpha(
         reliability_data=scores - reliability.leniency(scores)[:, None], level_of_measurement="interval"))
@@ -161,6 +165,13 @@ def test_raters_who_guess(pool):
     assert any("may learn noise" in sentence for sentence in found["verdict"])
 
 
+def test_a_rater_who_does_not_repeat_himself_is_told(tmp_path):
+    pool, random = tiny_pool(tmp_path, 30, 25), np.random.default_rng(0)
+    found = summarize(pool, lambda rater, item: int(random.integers(1, 4)), ("anna",))
+    assert any(sentence.startswith("anna gave") and "of 25 images shown twice" in sentence for sentence in found["verdict"])
+    assert not any("shown twice" in sentence for sentence in summarize(pool, lambda _, item: level_of(item), ("anna",))["verdict"])
+
+
 def test_a_strict_rater_hides_no_signal_and_is_named(pool):
     """Bob gives one level less than Anna: they never give the same number, and agree in all that matters."""
     found = summarize(pool, lambda rater, item: max(1, level_of(item) % 2 + 2 - (rater == "bob")))
@@ -168,8 +179,11 @@ def test_a_strict_rater_hides_no_signal_and_is_named(pool):
     assert axis["same"] == 0 and axis["alpha"]["value"] < 0.5 and axis["consistency"]["value"] == pytest.approx(1)
     assert found["signal"]["quality"] and any("do not use the same numbers" in sentence for sentence in found["verdict"])
     assert found["raters"]["bob"]["axes"]["quality"]["bias"]["value"] == -1
-    assert sum("anna scores quality 1.00 levels higher than bob" in sentence for sentence in found["verdict"]) == 1
-    assert not any("bob scores quality" in sentence for sentence in found["verdict"])
+    said = [sentence for sentence in found["verdict"] if "Take this out" in sentence]
+    assert said == ["anna scores higher than bob: quality by 1.00 levels (+1.00 to +1.00) and congruence by 1.00 levels (+1.00 to "
+                    "+1.00). Take this out before scores are averaged."]
+    three = summarize(pool, lambda rater, item: max(1, level_of(item) % 2 + 2 - (rater == "bob")), ("anna", "bob", "carl"))
+    assert any(sentence.startswith("bob scores lower than the others: quality by 1.00") for sentence in three["verdict"])
 
 
 def test_agreement_that_rests_on_controls_is_told(pool):
@@ -212,7 +226,7 @@ def test_real_images_against_generated_ones(pool):
      "No image has scores of two raters yet"),
     (lambda rater, item: level_of(item) if number(item) < 6 else None, ("anna", "bob"), "too few to tell agreement from chance"),
     (lambda rater, item: level_of(item) if number(item) < 15 else None, ("anna", "bob"), "with 30 or more the interval is worth"),
-    (lambda rater, item: 1 if number(item) in (20, 30) else 3, ("anna", "bob"), "97% of the scores are 3, and the few"),
+    (lambda rater, item: 1 if number(item) in (20, 30) else 3, ("anna", "bob"), "97% of the scores are 3, and the others"),
     (lambda rater, item: 1 if number(item) in (20, 25, 30, 35) else 3, ("anna", "bob"), "With so little spread alpha can be low"),
 ])
 def test_what_cannot_be_known_is_a_sentence(pool, tmp_path, rate, raters, sentence):

@@ -116,14 +116,17 @@ def consistency(scores, groups, **how):
         return estimate(None, [], groups)
     import krippendorff
     value = krippendorff.alpha(reliability_data=own, level_of_measurement="interval")
-    n, total, squares = ((~np.isnan(own)).sum(axis=0), np.nansum(own, axis=0), np.nansum(own**2, axis=0))
-    weights = resampled(groups, **how)
-    within = weights @ (n * (squares - total**2 / n) / (n - 1))
+    return estimate(value, consistency_of(own, resampled(groups, **how)), groups)
+
+
+def consistency_of(scores, weights):
+    """Interval alpha (B,) of scores (R, N), two or more of each unit, whose units occur `weights` (B, N) times."""
+    n, total, squares = (~np.isnan(scores)).sum(axis=0), np.nansum(scores, axis=0), np.nansum(scores**2, axis=0)
+    within = weights @ ((n * squares - total**2) / (n - 1))
     count = weights @ n
     spread = weights @ squares - (weights @ total) ** 2 / count
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = 1 - (count - 1) / count * within / np.where(spread > 1e-9, spread, np.nan)
-    return estimate(value, values, groups)
+        return 1 - (count - 1) / count * within / np.where(spread > 1e-9, spread, np.nan)
 
 
 def kappa(first, second, groups, *, levels, **how):

@@ -58,8 +58,8 @@ def _about_axis(name, axis, *, several):
         return [f"{name}: no rater's scores differ among the images that two have scored, which tells nothing about agreement."]
     most = max(axis["shares"], key=axis["shares"].get)
     if order["low"] is None and order["images"] >= reliability.ENOUGH:
-        return [f"{name}: {axis['shares'][most]:.0%} of the scores are {most}, and the few others are too few to tell agreement from "
-                "chance."]
+        return [f"{name}: {axis['shares'][most]:.0%} of the scores are {most}, and the others are too few to tell agreement "
+                "from chance."]
     if order["low"] is None:
         return [f"{name}: {order['images']} images with scores of two raters are too few to tell agreement from chance: {FEW} or "
                 "more are needed."]
@@ -104,13 +104,19 @@ def _how_reliable(alpha):
 
 def _about_leniency(rater, about, others):
     said, whom = [], others[0] if len(others) == 1 else "the others"
-    for name, axis in about["axes"].items():
-        bias = axis["bias"]
-        clear = bias["low"] is not None and abs(bias["value"]) >= BIAS and bias["low"] * bias["high"] > 0
-        if clear and (len(others) > 1 or bias["value"] > 0):  # of two raters one sentence says it for both
-            said.append(f"{rater} scores {name} {abs(bias['value']):.2f} levels {'lower' if bias['value'] < 0 else 'higher'} than "
-                        f"{whom} ({bias['low']:+.2f} to {bias['high']:+.2f}): take this out before scores are averaged.")
+    for sign, words in ((-1, "lower"), (1, "higher")):
+        if sign < 0 and len(others) == 1:
+            continue  # of two raters one sentence says it for both
+        shifts = {name: axis["bias"] for name, axis in about["axes"].items() if _is_shift(axis["bias"], sign)}
+        if shifts:
+            told = _listed([f"{name} by {sign * bias['value']:.2f} levels ({bias['low']:+.2f} to {bias['high']:+.2f})"
+                            for name, bias in shifts.items()])
+            said.append(f"{rater} scores {words} than {whom}: {told}. Take this out before scores are averaged.")
     return said
+
+
+def _is_shift(bias, sign):
+    return bias["low"] is not None and sign * bias["value"] >= BIAS and min(sign * bias["low"], sign * bias["high"]) > 0
 
 
 def _about_care(rater, about):
@@ -119,8 +125,8 @@ def _about_care(rater, about):
     for name, axis in about["axes"].items():
         own = axis["self"]
         if own["repeats"] >= REPEATS and own["low"] is not None and own["low"] <= 0:
-            said.append(f"{rater}: the two scores for {name} of {own['repeats']} images shown twice do not agree beyond chance "
-                        f"(kappa {_said(own)}).")
+            said.append(f"{rater} gave {own['same']:.0%} of {own['repeats']} images shown twice the same score for {name}, not "
+                        f"clearly more than these scores would meet by chance (kappa {_said(own)}).")
     controls, real, generated = (about["below_good"][kind] for kind in ("controls", "real", "generated"))
     other, kind = (real, "real") if real["of"] >= CONTROLS else (generated, "generated")
     if controls["of"] >= CONTROLS and other["of"] and controls["low"] <= other["value"]:
