@@ -18,6 +18,7 @@ from libs import encoders, metrics
 KINDS = ("clip", "pair")
 HERE = "{filter}"  # in a saved filter: its own folder, which holds small image networks of one's own
 BATCH, TEXTS_KEPT = 32, 4096
+PREPARED = ("size", "crop_size", "do_center_crop", "image_mean", "image_std", "resample")  # what decides pixels
 
 
 def get(kind, *, device="cpu", **options):
@@ -35,7 +36,8 @@ class Embedding:
     """What both kinds share; subclasses define `_images` and `_texts`, and end their constructor by `_settle`.
 
     Attributes:
-        dims: (Di, Dt). blocks: widths that make up Di, one for each image network. aligned: whether Di = Dt and cosines mean agreement. options: what `get` takes to build it again.
+        dims: (Di, Dt). blocks: widths that make up Di, one for each image network. aligned: whether Di = Dt and cosines mean
+            agreement. options: what `get` takes to build it again.
         fingerprint: sha256 (hex) over weights and options that decide the vectors, not over paths.
     """
 
@@ -98,7 +100,7 @@ class Clip(Embedding):
         text = self.net.config.text_config
         self.window = min(getattr(text, "max_position_embeddings", 77), self.tokenizer.model_max_length)
         prepared = json.loads(self.processor.to_json_string())
-        prepared = {key: prepared.get(key) for key in ("size", "crop_size", "do_center_crop", "image_mean", "image_std", "resample")}
+        prepared = {key: prepared.get(key) for key in PREPARED}
         self._settle("clip", type(self.net).__name__, _hash(self.net), self.window, prepared,
                      hashlib.sha256(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest())
 

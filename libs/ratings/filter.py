@@ -154,8 +154,11 @@ class Filter:
 
     def scores(self, logits):
         """Calibrated probability (N,) of good on every axis, from `logits`."""
-        good = torch.stack([logits[axis.name][:, axis.good - 2] for axis in self.axes], dim=1)
-        return joint(good, torch.tensor(self.calibration["slope"]), torch.tensor(self.calibration["shift"]))
+        return joint(self.good(logits), torch.tensor(self.calibration["slope"]), torch.tensor(self.calibration["shift"]))
+
+    def good(self, logits):
+        """Log odds (N, axes) of good on each axis, from `logits`."""
+        return torch.stack([logits[axis.name][:, axis.good - 2] for axis in self.axes], dim=1)
 
     def levels(self, logits):
         """{axis: expected level (N,)} from `logits`."""
@@ -221,8 +224,8 @@ def load_filter(folder, *, device="cpu"):
         options["images"] = [name.replace(HERE, str(folder)) for name in options["images"]]
     embedding = embeddings.get(**options, device=device)
     if embedding.fingerprint != told["encoder_fingerprint"]:
-        raise ValueError(f"{folder}: the encoder found, {told['encoder']}, is another than the one that the filter was trained with; "
-                         "its scores would mean nothing. Restore those weights, or train the filter again")
+        raise ValueError(f"{folder}: the encoder found, {told['encoder']}, is another than the one that the filter was trained "
+                         "with, and its scores would mean nothing. Restore those weights, or train the filter again")
     axes = [Axis(each["name"], each["question"], {int(level): text for level, text in each["levels"].items()}, each["good"])
             for each in told["axes"]]
     own = ("format", "encoder", "encoder_fingerprint", "axes", "higher_is_better", "score", "calibration", "threshold", "useful",

@@ -1,21 +1,19 @@
-"""From answers to a filter: targets without the raters' bias, a split by prompt, training, calibration, threshold."""
+"""What a filter learns from answers: targets without the raters' bias, a split by prompt, calibration, a threshold."""
 
+import csv
 import hashlib
 import json
-import logging
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.nn import functional as F
 
-from .filter import Judge, joint
-
-log = logging.getLogger(__name__)
+from .filter import joint
+from .pool import Answer
 
 PARTS = ("train", "calibration", "test")
 LEAST_IMAGES, LEAST_PROMPTS = 30, 10
-TRIES = 8  # of drawing another prompt
 SHRINK_RATER, SHRINK_IMAGE, SWEEPS = 2.0, 1.0, 50
 
 
@@ -44,6 +42,11 @@ class Rated:
     def prompts(self):
         return [item.prompt for item in self.items]
 
+    def part(self, rows):
+        """Some of the images."""
+        own = {name: getattr(self, name)[rows] for name in ("targets", "weights", "good", "passed")}
+        return replace(self, items=[self.items[i] for i in rows], **own)
+
 
 def rated(pool, answers):
     """The `Rated` images of a pool.
@@ -68,7 +71,7 @@ def rated(pool, answers):
     for number, axis in enumerate(pool.axes):
         score = torch.tensor([float(answer.scores[axis.name]) for answer in answers])
         if score.min() == score.max():
-            raise ValueError(f"all {len(score)} scores of {axis.name} are {score[0]:g}: there is nothing to learn from them. A pool "
+            raise ValueError(f"all {len(score)} scores of {axis.name} are {score[0]:g}: nothing can be learned from them. A pool "
                              "needs images that raters tell apart, or a scale that does")
         shift = rater_bias(score, rows, rater)
         bias[axis.name] = {name: round(float(value), 4) for name, value in zip(raters, shift)}
@@ -80,9 +83,33 @@ def rated(pool, answers):
     told = sorted([answer.rater, answer.item, sorted(answer.scores.items())] for answer in answers)
     warnings = []
     if len(raters) == 1:
-        warnings.append(f"one rater only, {raters[0]}: the filter learns this person's taste, and nothing says whether others agree")
+        warnings.append(f"one rater only, {raters[0]}: the filter learns this person's taste, and nothing says whether "
+                        "others agree")
     return Rated(items, list(pool.axes), targets, count / count.mean(), good, every > 0.5, bias,
                  hashlib.sha256(json.dumps(told).encode()).hexdigest(), warnings)
+
+
+def answers_of_table(path, pool):
+    """The answers in a CSV with columns rater, item and one for each axis, such as rate.py exports; later rows count.
+
+    Raises:
+        ValueError: naming file and line.
+    """
+    answers, names = [], [axis.name for axis in pool.axes]
+    with open(path, newline="", encoding="utf-8-sig") as stream:
+        table = csv.DictReader(stream)
+        lacking = [name for name in ("rater", "item", *names) if name not in (table.fieldnames or ())]
+        if lacking:
+            raise ValueError(f"{path}: column {lacking[0]!r} is missing; a table of ratings has rater, item and the axes "
+                             f"{', '.join(names)} of the pool")
+        for row in table:
+            try:
+                scores = {name: int(row[name]) for name in names}
+            except (TypeError, ValueError):
+                raise ValueError(f"{path}:{table.line_num}: scores {[row[name] for name in names]} of {', '.join(names)}: whole "
+                                 "numbers are expected") from None
+            answers.append(Answer(len(answers) + 1, row["rater"], row["item"], scores, (), "", 0.0, ""))
+    return answers
 
 
 def checked_answers(pool, answers):
@@ -152,16 +179,16 @@ def divide(found, *, calibration, test, by="prompt", seed=0):
         raise ValueError(f"{n} rated images: at least {LEAST_IMAGES} are needed to learn, calibrate and test; rate more")
     if by == "image":
         if distinct > len(labels) or not all(labels):
-            raise ValueError(f"config.split.by='image' is for pools whose prompts are class names: this one has {distinct} prompts and "
-                             f"{len(labels - {''})} labels, and its filter would be tested on prompts that it was trained on; set "
-                             "config.split.by='prompt'")
+            raise ValueError(f"config.split.by='image' is for pools whose prompts are class names: this one has {distinct} prompts "
+                             f"and {len(labels - {''})} labels, and its filter would be tested on prompts that it was trained on; "
+                             "set config.split.by='prompt'")
         keys = [item.sha256 for item in found.items]
         how = f"by image: the {distinct} prompts are class names, which a filter has all seen when it is used"
     else:
         if distinct < LEAST_PROMPTS:
-            raise ValueError(f"{distinct} different prompts among {n} rated images: a split by prompt needs at least {LEAST_PROMPTS}. "
-                             "Rate images of more prompts" + ("; where prompts are class names, set config.split.by='image'"
-                                                              if distinct <= len(labels) else ""))
+            raise ValueError(f"{distinct} different prompts among {n} rated images: a split by prompt needs at least "
+                             f"{LEAST_PROMPTS}. Rate images of more prompts"
+                             + ("; where prompts are class names, set config.split.by='image'" if distinct <= len(labels) else ""))
         keys, how = prompts, "by prompt: no prompt of the test was seen in training"
     order = sorted(set(keys))
     order = [order[i] for i in torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))]
@@ -182,212 +209,24 @@ def divide(found, *, calibration, test, by="prompt", seed=0):
         seen |= {found.items[i].sha256 for i in rows[name]}
     for name in PARTS:
         if len({keys[i] for i in rows[name]}) < 2:
-            raise ValueError(f"{len(rows[name])} images of {len({keys[i] for i in rows[name]})} prompts are left for {name}, of {n} "
-                             f"images and {distinct} prompts: at least 2 prompts are needed in each part; rate more")
+            raise ValueError(f"{len(rows[name])} images of {len({keys[i] for i in rows[name]})} prompts are left for {name}, of "
+                             f"{n} images and {distinct} prompts: at least 2 prompts are needed in each part; rate more")
     return rows, how
 
 
-@dataclass
-class Examples:
-    """What a filter is trained on, as embeddings: images that raters scored, or real pairs.
-
-    image: (N, Di). text: (N, Dt), of each image's own prompt. targets, weights: as in `Rated`. matching: bool (N,), the prompt is known to
-    fit the image, so that another prompt is known to fit it less. labels: N names, '' for none. prompts: N texts.
-    """
-
-    image: torch.Tensor
-    text: torch.Tensor
-    targets: torch.Tensor
-    weights: torch.Tensor
-    matching: torch.Tensor
-    labels: list
-    prompts: list
-
-    def __len__(self):
-        return len(self.prompts)
-
-    def part(self, rows):
-        return Examples(*(getattr(self, name)[rows] for name in ("image", "text", "targets", "weights", "matching")),
-                        [self.labels[i] for i in rows], [self.prompts[i] for i in rows])
-
-
-def real_examples(image, text, axes, labels, prompts):
-    """`Examples` of real images under their own captions: good on every axis; how much better than good is not known."""
-    most = max(len(axis.levels) for axis in axes)
-    targets = torch.full((len(image), len(axes), most - 1), float("nan"))
-    for number, axis in enumerate(axes):
-        targets[:, number, :axis.good - 1] = 1.0
-    return Examples(image, text, targets, torch.ones(len(image)), torch.ones(len(image), dtype=torch.bool), list(labels), list(prompts))
-
-
-def train(examples, axes, *, matches="congruence", pairs=None, swaps=1.0, ranking=0.5, pair_weight=0.5, blocks=(), width=32, hidden=0,
-          members=5, dropout=0.2, cosine=False, lr=3e-3, weight_decay=0.05, epochs=150, patience=30, batch_size=64, seed=0):
-    """A `Judge` of these axes, in eval mode, trained on `Examples`.
-
-    A pair whose prompt fits also teaches by other prompts. One of another label (of another text, where there are no labels) does
-    not fit: level 1 on the axis `matches`; the other axes are left out, as they are not known. One of the same label may fit in
-    part: it only has to be scored below the own one.
-
-    Each member holds out other prompts, a fifth of them, and keeps its weights of the epoch that scored those best.
-
-    Args:
-        matches: axis that says whether image and prompt belong together; '' for none: no swapped prompts then.
-        pairs: `Examples` of real images. swaps, ranking, pair_weight: weights of swapped prompts, of those of the same label, and
-        of real pairs, beside 1 for what was rated; 0 is off.
-    """
-    names = [axis.name for axis in axes]
-    if matches and matches not in names:
-        raise ValueError(f"config.filter.matches={matches!r} is no axis of the pool's scale: known are {', '.join(names)}, or '' for none")
-    everything = [examples, *([pairs] if pairs is not None and len(pairs) and pair_weight else [])]
-    fixed = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        judge = Judge(blocks or [examples.image.shape[1]], examples.text.shape[1], [len(axis.levels) for axis in axes], width=width, hidden=hidden,
-                      members=members, dropout=dropout, cosine=cosine)
-        judge.standardise(torch.cat([each.image for each in everything]), torch.cat([each.text for each in everything]))
-        draw = torch.Generator().manual_seed(seed)
-        fold = _folds(examples.prompts, max(5, members), draw)
-        for member in range(members):
-            inside, outside = (fold != member).nonzero().flatten().tolist(), (fold == member).nonzero().flatten().tolist()
-            own = examples.part(inside), examples.part(outside)
-            _train_member(judge, member, own, everything[1:], names.index(matches) if matches else -1, draw, swaps=swaps, ranking=ranking,
-                          pair_weight=pair_weight, lr=lr, weight_decay=weight_decay, epochs=epochs, patience=patience,
-                          batch_size=batch_size)
-    finally:
-        torch.random.set_rng_state(fixed)
-    return judge.eval()
-
-
-def _train_member(judge, member, own, pairs, matches, draw, *, swaps, ranking, pair_weight, lr, weight_decay, epochs, patience,
-                  batch_size):
-    inside, outside = own
-    held_back = {plain(prompt) for prompt in outside.prompts}
-    pairs = [each.part([i for i, prompt in enumerate(each.prompts) if plain(prompt) not in held_back]) for each in pairs]
-    sources = [(inside, 1.0), *((each, pair_weight) for each in pairs)]
-    others = [_Others(each) for each, _ in sources]
-    checks = [(outside, None)]
-    if matches >= 0 and swaps:
-        checks.append((outside, _Others(outside).draw(torch.arange(len(outside)), draw)))
-    parameters = [*judge.members[member].parameters(), judge.firsts, judge.steps]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-    batches = -(-len(inside) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * batches)
-    best, kept, since = float("inf"), None, 0
-    for epoch in range(epochs):
-        judge.train()
-        orders = [torch.randperm(len(each), generator=draw).tensor_split(batches) for each, _ in sources]
-        for step in range(batches):
-            loss = 0.0
-            for (each, weight), other, order in zip(sources, others, orders):
-                rows = order[step]
-                if not len(rows):
-                    continue
-                loss = loss + weight * _loss(judge, member, each, rows, other, matches, swaps, ranking, draw)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        judge.eval()
-        with torch.inference_mode():
-            now = sum(float(_own_loss(judge, member, each, each.text) if swapped is None
-                            else _swapped_loss(judge, member, each, swapped, matches)) for each, swapped in checks)
-        since += 1
-        if now < best:
-            best, since = now, 0
-            kept = [parameter.detach().clone() for parameter in parameters]
-        if since > patience:
-            break
-    with torch.no_grad():
-        for parameter, value in zip(parameters[:-2], kept):
-            parameter.copy_(value)
-        judge.firsts[member], judge.steps[member] = kept[-2][member], kept[-1][member]
-    log.debug("member %d: best loss %.4f on %d held-out images", member, best, len(outside))
-
-
-def _loss(judge, member, each, rows, others, matches, swaps, ranking, draw):
-    image, text = each.image[rows], each.text[rows]
-    values = judge(image, text, member)
-    loss = _cross_entropy(judge, member, values, each.targets[rows], each.weights[rows])
-    if matches < 0:
-        return loss
-    fits = each.matching[rows]
-    for weight, ranks in ((swaps, False), (ranking, True)):
-        if not weight:
-            continue
-        drawn = others.draw(rows, draw, near=ranks)
-        chosen = (fits & (drawn >= 0)).nonzero().flatten()
-        if not len(chosen):
-            continue
-        swapped = judge(image[chosen], each.text[drawn[chosen]], member)[..., matches]
-        if ranks:
-            loss = loss + weight * F.softplus(swapped - values[:, chosen, matches]).mean()
-        else:
-            loss = loss + weight * _at_level_one(judge, member, swapped, matches)
-    return loss
-
-
-def _own_loss(judge, member, each, text):
-    return _cross_entropy(judge, member, judge(each.image, text, member), each.targets, each.weights)
-
-
-def _swapped_loss(judge, member, each, chosen, matches):
-    rows = (each.matching & (chosen >= 0)).nonzero().flatten()
-    if not len(rows):
-        return torch.zeros(())
-    return _at_level_one(judge, member, judge(each.image[rows], each.text[chosen[rows]], member)[..., matches], matches)
-
-
-def _at_level_one(judge, member, values, axis):
-    filled = values.new_zeros(*values.shape, len(judge.levels))
-    filled[..., axis] = values
-    logits = judge.logits(filled, axis, member)
-    return F.softplus(logits).sum(-1).mean()
-
-
-def _cross_entropy(judge, member, values, targets, weights):
-    total = 0.0
-    for axis, levels in enumerate(judge.levels):
-        wanted = targets[:, axis, :levels - 1]
-        known = ~wanted.isnan()
-        logits = judge.logits(values, axis, member)[0]
-        error = F.binary_cross_entropy_with_logits(logits, wanted.nan_to_num(), reduction="none") * known
-        total = total + (error.sum(1) * weights).mean()
-    return total
-
-
-class _Others:
-    """Draws for images of `Examples` another prompt: of another label (of another text, where there are no labels), or of the same."""
-
-    def __init__(self, each):
-        self.prompts, self.count = _numbers([plain(prompt) for prompt in each.prompts]), len(each)
-        self.labels = _numbers(each.labels) if all(each.labels) else None
-
-    def draw(self, rows, draw, *, near=False):
-        """A row (M,) for each of `rows` whose prompt is such another one, -1 where a few tries found none."""
-        found = torch.full_like(rows, -1)
-        for _ in range(TRIES if not near or self.labels is not None else 0):
-            tried = torch.randint(self.count, rows.shape, generator=draw)
-            allowed = self.prompts[tried] != self.prompts[rows]
-            if self.labels is not None:
-                allowed &= (self.labels[tried] == self.labels[rows]) == near
-            found = torch.where((found < 0) & allowed, tried, found)
-        return found
-
-
-def _numbers(names):
-    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return torch.tensor([number[name] for name in names])
-
-
-def _folds(prompts, count, draw):
-    """Fold (N,) of each example, so that those of one prompt share it."""
-    keys = _numbers([plain(prompt) for prompt in prompts])
-    distinct = int(keys.max()) + 1
-    return (torch.randperm(distinct, generator=draw) % min(count, distinct))[keys]
+def calibrate(judge_of, image, text, passed, *, precision):
+    """Set calibration and threshold of a `Filter` by images (their embeddings) that it was not trained on; returns how the
+    threshold was chosen."""
+    logits = judge_of.logits_of(image, text)
+    judge_of.calibration = calibrated(judge_of.good(logits), passed)
+    judge_of.threshold, how = chosen_threshold(judge_of.scores(logits), passed, precision=precision)
+    return how
 
 
 def calibrated(logits, passed, *, strength=1.0, steps=200):
-    """{'slope', 'shift'} of `filter.joint`, fitted to whether images passed: log loss, held near 1 and 0 by `strength` images' worth.
+    """{'slope', 'shift'} of `filter.joint`, fitted to whether images passed.
+
+    Log loss; slopes are held near 1, shifts near 0, by about `strength` images' worth.
 
     Args:
         logits: (N, axes) of good on each. passed: bool (N,).
@@ -424,7 +263,7 @@ def chosen_threshold(scores, passed, *, precision):
         last = int(reached.nonzero().max())
         threshold = float(order.values[last])
         if last == len(scores) - 1:
-            threshold = 0.0
+            return 0.0, f"none is needed: all images together have an expected precision of {precision:g}"
         return threshold, f"the least with an expected precision of {precision:g}"
     right = passed[order.indices].double().cumsum(0)
     f1 = 2 * right / (kept + passed.sum().clamp(min=1))
