@@ -3,7 +3,7 @@
     python train_filter.py --config=configs/filter_words.py --config.ratings.pool=workdir/rating/pool \
         --config.pairs.path=/path/to/real/images --workdir=workdir/filter
     python train_filter.py --config=configs/filter_words.py --config.ratings.pool=workdir/phantom_pool \
-        --config.pairs.name=phantoms --config.pairs.resolution=32 --config.pairs.split=train --workdir=workdir/phantom_filter
+        --config.pairs.name=phantoms --config.pairs.resolution=32 --workdir=workdir/phantom_filter
 
 Hashed words know no meaning: each word has to stand in rated prompts or in texts of config.pairs, and one that does not says
 nothing. On 300 drawn lesions that two noisy raters scored, half the prompts' words in new company: see README.

@@ -213,7 +213,7 @@ def load_filter(folder, *, device="cpu"):
         ValueError: its files do not belong together, or the encoder found is another than the one it was trained with.
     """
     folder = Path(folder)
-    if folder.is_dir() and not (folder / "config.json").is_file() and (folder / "filter" / "config.json").is_file():
+    if not (folder / "weights.safetensors").is_file() and (folder / "filter" / "weights.safetensors").is_file():
         folder = folder / "filter"  # of a run folder
     judge = load_network(Judge, folder, what="filter", hint="train_filter.py writes them to <workdir>/filter")
     told = judge.report
