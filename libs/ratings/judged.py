@@ -55,7 +55,7 @@ def report(scores, logits, found, *, threshold, seed=0):
     """
     scores, passed = scores.double().numpy(), found.passed.numpy()
     logits = {name: values.double().numpy() for name, values in logits.items()}
-    groups = _groups([item.prompt for item in found.items])
+    groups = prompt_groups([item.prompt for item in found.items])
     rows = [np.concatenate([groups[i] for i in chosen.tolist()]) for chosen in drawn(len(groups), RESAMPLES, seed=seed)]
     measures = {"auroc": lambda at: auroc(scores[at], passed[at])}
     for number, axis in enumerate(found.axes):
@@ -64,11 +64,11 @@ def report(scores, logits, found, *, threshold, seed=0):
     measures |= {"rated_good": lambda at: passed[at].mean(),
                  "kept_good": lambda at: _mean(passed[at][scores[at] >= threshold]),
                  "kept": lambda at: (scores[at] >= threshold).mean()}
-    table = {name: _bootstrapped(measure, rows, len(scores)) for name, measure in measures.items()}
+    table = {name: bootstrapped(measure, rows, len(scores)) for name, measure in measures.items()}
     bins = _bins(scores, passed)
     table["calibration_error"] = _shifted(lambda at: _error(_bins(scores[at], passed[at])), rows, len(scores))
-    grid = [{"threshold": cut, "kept": _bootstrapped(lambda at: (scores[at] >= cut).mean(), rows, len(scores)),
-             "kept_good": _bootstrapped(lambda at: _mean(passed[at][scores[at] >= cut]), rows, int((scores >= cut).sum()))}
+    grid = [{"threshold": cut, "kept": bootstrapped(lambda at: (scores[at] >= cut).mean(), rows, len(scores)),
+             "kept_good": bootstrapped(lambda at: _mean(passed[at][scores[at] >= cut]), rows, int((scores >= cut).sum()))}
             for cut in GRID]
     table["kept_good"]["n"] = int((scores >= threshold).sum())
     useful, verdict = _verdict(table, len(scores), len(groups), threshold)
@@ -159,14 +159,15 @@ def _verdict(table, n, prompts, threshold):
                   f"{kept['value']:.0%} ({kept['low']:.0%} to {kept['high']:.0%}) are good; of all, {base['value']:.0%} are.")
 
 
-def _groups(prompts):
+def prompt_groups(prompts):
+    """Row numbers of each prompt, by which resamples draw: a list of arrays."""
     numbers = {}
     for row, prompt in enumerate(prompts):
         numbers.setdefault(plain(prompt), []).append(row)
     return [np.array(rows) for rows in numbers.values()]
 
 
-def _bootstrapped(measure, rows, n):
+def bootstrapped(measure, rows, n):
     """{'value', 'low', 'high', 'n'} of a measure of row numbers; percentiles over resamples where it is defined."""
     value = float(measure(slice(None)))
     values = np.array([float(measure(at)) for at in rows])
