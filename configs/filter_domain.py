@@ -22,9 +22,9 @@ def get_config():
     config.split = d(by="prompt", calibration=0.2, test=0.2)
     # classifier: a network trained on config.pairs; names as for config.metrics.features. text: an encoder of libs/encoders
     config.encoder = d(kind="pair", images=("classifier", "dinov2", "colour"),
-                       text=d(name="hf", path="emilyalsentzer/Bio_ClinicalBERT", max_length=128))
+                       text=d(name="hf", path="michiyasunaga/BioLinkBERT-base", max_length=256))
     # see configs/filter_words.py
     config.filter = d(precision=0.9, matches="congruence", swaps=1.0, ranking=0.5, pair_weight=0.5, most_pairs=5_000, width=32,
-                      hidden=0, members=5, dropout=0.4, lr=3e-3, weight_decay=0.05, epochs=150, patience=30, batch_size=64)
+                      hidden=0, members=8, dropout=0.4, lr=3e-3, weight_decay=0.05, epochs=150, patience=30, batch_size=64)
     config.pairs = d(name="folder", path="", resolution=224, split="")
     return config

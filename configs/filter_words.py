@@ -26,7 +26,7 @@ def get_config():
     # precision: that the threshold is to reach. matches: the axis that says whether image and prompt belong together.
     # Weights beside 1 for rated images: swaps of prompts of another label, ranking above those of the same, real pairs
     config.filter = d(precision=0.9, matches="congruence", swaps=1.0, ranking=0.5, pair_weight=0.5, most_pairs=2_000, width=32,
-                      hidden=0, members=5, dropout=0.4, lr=3e-3, weight_decay=0.05, epochs=150, patience=30, batch_size=64)
+                      hidden=0, members=8, dropout=0.4, lr=3e-3, weight_decay=0.05, epochs=150, patience=30, batch_size=64)
     # real images with texts or labels, path='' for none: a section as of other configs' dataset
     config.pairs = d(name="folder", path="", resolution=64, split="")
     return config

@@ -44,7 +44,7 @@ class Judge(nn.Module):
         enters too.
     """
 
-    def __init__(self, blocks, text_dims, levels, *, width=32, hidden=0, members=5, dropout=0.2, cosine=False):
+    def __init__(self, blocks, text_dims, levels, *, width=32, hidden=0, members=8, dropout=0.4, cosine=False):
         super().__init__()
         if min(text_dims, width, members, *blocks) < 1 or hidden < 0 or not 0 <= dropout < 1 or min(levels) < 2:
             raise ValueError(f"widths {list(blocks)}, {text_dims}, {width}, {hidden}, members={members}, levels {list(levels)}, "
@@ -142,13 +142,13 @@ class Filter:
         """{axis: log odds (N, levels - 1)} of at least level 2, 3, ..., uncalibrated."""
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images and {len(prompts)} prompts: each image needs its own")
+        if not len(prompts):
+            return {axis.name: torch.empty(0, len(axis.levels) - 1) for axis in self.axes}
         return self.logits_of(self.embedding.images(images), self.embedding.texts(list(prompts)))
 
     @torch.inference_mode()
     def logits_of(self, image, text):
         """The same of embeddings (N, Di) and (N, Dt)."""
-        if not len(image):
-            return {axis.name: torch.empty(0, len(axis.levels) - 1) for axis in self.axes}
         values = self.judge(image, text)
         return {axis.name: self.judge.logits(values, number).mean(0) for number, axis in enumerate(self.axes)}
 

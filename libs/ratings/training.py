@@ -56,7 +56,7 @@ def real_examples(image, text, axes, labels, prompts):
 
 
 def train(examples, axes, *, matches="congruence", pairs=None, swaps=1.0, ranking=0.5, pair_weight=0.5, blocks=(), width=32,
-          hidden=0, members=5, dropout=0.4, cosine=False, lr=3e-3, weight_decay=0.05, epochs=150, patience=30, batch_size=64,
+          hidden=0, members=8, dropout=0.4, cosine=False, lr=3e-3, weight_decay=0.05, epochs=150, patience=30, batch_size=64,
           seed=0):
     """A `Judge` of these axes, in eval mode, trained on `Examples`.
 

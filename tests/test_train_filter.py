@@ -1,0 +1,183 @@
+"""train_filter.py and scripts/apply_filter.py: from rated images to sorted ones, and the page of such a run."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from libs import report
+from libs.evaluation import references
+from libs.ratings import load_filter
+from libs.ratings.judged import auroc
+from libs.ratings.store import Store, new_token
+from tests.ratings_pools import CLASSES, tiny_pool
+
+CONFIG = "--config=configs/filter_words.py"
+QUICK = ("--config.encoder.text.dim=32", "--config.filter.epochs=40", "--config.filter.members=2")
+SMALL = ("--config.encoder.images=('colour',)", *QUICK)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    """90 images of which 30 stand under the prompt of another class, rated by two people of whom one is strict."""
+    pool = tiny_pool(tmp_path_factory.mktemp("pool"), 90, 6, controls=30)
+    random = np.random.default_rng(0)
+    with Store.of(pool) as store:
+        for rater, strict in (("ana", 0), ("bob", 1)):
+            store.add_rater(rater)
+            for item in pool.items:
+                fits = 1 if item.control else 3
+                scores = {"quality": int(random.integers(2 - strict, 4 - strict)), "congruence": max(1, fits - strict)}
+                store.answer(rater, item.item, scores=scores, token=new_token())
+    return pool
+
+
+@pytest.fixture(scope="module")
+def trained(pool, inside, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "filter_run"
+    done = inside("train_filter.py", CONFIG, *SMALL, f"--config.ratings.pool={pool.folder}", f"--workdir={folder}",
+                  "--config.filter.precision=0.8")
+    return folder, done.stdout
+
+
+def test_the_run_leaves_a_filter_and_what_it_is_worth(pool, trained):
+    folder, out = trained
+    judge = load_filter(folder / "filter")
+    told = json.loads((folder / "filter" / "config.json").read_text())
+    assert told["pool"] == pool.fingerprint and told["parts"] == {"train": 54, "calibration": 18, "test": 18}
+    assert set(told["rater_bias"]) == {"quality", "congruence"} and "ana" not in (folder / "filter" / "config.json").read_text()
+    assert judge.report["n"] == 18 and judge.report["verdict"] in out and str(folder / "filter") in out
+    scores = json.loads((folder / "eval" / "filter" / "scores.json").read_text())
+    assert scores["scores"]["auroc"]["value"] == judge.report["scores"]["auroc"]["value"] and scores["n"] == 18
+    for name in ("calibration", "yield", "accepted_rejected"):
+        with Image.open(folder / "eval" / "filter" / f"{name}.png") as image:
+            assert image.size[0] > 300
+    assert "base64" in report.write(folder).read_text() and judge.report["scores"]["auroc_congruence"]["value"] > 0.7
+
+
+def test_wrong_images_are_scored_lower_than_right_ones(pool, trained):
+    judge = load_filter(trained[0])
+    items = [item for item in pool.items if not item.repeat_of]
+    pictures = [torch.from_numpy(np.array(Image.open(pool.folder / item.image))).permute(2, 0, 1) for item in items]
+    scores, levels = judge.judged(pictures, [item.prompt for item in items])
+    right = np.array([not item.control for item in items])
+    assert auroc(levels["congruence"].numpy(), right) > 0.85 and auroc(scores.numpy(), right) > 0.85
+
+
+def test_an_exported_table_gives_the_same_filter(pool, trained, inside, tmp_path):
+    inside("rate.py", "--config=configs/rating.py", f"--pool={pool.folder}", f"--export={tmp_path / 'ratings.csv'}")
+    again = tmp_path / "again"
+    inside("train_filter.py", CONFIG, *SMALL, f"--config.ratings.pool={pool.folder}", "--config.filter.precision=0.8",
+           f"--config.ratings.path={tmp_path / 'ratings.csv'}", f"--workdir={again}")
+    assert load_filter(again).fingerprint == load_filter(trained[0]).fingerprint
+
+
+def test_real_pairs_train_the_image_network_and_are_taken_along(pool, inside, tmp_path, monkeypatch):
+    monkeypatch.setattr(references, "NETWORKS", tmp_path / "networks")
+    images = tmp_path / "real"
+    random = np.random.default_rng(0)
+    for name, colour in CLASSES.items():
+        (images / name).mkdir(parents=True)
+        for number in range(12):
+            picture = np.array(colour) + random.integers(-20, 20, (24, 24, 3))
+            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(images / name / f"{number}.png")
+    folder = tmp_path / "run"
+    inside("train_filter.py", CONFIG, *QUICK, "--config.encoder.images=('classifier','colour')",
+           f"--config.ratings.pool={pool.folder}", f"--config.pairs.path={images}", "--config.pairs.resolution=24",
+           f"--workdir={folder}")
+    told = json.loads((folder / "filter" / "config.json").read_text())
+    assert told["real_pairs"] == 36 and told["encoder"]["images"] == ["classifier:{filter}/images0", "colour"]
+    assert load_filter(folder).embedding.dims[0] == 64 + 6
+
+
+def test_messages_of_what_cannot_be_trained(pool, inside, tmp_path):
+    def error(*options, of=pool.folder):
+        done = inside("train_filter.py", CONFIG, *(QUICK if options else SMALL), f"--config.ratings.pool={of}", *options,
+                      f"--workdir={tmp_path / 'run'}", fails=True)
+        return done.stderr.strip().splitlines()[-1]
+
+    empty = tiny_pool(tmp_path / "empty").folder
+    assert "no ratings of the pool" in error(of=empty) and "is no pool of ratings" in error(of=tmp_path / "none")
+    assert "'classifier', a network that is trained on config.pairs" in error("--config.encoder.images=('classifier',)")
+    assert "config.split.by='image' is for pools whose prompts are class names" in error("--config.split.by=image")
+    shutil.copyfile(pool.folder / "ratings.sqlite", empty / "ratings.sqlite")
+    assert "other images" in error(of=empty)
+    assert not (tmp_path / "run" / "filter").exists()
+
+
+# -- scripts/apply_filter.py ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def images(pool, tmp_path):
+    """A folder as sample.py writes it."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    with open(folder / "metadata.csv", "w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["file_name", "label", "text", "seed"])
+        for number, item in enumerate(item for item in pool.items if not item.repeat_of):
+            shutil.copyfile(pool.folder / item.image, folder / f"{number}.png")
+            table.writerow([f"{number}.png", item.label, item.text, 1])
+    return folder
+
+
+def rows(path):
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_folder_is_sorted_and_weighted(trained, images, inside, tmp_path):
+    before = (images / "metadata.csv").read_bytes()
+    out = inside("scripts/apply_filter.py", f"--filter={trained[0]}", f"--images={images}", "--threshold=0.5", "--weights=1",
+                 f"--output={tmp_path / 'kept'}").stdout
+    scores, kept, left = (rows(images / f"{name}.csv") for name in ("scores", "accepted", "rejected"))
+    assert (images / "metadata.csv").read_bytes() == before
+    assert len(scores) == 90 == len(kept) + len(left) and kept and left
+    assert min(float(row["score"]) for row in kept) >= 0.5 > max(float(row["score"]) for row in left)
+    assert list(kept[0]) == ["file_name", "label", "text", "seed", "score", "weight"] and "weight" not in left[0]
+    weights = [float(row["weight"]) for row in kept]
+    assert sum(weights) / len(weights) == pytest.approx(1, abs=1e-4)
+    assert weights.index(max(weights)) == np.argmax([float(row["score"]) for row in kept])
+    assert f"{len(kept)} of 90 accepted" in out and all(name in out for name in CLASSES)
+    judge = load_filter(trained[0])
+    picture = torch.from_numpy(np.array(Image.open(images / "7.png"))).permute(2, 0, 1)
+    assert float(scores[7]["score"]) == pytest.approx(float(judge.score(picture[None], [scores[7]["prompt"]])), abs=1e-5)
+    assert rows(tmp_path / "kept" / "metadata.csv") == kept
+    assert sorted(path.name for path in (tmp_path / "kept").glob("*.png")) == sorted(row["file_name"] for row in kept)
+
+
+def test_what_was_kept_is_a_data_set_of_these_weights(trained, images, inside, tmp_path):
+    from libs import data
+    inside("scripts/apply_filter.py", f"--filter={trained[0]}", f"--images={images}", "--threshold=0", "--weights=1",
+           f"--output={tmp_path / 'kept'}")
+    dataset = data.get("folder", path=str(tmp_path / "kept"), resolution=24)
+    assert len(dataset) == 90 and float(dataset.weights.mean()) == pytest.approx(1, abs=1e-4)
+    listed = data.get("path_text", path=str(images / "accepted.csv"), resolution=24, path_column="file_name", text_column="text")
+    assert len(listed) == 90 and torch.allclose(listed.weights.sort().values, dataset.weights.sort().values)
+
+
+def test_by_default_the_threshold_is_the_filters_own(trained, images, inside):
+    inside("scripts/apply_filter.py", f"--filter={trained[0]}", f"--images={images}")
+    own = load_filter(trained[0]).threshold
+    assert all(float(row["score"]) >= own - 1e-6 for row in rows(images / "accepted.csv"))
+    assert all(float(row["score"]) < own + 1e-6 for row in rows(images / "rejected.csv"))
+
+
+@pytest.mark.parametrize("table, options, message", [
+    ("", (), "has no metadata.csv"),
+    ("file_name,seed\n0.png,1\n", (), "its columns are file_name, seed; file_name and text or label are needed"),
+    ("file_name,text\n0.png,a lesion\n1.png,\n", (), "image 2, '1.png', has neither text nor label"),
+    ("file_name,text\n../secret.png,a lesion\n", (), "'../secret.png' leads out of the folder"),
+    ("file_name,text\nnone.png,a lesion\n", (), "none.png"),
+    ("file_name,text\n", (), "names no image"),
+    ("file_name,text\n0.png,a lesion\n", ("--threshold=2",), "--threshold=2: a score is a probability"),
+])
+def test_folders_that_cannot_be_sorted(trained, images, inside, table, options, message):
+    (images / "metadata.csv").write_text(table) if table else (images / "metadata.csv").unlink()
+    done = inside("scripts/apply_filter.py", f"--filter={trained[0]}", f"--images={images}", *options, fails=True)
+    assert message in done.stderr.strip().splitlines()[-1] and not (images / "scores.csv").exists()
