@@ -73,12 +73,14 @@ def serve(pool, store, options):
 
 
 def bound(host, port):
-    """A socket that listens there; OSError says what keeps it from doing so."""
+    """A socket that listens there; ValueError or OSError says what keeps it from doing so."""
+    if not 0 <= port < 65536:
+        raise ValueError(f"--config.page.port={port}: a port is a number from 1 to 65535, or 0 for a free one")
     try:
         family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.socket(family, kind)
-    except (OSError, OverflowError) as error:
-        raise ValueError(f"--config.page.host={host} --config.page.port={port} is no address: {error}") from error
+    except OSError as error:
+        raise ValueError(f"--config.page.host={host} is no address of this machine: {error}") from error
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)

@@ -228,8 +228,8 @@ class Desk:
                 if not (pool.folder / file).resolve().is_relative_to(root):
                     raise ValueError(f"{pool.folder}: the image of item {item.item} lies outside this folder, at {file!r}")
 
-    def render(self, name, *, status=200, **values):
-        return HTMLResponse(self._template(name).render({"rater": None, "message": "", **values}), status)
+    def render(self, template, /, *, status=200, **values):
+        return HTMLResponse(self._template(template).render({"rater": None, "message": "", **values}), status)
 
     def following(self, rater, after=None):
         """The first item of the rater's order that is neither answered nor gone, first behind `after`; None for none."""
@@ -322,8 +322,8 @@ class Guard:
 
         headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
         if not served_as(headers.get(b"host", ""), self.names):
-            refused = Response("The ratings are not served under this name. Names that they may have besides this machine's own are "
-                               "given by --config.page.names.", 400, media_type="text/plain")
+            refused = Response("The ratings are not served under this name; --config.page.names gives names to serve them under.",
+                               400, media_type="text/plain")
         elif scope["method"] not in ("GET", "HEAD") and from_elsewhere(headers):
             refused = Response("This form was sent by another site.", 403, media_type="text/plain")
         else:
