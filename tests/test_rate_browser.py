@@ -119,7 +119,7 @@ def test_a_pool_rated_with_keys_and_mouse(study):
     assert rows(store) == done
     times = [each.seconds for each in store.answers(history=True)]
     assert all(0 < each for each in times) and sum(times) < time.time() - started
-    page.click("text=Look through your answers")
+    page.click("main a")
     page.wait_for_url("**/overview")
     assert page.locator(".items li").count() == 6 and page.locator(".items .open").count() == 0
 
