@@ -1,6 +1,5 @@
 """The page of raters over HTTP and `rate.py`: who gets in, what is saved, what is never served, and what a kill loses: nothing."""
 
-import logging
 import random
 import re
 import socket
@@ -14,7 +13,7 @@ import pytest
 import requests
 
 from libs.ratings.pool import Pool
-from libs.ratings.store import FORMAT, REMARK, Store, new_token
+from libs.ratings.store import REMARK, Store, new_token
 from tests.conftest import ROOT
 from tests.ratings_pools import tiny_pool
 from tests.ratings_site import GOOD, Client, serving
@@ -32,6 +31,12 @@ def study(tmp_path_factory):
         codes = {f"rater {i}": store.add_rater(f"rater {i}") for i in range(10)} | {"Chief": store.add_rater("Chief", admin=True)}
         with serving(pool, store) as url:
             yield pool, store, url, codes
+
+
+@pytest.fixture(scope="module")
+def chief(study):
+    _, _, url, codes = study
+    return Client(url, "Chief", codes["Chief"])
 
 
 @pytest.fixture
@@ -77,9 +82,20 @@ def test_goes_on_where_one_left_off(own):
 
 def test_raters_are_told_nothing_of_where_an_image_is_from(own):
     pool, _, ana = own
+    ana.answer(pool.items[0].item)
     for item in pool.items:
         pages = ana.get(f"/item/{item.item}").text + ana.get("/overview").text
         assert not re.search(r"swapped|synthetic|source|atlas|0000\d\d|repeat|images/", pages)
+
+
+def test_the_overview_does_not_look_ahead(own):
+    pool, _, ana = own
+    seen, *others = pool.order("Ana")
+    ana.answer(seen, remark="<i>odd</i>")
+    page = ana.get("/overview").text
+    assert f"/image/{seen}" in page and "&lt;i&gt;odd" in page
+    for item in others:
+        assert f"/item/{item}" in page and f"/image/{item}" not in page and pool.by_name[item].prompt not in page
 
 
 def test_two_tabs_and_the_back_button(own):
@@ -107,11 +123,10 @@ def test_two_tabs_and_the_back_button(own):
     ({"score.quality": "9" * 5000}, "quality cannot be"), ({"token": "x"}, "16 to 100"), ({"token": None}, "16 to 100"),
     ({"remark": "a" * (REMARK + 1)}, "2,001 characters"), ({"score.quality": "-1"}, "quality cannot be"),
     ({"score.quality": "２"}, "quality cannot be")])
-def test_a_bad_answer_is_not_saved_and_says_why(study, fields, message):
-    pool, store, url, codes = study
+def test_a_bad_answer_is_not_saved_and_says_why(study, chief, fields, message):
+    pool, store, *_ = study
     before = len(store.answers(history=True))
-    client = Client(url, "rater 0", codes["rater 0"])
-    refused = client.answer(pool.items[0].item, **fields)
+    refused = chief.answer(pool.items[0].item, **fields)
     assert refused.status_code == 400 and message in refused.text and 'id="answer"' in refused.text
     assert len(store.answers(history=True)) == before
 
@@ -219,9 +234,9 @@ def test_guessing_a_code_has_to_wait(own):
     assert ana.get("/overview").status_code == 200  # who is in stays in
 
 
-def test_only_admins_see_the_others(study):
-    pool, _, url, codes = study
-    rater, chief = Client(url, "rater 0", codes["rater 0"]), Client(url, "Chief", codes["Chief"])
+def test_only_admins_see_the_others(study, chief):
+    _, _, url, codes = study
+    rater = Client(url, "rater 0", codes["rater 0"])
     for path in ("/admin", "/admin/ratings.csv"):
         assert rater.get(path).status_code == 403
     assert "/admin" not in rater.get("/overview").text
@@ -234,17 +249,16 @@ def test_only_admins_see_the_others(study):
 
 
 @pytest.mark.parametrize("text", TRAVERSAL)
-def test_no_path_reaches_a_file(study, text):
-    pool, _, url, codes = study
-    client = Client(url, "Chief", codes["Chief"])
+def test_no_path_reaches_a_file(study, chief, text):
+    pool, _, url, _ = study
     for place in ("item", "image", "mask", "static", "admin", ""):
-        request = client.prepare_request(requests.Request("GET", url))
+        request = chief.prepare_request(requests.Request("GET", url))
         request.url = f"{url}/{place}/{text}"  # as it is, not tidied up
-        answer = client.send(request, allow_redirects=False, timeout=30)
+        answer = chief.send(request, allow_redirects=False, timeout=30)
         assert answer.status_code in (400, 404), (place, answer.status_code)
         assert "root:" not in answer.text and str(pool.folder) not in answer.text and "fingerprint" not in answer.text
     form = {"token": text, "replaces": text, "tag": text, "remark": text, "seconds": text}
-    assert client.answer(pool.items[0].item, **form).status_code == 400
+    assert chief.answer(pool.items[0].item, **form).status_code == 400
     assert Client(url).post("/sign-in", data={"name": text, "code": text}).status_code == 401
 
 
@@ -357,7 +371,7 @@ def test_an_open_door_is_warned_of(tmp_path, inside, monkeypatch):
     assert "unencrypted" not in inside("rate.py", CONFIG, f"--pool={pool.folder}", "--config.page.port=0").stderr
 
 
-def test_images_outside_the_pool_are_not_served(tmp_path, monkeypatch):
+def test_images_outside_the_pool_are_not_served(tmp_path):
     from libs.ratings import page
     pool = tiny_pool(tmp_path / "pool", n=3, repeats=0)
     (tmp_path / "pool" / "images").rename(tmp_path / "elsewhere")

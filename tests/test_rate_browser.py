@@ -121,7 +121,7 @@ def test_a_pool_rated_with_keys_and_mouse(study):
     assert all(0 < each for each in times) and sum(times) < time.time() - started
     page.click("main a")
     page.wait_for_url("**/overview")
-    assert page.locator(".items li").count() == 6 and page.locator(".items .open").count() == 0
+    assert page.locator(".items li").count() == 6 and page.locator(".open a").count() == 0
 
 
 def test_a_phone_and_fingers(study):

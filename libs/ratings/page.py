@@ -115,7 +115,7 @@ def app(pool, store, *, allowed_hosts):
 
     @site.post("/item/{item}")
     def save(item=Depends(known), rater=Depends(signed_in), form=Depends(form_of)):
-        given = given_in(form, pool)
+        given = given_in(form)
         try:
             outcome = store.answer(rater.name, item.item, scores=given.scores, tags=given.tags, remark=given.remark,
                                    seconds=given.seconds, token=given.token, replaces=given.replaces)
@@ -138,9 +138,9 @@ def app(pool, store, *, allowed_hosts):
 
     @site.get("/overview")
     def overview(rater=Depends(signed_in)):
-        answered = store.answered(rater.name)
-        return page("overview", rater=rater, rows=[(pool.by_name[item], answered.get(item)) for item in desk.order(rater.name)],
-                    done=len(answered), total=len(pool.items), axes=pool.axes)
+        answered, order = store.answered(rater.name), desk.order(rater.name)
+        return page("overview", rater=rater, rows=[(pool.by_name[item], answered.get(item)) for item in order],
+                    numbers={item: i + 1 for i, item in enumerate(order)}, done=len(answered), total=len(order), axes=pool.axes)
 
     @site.get("/finished")
     def finished(rater=Depends(signed_in)):
@@ -382,7 +382,7 @@ async def form_of(request: Request):
         raise HTTPException(400, "This form cannot be read. Nothing was saved.") from error
 
 
-def given_in(form, pool):
+def given_in(form):
     """What a rater's form says, unchecked: scores (numbers where they are such), tags, remark, seconds, token, replaces."""
     first = {name: values[0] for name, values in form.items()}
     scores = {name.removeprefix("score."): _number(value) for name, value in first.items() if name.startswith("score.")}
