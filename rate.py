@@ -1,9 +1,9 @@
 """Serve a pool of images to the people who rate it, on a page in their browser; every answer is on the disk before the next image.
 
     python rate.py --config=configs/rating.py --add_rater="Dr. Weiß"      # prints the access code, once
-    python rate.py --config=configs/rating.py --add_rater=Ana --admin=1   # Ana also sees everybody's progress
+    python rate.py --config=configs/rating.py --add_rater=Ana --admin   # Ana also sees everybody's progress
     python rate.py --config=configs/rating.py                             # the page, at http://127.0.0.1:8000
-    python rate.py --config=configs/rating.py --export=ratings.csv        # newest answers; --history=1: all
+    python rate.py --config=configs/rating.py --export=ratings.csv        # newest answers; --history: all
 
 scripts/build_rating_pool.py makes the pool. Raters may be added, and answers exported, while the page is served. It is served to
 this machine alone. From another one: `ssh -L 8000:127.0.0.1:8000 machine` there, or a reverse proxy with TLS on this machine
@@ -24,16 +24,16 @@ NAMED = 5  # missing files that the log names
 
 def rate(config, pool, add_rater, admin, renew, export, history):
     if (admin or renew) and not add_rater:
-        raise ValueError("--admin=1 and --renew=1 belong to --add_rater=NAME")
+        raise ValueError("--admin and --renew belong to --add_rater=NAME")
     if history and not export:
-        raise ValueError("--history=1 belongs to --export=FILE.csv")
+        raise ValueError("--history belongs to --export=FILE.csv")
     if add_rater and export:
         raise ValueError("give --add_rater or --export, not both")
     pool = ratings.Pool(pool or config.pool.path)
     with Store.of(pool) as store:
         if add_rater:
             code = store.add_rater(add_rater, admin=bool(admin), renew=bool(renew))
-            print(f"Access code of {add_rater}: {code}\nIt is not kept and not shown again; a lost one is replaced by --renew=1.")
+            print(f"Access code of {add_rater}: {code}\nIt is not kept and not shown again; a lost one is replaced by --renew.")
         elif export:
             answers = store.answers(history=bool(history))
             write_text(export, table(pool, answers))
@@ -95,7 +95,7 @@ def bound(host, port):
 if __name__ == "__main__":
     cli.main(rate, pool=("", "folder of the pool; by default that of the config"),
              add_rater=("", "enter a rater of this name and print the access code"),
-             admin=(0, "1, with --add_rater: also sees the progress of all, and may download the ratings"),
-             renew=(0, "1, with --add_rater: a new access code for one who is there"),
+             admin=(False, "with --add_rater: also sees the progress of all, and may download the ratings"),
+             renew=(False, "with --add_rater: a new access code for one who is there"),
              export=("", "write the newest answers to this CSV file"),
-             history=(0, "1, with --export: all answers, also those that were changed later"))
+             history=(False, "with --export: all answers, also those that were changed later"))

@@ -22,7 +22,8 @@ def get_config():
     config.pool = d(path="workdir/rating/pool", models=(), size=0, resolution=0, real="", real_split="", real_window=(),
                     real_share=0.2, repeat_share=0.1,
                     controls=d(swapped=0.04, blurred=0.01, noisy=0.01, occluded=0.01, cast=0.01))
-    config.page = d(host="127.0.0.1", port=8000)
+    # names: under which a reverse proxy is asked for the page
+    config.page = d(host="127.0.0.1", port=8000, names=())
     # order: of the questions on the page. levels: the meaning of 1, 2, ...; good: the least of them that is good
     config.scale = d(
         order=("quality", "congruence"),

@@ -42,13 +42,14 @@ def main(script, **own_flags):
 
     Args:
         script: script(config, workdir[, nnet_path][, <own flag> ...]); its parameter names say which flags it takes.
-        own_flags: {flag name: (default, help)} that only this script has; a str or int default gives the type.
+        own_flags: {flag name: (default, help)} that only this script has; a str, int or bool default gives the type.
     """
     takes = [name for name in inspect.signature(script).parameters if name != "config"]
     for name in takes:
         if name in own_flags:
             default, text = own_flags[name]
-            define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
+            kind = next(kind for kind in (bool, int, str) if isinstance(default, kind))  # a bool is an int as well
+            define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, str: flags.DEFINE_string}[kind]
             define(name, default, text)
         else:
             flags.DEFINE_string(name, "", _FLAGS[name])

@@ -202,7 +202,7 @@ class Store:
         with self._writing() as db:
             found = db.execute("SELECT id, admin FROM raters WHERE folded = ?", (fold(name),)).fetchone()
             if found and not renew:
-                raise ValueError(f"there is a rater {name!r} already: choose another name, or --renew=1 for a new access code")
+                raise ValueError(f"there is a rater {name!r} already: choose another name, or --renew for a new access code")
             if renew and not found:
                 raise ValueError(f"there is no rater {name!r} whose code could be renewed; there are: {self._names()}")
             if found:
