@@ -14,10 +14,10 @@ def get_config():
     config = d()
     config.seed = 1234
     config.train = d(mode="cond", n_steps=100_000, batch_size=128, accumulation=1, mixed_precision="", compile=False,
-                     attention="auto", workers=4, balanced=False, weighting="clamped_snr", p_uncond=0.1,
-                     ema_rate=0.9999, grad_clip=1.0, keep_checkpoints=3, log_interval=50, preview_interval=2_500,
-                     eval_interval=10_000, save_interval=2_500, validation_interval=2_500, validation_size=512,
-                     validation_split="val", best_metric="frechet")
+                     attention="auto", workers=4, balanced=False, weighting="clamped_snr", p_uncond=0.1, ema_rate=0.9999,
+                     grad_clip=1.0, init="", keep_checkpoints=3, log_interval=50, preview_interval=2_500, eval_interval=10_000,
+                     save_interval=2_500, validation_interval=2_500, validation_size=512, validation_split="val",
+                     best_metric="frechet")
     config.optimizer = adamw(2e-4, betas=(0.9, 0.99))
     config.lr_scheduler = warm_up(2_500)
     # num_classes = 0: as many as the data have, and the null class of classifier-free guidance

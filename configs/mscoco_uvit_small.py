@@ -17,9 +17,9 @@ def get_config():
     config.seed = 1234
     config.train = d(mode="cond", n_steps=1_000_000, batch_size=256, accumulation=1, mixed_precision="", compile=False,
                      attention="auto", workers=8, balanced=False, weighting="eps", p_uncond=0.1, prototype_weight=0.0,
-                     ema_rate=0.9999, grad_clip=0.0, keep_checkpoints=3, log_interval=10, preview_interval=5_000,
-                     eval_interval=50_000, save_interval=50_000, validation_interval=0, validation_size=512,
-                     validation_split="", best_metric="frechet")
+                     ema_rate=0.9999, grad_clip=0.0, init="", keep_checkpoints=3, log_interval=10, preview_interval=5_000,
+                     eval_interval=50_000, save_interval=50_000, validation_interval=0, validation_size=512, validation_split="",
+                     best_metric="frechet")
     config.optimizer = adamw(2e-4, betas=(0.9, 0.9))
     config.lr_scheduler = warm_up(5_000)
     config.nnet = d(name="uvit_t2i", img_size=32, patch_size=2, in_chans=4, embed_dim=512, depth=12, num_heads=8, mlp_ratio=4,

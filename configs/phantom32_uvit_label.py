@@ -12,10 +12,10 @@ def get_config():
     config = d()
     config.seed = 1234
     config.train = d(mode="cond", n_steps=2_000, batch_size=64, accumulation=1, mixed_precision="", compile=False,
-                     attention="auto", workers=0, balanced=False, weighting="clamped_snr", p_uncond=0.1,
-                     ema_rate=0.995, grad_clip=1.0, keep_checkpoints=2, log_interval=20, preview_interval=400,
-                     eval_interval=500, save_interval=400, validation_interval=400,
-                     validation_size=512, validation_split="test", best_metric="frechet")
+                     attention="auto", workers=0, balanced=False, weighting="clamped_snr", p_uncond=0.1, ema_rate=0.995,
+                     grad_clip=1.0, init="", keep_checkpoints=2, log_interval=20, preview_interval=400, eval_interval=500,
+                     save_interval=400, validation_interval=400, validation_size=512, validation_split="test",
+                     best_metric="frechet")
     config.optimizer = adamw(1e-3, betas=(0.9, 0.99))
     config.lr_scheduler = d(name="cosine", warmup_steps=100)
     # num_classes = 0: as many as the data have, and the null class of classifier-free guidance

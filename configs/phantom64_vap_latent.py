@@ -15,9 +15,9 @@ def get_config():
     config.seed = 1234
     config.train = d(mode="cond", n_steps=1_600, batch_size=48, accumulation=1, mixed_precision="auto", compile=False,
                      attention="auto", workers=0, balanced=True, weighting="clamped_snr", p_uncond=0.1, prototype_weight=0.1,
-                     ema_rate=0.995, grad_clip=1.0, keep_checkpoints=2, log_interval=20, preview_interval=400,
-                     eval_interval=0, save_interval=400, validation_interval=400, validation_size=256,
-                     validation_split="test", best_metric="frechet")
+                     ema_rate=0.995, grad_clip=1.0, init="", keep_checkpoints=2, log_interval=20, preview_interval=400,
+                     eval_interval=0, save_interval=400, validation_interval=400, validation_size=256, validation_split="test",
+                     best_metric="frechet")
     config.optimizer = adamw(1e-3, betas=(0.9, 0.99))
     config.lr_scheduler = d(name="cosine", warmup_steps=100)
     # 0 in num_classes, clip_dim and num_clip_token: as many as the data and the encoder give
