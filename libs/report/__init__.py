@@ -37,7 +37,7 @@ NOT_CURVES = ("step", "n", "seconds")
 MEAN = ""  # of the lines of a chart, the mean of all
 MEMBER = re.compile(r"(?P<name>.+?)_(?:of_(?P<class>.+)|t(?P<level>\d+(?:\.\d+)?(?:e-?\d+)?))")  # accuracy_of_X, accuracy_t0.25
 FACTS = ("n", "step", "nnet", "seed", "sampler", "features", "reference", "seconds", "interval", "prompts",
-         "agreement_of_real", "following_source")
+         "agreement_of_real", "following_source", "verdict")
 
 
 def write(workdir, *, title=""):
@@ -74,7 +74,8 @@ def contents(workdir):
     evaluations = [each for each in evaluations if each]
     classifier = sections.get("nnet", {}).get("name") == "adm_classifier" or any(each["levels"] for each in evaluations)
     return {
-        "kind": "study" if "study" in sections else "classifier" if classifier else "generator",
+        "kind": "filter" if "ratings" in sections else "study" if "study" in sections else "classifier" if classifier else
+                "generator",
         "study": study(workdir, warnings),
         "sections": sections, "classes": classes, "warnings": warnings, "small_n": SMALL_N,
         "config": {name: flat(part) for name, part in {"general": general, **sections}.items() if part},
