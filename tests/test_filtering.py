@@ -314,3 +314,71 @@ def test_runs_older_than_the_filter_take_it(inside, trained, judged, tmp_path):
 
 def test_evaluation_room_offers_what_scripts_use():
     assert all(hasattr(evaluation, name) for name in evaluation.__all__)
+
+
+@pytest.fixture(scope="module")
+def real_filter(tmp_path_factory):
+    """The folder of a filter with random weights, at a threshold that about half of all images pass."""
+    from libs.ratings import Axis, Filter, embedding
+    from libs.ratings.filter import Judge
+    axes = [Axis("quality", "Good?", {1: "no", 2: "yes"}, 2), Axis("congruence", "Fits?", {1: "no", 2: "yes"}, 2)]
+    of = embedding.get("pair", images=("colour",), text=dict(name="words", max_length=8, dim=16))
+    torch.manual_seed(0)
+    judge = Judge(of.blocks, of.dims[1], [2, 2]).eval()
+    images = torch.randint(0, 256, (40, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    found = Filter(judge, of, axes, threshold=0.5, useful=True)
+    found.threshold = float(found.score(images, ["nevus"] * 40).median())
+    return found.save(tmp_path_factory.mktemp("filter") / "filter")
+
+
+def test_two_processes_take_the_same_images_as_one(script, inside, trained, real_filter, tmp_path):
+    options = [f"--workdir={trained}", "--n_samples=20", "--label=nevus", f"--config.filter.path={real_filter}",
+               "--config.filter.max_attempts=3"]
+    plain = tmp_path / "plain"
+    inside("sample.py", *options, f"--config.sample.path={plain}", "--config.filter.threshold=0.0001")
+    scores = sorted(float(row["score"]) for row in rows(plain))
+    options.append(f"--config.filter.threshold={scores[10]}")
+    inside("sample.py", *options, f"--config.sample.path={tmp_path / 'one'}")
+    script("sample.py", *options, f"--config.sample.path={tmp_path / 'two'}", processes=2)
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert one == two and {row["attempt"] for row in one} > {"0"} and len(one) >= 10
+
+
+def test_accepted_images_are_the_next_data_of_any_training(inside, trained, real_filter, tmp_path):
+    """Rejection sampling, then weights from the filter, then a training that begins where the generator stood."""
+    chosen, next_round = tmp_path / "chosen", tmp_path / "next"
+    inside("sample.py", f"--workdir={trained}", "--n_samples=24", f"--config.filter.path={real_filter}",
+           "--config.filter.threshold=0.0001", f"--config.sample.path={chosen}")
+    inside("scripts/apply_filter.py", f"--filter={real_filter}", f"--images={chosen}", "--threshold=0", "--weights=1",
+           f"--output={next_round}")
+    weights = [float(row["weight"]) for row in rows(next_round)]
+    assert np.mean(weights) == pytest.approx(1, abs=1e-3) and len(set(weights)) > 10
+    tuned = tmp_path / "tuned"
+    own = ("--config=configs/folder64_uvit_label.py", "--config.dataset.resolution=32", "--config.nnet.img_size=32",
+           "--config.dataset.holdout=0", "--config.dataset.split=", "--config.train.validation_split=",
+           *[each for each in TINY[1:] if "dataset" not in each])
+    done = inside("train.py", *own, *RUN, f"--config.dataset.path={next_round}", f"--config.train.init={trained}",
+                  "--config.optimizer.lr=1e-12", "--config.lr_scheduler.warmup_steps=0", f"--workdir={tuned}")
+    assert "24 images with weights" in done.stderr
+    (before, _, _), (after, _, _) = (engine.load_weights(folder) for folder in (trained, tuned))
+    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
+
+
+def test_stable_diffusion_takes_a_folder_of_samples_as_its_table(inside, tmp_path):
+    """train_sd_finetune.py on the table that sample.py and apply_filter.py write, with weights."""
+    from PIL import Image
+    from tests import tiny_sd
+    images = tmp_path / "images"
+    images.mkdir()
+    random = np.random.default_rng(0)
+    for k in range(6):
+        Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(images / f"{k}.png")
+    (images / "metadata.csv").write_text("file_name,text,score,weight\n" + "".join(
+        f"{k}.png,{'red' if k % 2 else 'green'},{k / 10},{k / 2.5}\n" for k in range(6)))
+    done = inside("train_sd_finetune.py", "--config=configs/medical512_sd_finetune.py",
+                  f"--config.nnet.path={tiny_sd.save(tmp_path / 'sd')}", "--config.nnet.sample_size=8", "--config.encoder.max_length=12",
+                  f"--config.dataset.path={images / 'metadata.csv'}", "--config.dataset.path_column=file_name",
+                  "--config.dataset.text_column=text", "--config.dataset.resolution=16", "--config.train.batch_size=2",
+                  "--config.train.accumulation=1", "--config.train.workers=0", "--config.sample.sample_steps=2",
+                  "--config.metrics.sample_steps=2", *RUN, f"--workdir={tmp_path / 'tuned'}")
+    assert "6 images with weights 0 to 2" in done.stderr and (tmp_path / "tuned" / "pipeline").is_dir()
