@@ -9,6 +9,7 @@ from PIL import Image, PngImagePlugin
 
 from libs.ratings import Pool, building, wording
 from libs.ratings.pool import APART, RATINGS
+from libs.ratings.store import Store, new_token
 
 LABELS = ("nevus", "melanoma", "angioma")
 CONFIG = "--config=configs/rating.py"
@@ -135,9 +136,20 @@ def test_a_pool_with_ratings_or_a_folder_of_something_else_is_never_replaced(fol
     pool = built(inside, tmp_path / "pool", folders["a"], size=8)
     before = pool.fingerprint
     assert built(inside, tmp_path / "pool", folders["a"], size=9).fingerprint != before  # nobody has answered yet
+    with Store.of(Pool(pool.folder)):
+        pass  # the page was started once, and nobody was there
+    pool = built(inside, tmp_path / "pool", folders["a"], size=8)
+    assert pool.fingerprint == before and not (pool.folder / RATINGS).exists()
+    with Store.of(pool) as store:
+        store.add_rater("anna")
+        assert "raters (1 in" in built(inside, tmp_path / "pool", folders["a"], size=9, fails=True)
+        scores = {axis.name: 1 for axis in pool.axes}
+        store.answer("anna", pool.items[0].item, scores=scores, token=new_token())
+        assert "holds ratings (1 answers" in built(inside, tmp_path / "pool", folders["a"], size=9, fails=True)
+        assert len(store.answers()) == 1
     (pool.folder / RATINGS).write_bytes(b"answers")
-    assert "holds ratings" in built(inside, tmp_path / "pool", folders["a"], size=8, fails=True)
-    assert (pool.folder / RATINGS).read_bytes() == b"answers" and len(Pool(pool.folder).items) == 10
+    assert "cannot be read" in built(inside, tmp_path / "pool", folders["a"], size=9, fails=True)
+    assert (pool.folder / RATINGS).read_bytes() == b"answers" and Pool(pool.folder).fingerprint == before
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years")
     assert "is no pool" in built(inside, tmp_path / "thesis", folders["a"], fails=True)
@@ -192,6 +204,40 @@ def test_real_images_are_asked_about_as_generated_ones_are(folders, tmp_path, in
     pool = built(inside, tmp_path / "pool", plain, real=folders["real"], real_share=0.4)
     assert {item.prompt for item in pool.items} == set(LABELS)
     assert any(item.kind == "real" for item in pool.items)
+
+
+def candidates(n, *, text="", label="", modality="", kind="synthetic"):
+    return [building.Candidate(lambda: np.zeros((8, 8, 3), np.uint8), text, label, modality, kind,
+                               source={"folder": kind, "file_name": f"{i}.png"}) for i in range(n)]
+
+
+def drawn(synthetic, real, size=10, real_share=0.4):
+    chosen = building.choose(synthetic, real, size=size, real_share=real_share, controls={}, random=np.random.default_rng(0))
+    return [shown.asked for shown in chosen if shown.asked.kind == "real"]
+
+
+def test_a_prompt_has_the_form_of_generated_ones_or_its_real_image_is_left_out():
+    made = candidates(6, text="a lesion", label="nevus", modality="OCT")
+    whole, no_text, no_modality = (candidates(4, **{"text": "a lesion", "label": "nevus", "modality": "OCT", "kind": "real"} | part)
+                                   for part in ({}, {"text": ""}, {"modality": ""}))
+    assert {each.prompt for each in drawn(made, no_text + whole + no_modality)} == {"OCT: nevus: a lesion"}
+    with pytest.raises(ValueError, match="have a modality and the real ones none"):
+        drawn(made, no_modality)
+    with pytest.raises(ValueError, match="have text and label and modality, and the real ones label and modality or text and label:"):
+        drawn(made, no_text + no_modality)
+    plain = candidates(6, label="nevus")  # whatever generated images never have is not shown
+    assert {each.prompt for each in drawn(plain, no_text + whole)} == {"nevus"}
+
+
+def test_real_images_have_labels_of_generated_ones_in_their_spelling():
+    made = candidates(6, label="Nevus")
+    known, others = candidates(4, label="nevus", kind="real"), candidates(9, label="melanoma", kind="real")
+    assert {each.prompt for each in drawn(made, others + known)} == {"Nevus"}
+    with pytest.raises(ValueError, match="they have 'Nevus', and the real ones 'melanoma'"):
+        drawn(made, others)
+    with pytest.raises(ValueError, match="needs 4 real images, and there are 3 of 12 with labels and prompts like"):
+        drawn(made, others + known[:3])
+    assert len(drawn(candidates(6, text="a lesion"), others + candidates(4, text="an OCT", kind="real"))) == 4  # no labels at all
 
 
 def test_deep_grey_is_shown_in_its_window_and_the_modality_stands_before_the_text(tmp_path, inside):

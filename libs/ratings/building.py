@@ -8,8 +8,10 @@ import hashlib
 import json
 import logging
 import re
+import sqlite3
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from PIL import Image, ImageFilter, ImageOps
 from .pool import FILE, FORMAT, ITEMS, RATINGS, REAL, SYNTHETIC, Axis, Item, Pool, fingerprint, wording
 
 SWAPPED, FEWEST, LISTED = "swapped", 4, 5
+ASKED = ("text", "label", "modality")  # what prompts are made of
 COLOURS = ((0, 0, 0), (255, 255, 255), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
            (204, 121, 167))  # of background and classes in masks; Okabe and Ito's, which the colour-blind tell apart
 RESERVED = {"rater", "item", "tags", "remark", "seconds", "at", "prompt", "text", "label", "modality", "kind", "control",
@@ -80,13 +83,28 @@ def scale(axes, order=()):
 
 
 def check_free(folder):
-    """ValueError where a new pool in `folder` would destroy ratings, or files that are no pool."""
+    """ValueError where a new pool in `folder` would destroy ratings or raters' access codes, or files that are no pool."""
     folder = Path(folder)
     if (folder / RATINGS).exists():
-        raise ValueError(f"{folder} holds ratings ({RATINGS}): a new pool would make them worthless. Choose another folder, or "
-                         "move that one away")
+        answers, raters = _written(folder / RATINGS)
+        if answers:
+            raise ValueError(f"{folder} holds ratings ({answers} answers in {RATINGS}): a new pool would make them worthless. Choose "
+                             "another folder, or move that one away")
+        if raters:
+            raise ValueError(f"{folder} has raters ({raters} in {RATINGS}) who have not answered yet: with a new pool they would "
+                             f"lose their access codes. Choose another folder, or delete {RATINGS} and add them again")
     if folder.exists() and not (folder.is_dir() and ((folder / FILE).is_file() or not any(folder.iterdir()))):
         raise ValueError(f"{folder} exists and is no pool: choose another folder")
+
+
+def _written(file):
+    """How many answers and raters a file of ratings has."""
+    try:
+        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            return [db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in ("answers", "raters")]
+    except sqlite3.Error as error:
+        raise ValueError(f"{file} cannot be read, so it may hold ratings, which a new pool would make worthless ({error}). Choose "
+                         "another folder, or move that one away") from error
 
 
 def build(folder, synthetic, real=(), *, axes, tags=(), guide="", size=0, real_share=0.0, repeat_share=0.0, controls=None,
@@ -137,22 +155,26 @@ def choose(synthetic, real, *, size, real_share, controls, random):
     if total < FEWEST or n_synthetic <= sum(n_of.values()):
         raise ValueError(f"a pool of {total} images, {n_real} of them real and {sum(n_of.values())} wrong on purpose, is too "
                          f"small: give {FEWEST} images or more, and shares that leave some generated ones as they are")
-    for name, found, wanted in (("generated", synthetic, n_synthetic), ("real", real, n_real)):
-        if wanted > len(found):
-            raise ValueError(f"the pool needs {wanted} {name} images, and there are {len(found)}: lower pool.size"
-                             + (" or pool.real_share" if name == "real" else "") + ", or give more images")
-    silent = [each for each in [*synthetic, *real] if not each.prompt]
+    if n_synthetic > len(synthetic):
+        raise ValueError(f"the pool needs {n_synthetic} generated images, and there are {len(synthetic)}: lower pool.size, or "
+                         "give more images")
+    silent = [each for each in synthetic if not each.prompt]
     if silent:
         raise ValueError(f"{_called(silent[0])} has no text and no label (so have {len(silent) - 1} more): raters need a prompt to "
                          "compare the image with")
     synthetic = _by_turns(synthetic, n_synthetic, random)
+    alike = _asked_alike(real, synthetic) if n_real else []
+    if n_real > len(alike):
+        raise ValueError(f"the pool needs {n_real} real images, and there are {len(alike)}"
+                         + (f" of {len(real)} with labels and prompts like those of generated ones" * (len(alike) < len(real)))
+                         + ": lower pool.size or pool.real_share, or give more images")
     wrong = _by_turns(synthetic, sum(n_of.values()), random)
     left = {id(each) for each in wrong}
     kinds = [name for name, n in n_of.items() for _ in range(n)]
     shown = [Shown(each, each) for each in synthetic if id(each) not in left]
     for each, kind in zip(wrong, random.permutation(kinds).tolist() if kinds else []):
         shown.append(Shown(each, _other(each, synthetic, random) if kind == SWAPPED else each, kind))
-    return shown + [Shown(each, each) for each in _by_turns(_asked_alike(real, synthetic), n_real, random)]
+    return shown + [Shown(each, each) for each in _by_turns(alike, n_real, random)]
 
 
 def _checked_share(name, share):
@@ -204,17 +226,44 @@ def _other(candidate, candidates, random):
 
 
 def _asked_alike(real, synthetic):
-    """Real images of the generated ones' labels, with text, label and modality only where the generated ones have them."""
-    if not real:
-        return []
-    used = {name: any(getattr(each, name) for each in synthetic) for name in ("text", "label", "modality")}
-    alike = [replace(each, **{name: "" for name, is_used in used.items() if not is_used}) for each in real]
-    for name in ("text", "label"):
-        if used[name] and not any(getattr(each, name) for each in alike):
+    """Real images that can be asked about just as the generated ones are.
+
+    They have text, label and modality only where generated ones have them, all that some generated image has and no more, and one
+    of the generated ones' labels, in their spelling. Any other would be known as real by its prompt.
+    """
+    used = {name: any(getattr(each, name) for each in synthetic) for name in ASKED}
+    cut = [replace(each, **{name: "" for name, is_used in used.items() if not is_used}) for each in real]
+    for name in ASKED:
+        if used[name] and not any(getattr(each, name) for each in cut):
             raise ValueError(f"the generated images have a {name} and the real ones none: raters would know them by their prompts. "
                              f"Give real images with a column {name}")
-    labels = {each.label for each in synthetic}
-    return [each for each in alike if each.label in labels and each.prompt] or [each for each in alike if each.prompt]
+    forms = {_filled(each) for each in synthetic}
+    alike = [each for each in cut if _filled(each) in forms]
+    if not alike:
+        raise ValueError(f"the generated images have {_forms(synthetic)}, and the real ones {_forms(cut)}: raters would know them "
+                         "by their prompts. Give real images with the same columns filled")
+    spelling = {each.label.casefold(): each.label for each in synthetic}
+    known = [replace(each, label=spelling[each.label.casefold()]) for each in alike if each.label.casefold() in spelling]
+    if not known:
+        raise ValueError(f"no real image has a label of the generated ones: they have {_names(synthetic)}, and the real ones "
+                         f"{_names(alike)}. Raters would know them by it: give both the same names")
+    if len(known) < len(real):
+        logging.warning("%d of %d real images are left out: their labels or prompts are unlike those of generated ones",
+                        len(real) - len(known), len(real))
+    return known
+
+
+def _filled(candidate):
+    return tuple(name for name in ASKED if getattr(candidate, name))
+
+
+def _forms(candidates):
+    return " or ".join(" and ".join(each) or "nothing" for each in sorted({_filled(each) for each in candidates}))
+
+
+def _names(candidates):
+    names = sorted({each.label for each in candidates})
+    return ", ".join(map(repr, names[:LISTED])) + " ..." * (len(names) > LISTED)
 
 
 def _write_images(folder, chosen, numbers, *, resolution, seed):
@@ -257,12 +306,15 @@ def _write_images(folder, chosen, numbers, *, resolution, seed):
 def _write(folder, name, array, mask, shown):
     file = folder / "images" / f"{name}.png"
     Image.fromarray(array).save(file)
+    masked = {}
     if mask is not None:
-        Image.fromarray(mask).save(folder / "masks" / f"{name}.png")
+        beside = folder / "masks" / f"{name}.png"
+        Image.fromarray(mask).save(beside)
+        masked = {"mask": f"masks/{name}.png", "mask_sha256": hashlib.sha256(beside.read_bytes()).hexdigest()}
     asked = shown.asked
     return Item(item=name, image=f"images/{name}.png", sha256=hashlib.sha256(file.read_bytes()).hexdigest(), prompt=asked.prompt,
-                text=asked.text, label=asked.label, modality=asked.modality, mask="" if mask is None else f"masks/{name}.png",
-                kind=shown.candidate.kind, control=shown.control, source=shown.candidate.source)
+                text=asked.text, label=asked.label, modality=asked.modality, **masked, kind=shown.candidate.kind,
+                control=shown.control, source=shown.candidate.source)
 
 
 def _repeat(folder, name, item):
