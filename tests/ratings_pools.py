@@ -35,14 +35,16 @@ def tiny_pool(folder, n=12, repeats=2, *, controls=2, real=2, masks=False, axes=
             label = names[(i + 1) % len(names)] if i < controls else drawn
             text, control, kind = f"a {size} lesion, no. {i}", "swapped" * (i < controls), REAL if i >= n - real else SYNTHETIC
             name = _name(seed, i)
-            sha256, mask = _draw(folder, name, CLASSES[drawn], SIZES[size], side, random, masks)
-            items.append(Item(name, f"images/{name}.png", sha256, wording(text, label), text, label, mask=mask, kind=kind,
+            sha256, masked = _draw(folder, name, CLASSES[drawn], SIZES[size], side, random, masks)
+            items.append(Item(name, f"images/{name}.png", sha256, wording(text, label), text, label, **masked, kind=kind,
                               control=control, source={"folder": "run" if kind == SYNTHETIC else "atlas", "model": "run",
                                                        "file_name": f"{i:06d}.png"}))
         else:
             of, name = items[first], _name(seed, i)
-            (folder / f"images/{name}.png").write_bytes((folder / of.image).read_bytes())
-            items.append(Item(**{**asdict(of), "item": name, "image": f"images/{name}.png", "repeat_of": of.item}))
+            for file in filter(None, (of.image, of.mask)):
+                (folder / file).with_name(f"{name}.png").write_bytes((folder / file).read_bytes())
+            items.append(Item(**{**asdict(of), "item": name, "image": f"images/{name}.png",
+                                 "mask": of.mask and f"masks/{name}.png", "repeat_of": of.item}))
     items.sort(key=lambda item: item.item)
     told = {"format": FORMAT, "axes": [asdict(axis) for axis in axes], "tags": list(tags), "guide": guide, "seed": seed,
             "fingerprint": fingerprint(axes, tags, items)}
@@ -56,12 +58,15 @@ def _name(seed, number):
 
 
 def _draw(folder, name, colour, radius, side, random, masks):
-    """A disc on skin, written as PNG; returns the hash of the file and the mask's path below the folder ('' for none)."""
+    """A disc on skin, written as PNG; returns the hash of the file and what an item says of its mask."""
     y, x = (np.mgrid[:side, :side] + 0.5) / side - 0.5 + random.uniform(-0.05, 0.05, (2, 1, 1))
     inside = np.hypot(x, y) < radius
     picture = np.where(inside[..., None], colour, (214, 170, 150)) + random.integers(-12, 12, (side, side, 3))
     file = folder / "images" / f"{name}.png"
     Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(file)
-    if masks:
-        Image.fromarray(inside.astype(np.uint8) * 255).save(folder / "images" / f"{name}-mask.png")
-    return hashlib.sha256(file.read_bytes()).hexdigest(), f"images/{name}-mask.png" if masks else ""
+    sha256, mask = hashlib.sha256(file.read_bytes()).hexdigest(), folder / "masks" / f"{name}.png"
+    if not masks:
+        return sha256, {}
+    mask.parent.mkdir(exist_ok=True)
+    Image.fromarray(inside.astype(np.uint8) * 255).save(mask)
+    return sha256, {"mask": f"masks/{name}.png", "mask_sha256": hashlib.sha256(mask.read_bytes()).hexdigest()}

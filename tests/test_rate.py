@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import requests
@@ -371,12 +372,28 @@ def test_an_open_door_is_warned_of(tmp_path, inside, monkeypatch):
     assert "unencrypted" not in inside("rate.py", CONFIG, f"--pool={pool.folder}", "--config.page.port=0").stderr
 
 
-def test_images_outside_the_pool_are_not_served(tmp_path):
+@pytest.mark.parametrize("linked", ["images", "masks", "images/{}.png", "masks/{}.png"])
+def test_links_are_not_served(tmp_path, linked):
+    """Neither to folders elsewhere, nor from a mask to the ratings themselves."""
     from libs.ratings import page
-    pool = tiny_pool(tmp_path / "pool", n=3, repeats=0)
-    (tmp_path / "pool" / "images").rename(tmp_path / "elsewhere")
-    (tmp_path / "pool" / "images").symlink_to(tmp_path / "elsewhere")
-    with Store.of(pool) as store, pytest.raises(ValueError, match="lies outside this folder"):
+    pool = tiny_pool(tmp_path / "pool", n=3, repeats=0, masks=True)
+    with Store.of(pool) as store:
+        page.app(pool, store, allowed_hosts=("localhost",))
+        place = pool.folder / linked.format(pool.items[1].item)
+        place.rename(tmp_path / "elsewhere")
+        place.symlink_to(store.path if place.suffix else tmp_path / "elsewhere")
+        with pytest.raises(ValueError, match="is a link to another file"):
+            page.app(pool, store, allowed_hosts=("localhost",))
+
+
+def test_a_mask_is_what_the_pool_was_built_with(own):
+    from libs.ratings import page
+    pool, store, ana = own
+    item = pool.items[0]
+    (pool.folder / item.mask).write_bytes((pool.folder / "items.jsonl").read_bytes())
+    assert ana.get(f"/mask/{item.item}").status_code == 404 and ana.get(f"/image/{item.item}").status_code == 200
+    pool.items[0] = replace(item, mask_sha256="")
+    with pytest.raises(ValueError, match="build the pool anew"):
         page.app(pool, store, allowed_hosts=("localhost",))
 
 

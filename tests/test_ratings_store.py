@@ -1,17 +1,20 @@
 """The answers of raters: appended, never overwritten, never lost or doubled; names, access codes and sign-ins."""
 
 import csv
+import hashlib
 import io
 import json
 import sqlite3
 import threading
 
+import numpy as np
 import pytest
 
+from libs.ratings import building
 from libs.ratings import pool as pools
 from libs.ratings import store as stores
 from libs.ratings.store import AGAIN, OUTDATED, WRITTEN, Store, TooManyTries, clean_name, new_token, table
-from tests.ratings_pools import tiny_pool
+from tests.ratings_pools import AXES, tiny_pool
 
 GOOD = {"quality": 3, "congruence": 2}
 
@@ -176,6 +179,46 @@ def test_refuses_what_is_no_file_of_ratings(tmp_path, pool):
 def test_answers_are_on_the_disk_when_they_are_acknowledged(store):
     modes = [store._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
     assert modes == ["wal", 2]  # 2: FULL
+
+
+# -- the pool -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", ["one line\u2028and another", "one\u2029two", "one\x85two", "one\x0ctwo\x1cthree"])
+def test_a_prompt_may_hold_any_separator(tmp_path, prompt):
+    """The builder writes letters as they are, and several of them count as ends of lines elsewhere."""
+    candidates = [building.Candidate(pixels=lambda i=i: np.full((8, 8, 3), 40 * i, np.uint8), text=f"{prompt} {i}",
+                                     mask=lambda i=i: np.full((8, 8), i, np.uint8)) for i in range(5)]
+    (tmp_path / "pool").mkdir()
+    built = building.build(tmp_path / "pool", candidates, axes=AXES, repeat_share=0.4)
+    assert {item.prompt for item in built.items} == {f"{prompt} {i}" for i in range(5)}
+    for item in built.items:  # repeats too
+        assert item.mask_sha256 == hashlib.sha256((built.folder / item.mask).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(image="ratings.sqlite"), "the file 'ratings.sqlite'"), (dict(mask="items.jsonl"), "the file 'items.jsonl'"),
+    (dict(image="images/../pool.json"), "expected images/"), (dict(mask="/etc/passwd"), "'/etc/passwd'.*expected masks/"),
+    (dict(item="../x", image="images/../x.png"), "item '../x': a name"), (dict(beauty=1), "unexpected keyword.*beauty"),
+    (dict(prompt="another"), "was changed after the pool was built"), (dict(mask_sha256="0"), "was changed after the pool")])
+def test_a_pool_that_was_tampered_with_is_refused(tmp_path, change, message):
+    folder = tiny_pool(tmp_path / "pool", n=4, repeats=0, masks=True).folder
+    first, *others = (folder / pools.ITEMS).read_text().splitlines()
+    (folder / pools.ITEMS).write_text("\n".join([json.dumps({**json.loads(first), **change}), *others]))
+    with pytest.raises(ValueError, match=message) as refused:
+        pools.Pool(folder)
+    assert str(folder / pools.ITEMS) in str(refused.value)
+
+
+@pytest.mark.parametrize("file, text, message", [
+    (pools.FILE, "{", "pool.json cannot be read"), (pools.FILE, "[]", "pool.json cannot be read"),
+    (pools.FILE, '{"format": 1}', "pool.json cannot be read: KeyError: 'axes'"), (pools.FILE, '{"format": 9}', "format 9, expected"),
+    (pools.ITEMS, "{}\n", "items.jsonl:1 cannot be read"), (pools.ITEMS, "\n\n[1]\n", "items.jsonl:3 cannot be read")])
+def test_files_that_are_no_pool_are_named(tmp_path, file, text, message):
+    folder = tiny_pool(tmp_path / "pool", n=4, repeats=0).folder
+    (folder / file).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        pools.Pool(folder)
 
 
 # -- names and codes ----------------------------------------------------------------------------------------------------------

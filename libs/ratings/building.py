@@ -7,6 +7,7 @@ order drawn by the seed, are all of one size, and real images are asked about in
 import hashlib
 import json
 import logging
+import math
 import re
 import sqlite3
 from collections import Counter
@@ -117,7 +118,7 @@ def build(folder, synthetic, real=(), *, axes, tags=(), guide="", size=0, real_s
         size: different images in the pool; 0 takes all of `synthetic`, and real ones by their share.
         real_share, repeat_share: real images, and images shown a second time, per image of the pool. Each number is rounded.
         controls: {'swapped': share, 'blurred': share, ...}, images made wrong on purpose; see `DAMAGES`.
-        resolution: side to which images are brought, 0 leaves them as they are.
+        resolution: side to which images are brought, at most the smallest of theirs; 0 leaves them as they are.
         seed: of all that is drawn.
     Raises:
         ValueError: too few images for what is asked; images that cannot be read, or whose size tells where they are from.
@@ -274,14 +275,16 @@ def _write_images(folder, chosen, numbers, *, resolution, seed):
     for name in ("images", *(["masks"] if masked else [])):
         (folder / name).mkdir(parents=True, exist_ok=True)
     random = [np.random.default_rng([seed, number]) for number in range(len(chosen))]
-    items, first, sizes, pixels_of, faults = [], {}, {}, {}, []
+    items, first, sizes, smallest, pixels_of, faults = [], {}, {}, (math.inf, ""), {}, []
     for place, number in enumerate(numbers):
         name, shown = hashlib.sha256(f"{seed} {place}".encode()).hexdigest()[:12], chosen[number]
         if number in first:
             items.append(_repeat(folder, name, first[number]))
             continue
         try:
-            array = _sized(shown.candidate.pixels(), resolution)
+            pixels = shown.candidate.pixels()
+            smallest = min(smallest, (min(pixels.shape[:2]), _called(shown.candidate)))
+            array = _sized(pixels, resolution)
             mask = _mask(shown.candidate.mask(), array.shape[:2]) if masked else None
         except (OSError, ValueError) as error:
             faults += [str(error)] if str(error) not in faults else []
@@ -293,10 +296,13 @@ def _write_images(folder, chosen, numbers, *, resolution, seed):
         items.append(first[number])
     if faults:
         raise ValueError(f"{len(faults)} images cannot be used: {'; '.join(faults[:LISTED])}{' ...' * (len(faults) > LISTED)}")
+    if smallest[0] < resolution:
+        raise ValueError(f"pool.resolution={resolution}, and {smallest[1]} has a side of {smallest[0]}: raters would tell enlarged "
+                         f"images apart, for they are blurred. Set pool.resolution={smallest[0]} or less")
     if len(sizes) > 1:
         told = ", ".join(f"{_called(each)} {width}x{height}" for (height, width), each in sizes.items())
-        raise ValueError(f"images of different sizes ({told}): raters would tell them apart by it. Set pool.resolution to bring "
-                         "all to one side")
+        raise ValueError(f"images of different sizes ({told}): raters would tell them apart by it. Bring all to the smallest "
+                         f"side: pool.resolution={smallest[0]}")
     same = [names for names in pixels_of.values() if len(names) > 1]
     if same:
         logging.warning("%d images are in the pool more than once, pixel for pixel: %s", len(same), " = ".join(same[0]))

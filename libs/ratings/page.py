@@ -50,7 +50,7 @@ def app(pool, store, *, allowed_hosts):
             is made to point here reads nothing; addresses in digits cannot be made so, and are served.
 
     Raises:
-        ValueError: an item's image lies outside the pool's folder.
+        ValueError: an item's image or mask is a link to another file, or a mask has no hash.
     """
     desk = Desk(pool, store)
     cookie = f"ratings-{pool.fingerprint[:8]}"  # browsers send cookies to every port of a machine: each pool has its own
@@ -134,7 +134,7 @@ def app(pool, store, *, allowed_hosts):
 
     @site.get("/mask/{item}")
     def mask(item=Depends(known), rater=Depends(signed_in)):
-        return desk.picture(item, item.mask)
+        return desk.picture(item, item.mask, item.mask_sha256)
 
     @site.get("/overview")
     def overview(rater=Depends(signed_in)):
@@ -224,9 +224,11 @@ class Desk:
         self._template = lru_cache(lambda name: environment.get_template(f"{name}.html.j2"))
         root = pool.folder.resolve()
         for item in pool.items:
-            for file in (item.image, item.mask):
-                if not (pool.folder / file).resolve().is_relative_to(root):
-                    raise ValueError(f"{pool.folder}: the image of item {item.item} lies outside this folder, at {file!r}")
+            if item.mask and not item.mask_sha256:
+                raise ValueError(f"{pool.folder}: nothing says which mask item {item.item} was built with: build the pool anew")
+            for file in filter(None, (item.image, item.mask)):
+                if (pool.folder / file).resolve() != root / file:
+                    raise ValueError(f"{pool.folder}: {file} of item {item.item} is a link to another file, which is not served")
 
     def render(self, template, /, *, status=200, **values):
         return HTMLResponse(self._template(template).render({"rater": None, "message": "", **values}), status)
@@ -258,13 +260,13 @@ class Desk:
         return (f"Not saved, because you have answered this item already, in another tab or before you went back: {said}. The form "
                 "below holds what you chose just now. Save it if it is to replace that answer, or go on.")
 
-    def picture(self, item, file, sha256=""):
-        """An image of an item as a response; 404 where it is gone or, with a hash, has other bytes than the pool was built of."""
+    def picture(self, item, file, sha256):
+        """An image of an item as a response; 404 where there is none, or its bytes are not those that the pool was built of."""
         try:
             content = (self.pool.folder / file).read_bytes() if file else b""
         except OSError:
             content = b""
-        if not content or sha256 and hashlib.sha256(content).hexdigest() != sha256:
+        if hashlib.sha256(content).hexdigest() != sha256:
             raise HTTPException(404, "This image cannot be shown.")
         return Response(content, media_type="image/png", headers={"cache-control": "private, max-age=600"})
 

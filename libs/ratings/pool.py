@@ -3,6 +3,7 @@
     pool.json      the scale: axes, the meaning of each number, defect tags; seed and fingerprint
     items.jsonl    an item in each line, see `Item`
     images/        <item>.png: pixels alone, without what generators write into their files
+    masks/         <item>.png, where the images were made from masks
     ratings.sqlite the answers, see `store`
 
 The scale belongs to the pool, so that a number is never read by another legend than the one it was given under.
@@ -43,7 +44,7 @@ class Item:
     ('' for none), for a control that is known to be wrong how it was made so ('swapped' prompt, 'blurred' ...; '' for none),
     and `source`: of the folder that it was taken from its name, file and row of the table.
 
-    item: opaque name. image, mask: files below the pool's folder ('' for no mask). sha256: of the image file.
+    item: opaque name. image, mask: images/<item>.png and masks/<item>.png ('' for no mask). sha256, mask_sha256: of these files.
     prompt: what is shown, `wording` of text, label and modality, which are those of the prompt shown.
     """
 
@@ -55,6 +56,7 @@ class Item:
     label: str = ""
     modality: str = ""
     mask: str = ""
+    mask_sha256: str = ""
     kind: str = SYNTHETIC
     repeat_of: str = ""
     control: str = ""
@@ -80,7 +82,7 @@ class Pool:
 
     Attributes:
         folder: Path. items: list of `Item`. by_name: {item: Item}. axes: list of `Axis`. tags: names of defects.
-        guide: what raters are told, '' for nothing. fingerprint: sha256 (hex) over scale, prompts and pixels.
+        guide: what raters are told, '' for nothing. fingerprint: sha256 (hex) over scale, prompts, images and masks.
 
     Raises:
         FileNotFoundError: no pool there. ValueError: its files do not belong together.
@@ -89,23 +91,28 @@ class Pool:
     def __init__(self, folder):
         self.folder = Path(folder)
         try:
-            told = json.loads((self.folder / FILE).read_text(encoding="utf-8"))
-            lines = (self.folder / ITEMS).read_text(encoding="utf-8").splitlines()
+            self._read_scale()
+            self.items = list(_items(self.folder / ITEMS))
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{self.folder} is no pool of ratings: {Path(error.filename).name} is not there; "
                                     "scripts/build_rating_pool.py makes one") from error
-        except ValueError as error:
-            raise ValueError(f"{self.folder / FILE} cannot be read: {error}") from error
-        if told.get("format") != FORMAT:
-            raise ValueError(f"{self.folder / FILE}: format {told.get('format')!r}, expected {FORMAT}: build the pool anew")
-        self.axes = [Axis(each["name"], each["question"], {int(level): text for level, text in each["levels"].items()},
-                          each["good"]) for each in told["axes"]]
-        self.tags, self.guide, self.seed, self.fingerprint = told["tags"], told["guide"], told["seed"], told["fingerprint"]
-        self.items = [Item(**json.loads(line)) for line in lines]
         self.by_name = {item.item: item for item in self.items}
         if fingerprint(self.axes, self.tags, self.items) != self.fingerprint:
             raise ValueError(f"{self.folder / ITEMS} or the scale in {FILE} was changed after the pool was built: its answers "
                              "would be taken for answers to other questions. Restore the files, or build a new pool")
+
+    def _read_scale(self):
+        file = self.folder / FILE
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+            if told.get("format") == FORMAT:
+                self.axes = [Axis(each["name"], each["question"], {int(level): text for level, text in each["levels"].items()},
+                                  each["good"]) for each in told["axes"]]
+                self.tags, self.guide, self.seed, self.fingerprint = (told[key] for key in ("tags", "guide", "seed", "fingerprint"))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+        if told.get("format") != FORMAT:
+            raise ValueError(f"{file}: format {told.get('format')!r}, expected {FORMAT}: build the pool anew")
 
     def order(self, rater):
         """The items in this rater's own order, fixed by the pool's seed and the name; a repeat comes at least `APART` items, or
@@ -140,9 +147,29 @@ def wording(text, label="", modality=""):
     return said
 
 
+def _items(file):
+    """Each `Item` of a file; ValueError names the line that is none, or that names other files than its own."""
+    # a prompt may hold other separators of lines, which JSON leaves as they are
+    lines = file.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            item = Item(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{file}:{number} cannot be read: {error}") from error
+        if not re.fullmatch("[0-9A-Za-z_-]{1,64}", str(item.item)):
+            raise ValueError(f"{file}:{number}: item {item.item!r}: a name has letters of a to z, digits, - and _, at most 64")
+        for folder, given in (("images", item.image), ("masks", item.mask or f"masks/{item.item}.png")):
+            if given != f"{folder}/{item.item}.png":
+                raise ValueError(f"{file}:{number}: the file {given!r} of item {item.item}: expected {folder}/{item.item}.png")
+        yield item
+
+
 def fingerprint(axes, tags, items):
-    """sha256 (hex) over what raters answered to: scale, prompts, pixels."""
+    """sha256 (hex) over what raters answered to: scale, prompts, images and masks."""
     digest = hashlib.sha256(json.dumps([[asdict(axis) for axis in axes], list(tags)], sort_keys=True).encode())
     for item in items:
-        digest.update(json.dumps([item.item, item.sha256, item.prompt]).encode() + b"\n")
+        seen = [item.item, item.sha256, item.prompt, *filter(None, [item.mask_sha256])]
+        digest.update(json.dumps(seen).encode() + b"\n")
     return digest.hexdigest()
