@@ -25,6 +25,7 @@ class ByBrightness:
     """In place of a trained filter: the score is the mean of an image's red channel, so that draws of one prompt differ."""
 
     threshold, useful, fingerprint, folder = 0.5, True, "0123456789abcdef0123", "workdir/filter"
+    report = {}
 
     def __init__(self):
         self.seen = []
@@ -186,7 +187,8 @@ def test_prompts_are_worded_as_raters_saw_them():
 
     assert filtering.prompts_of(cond | {"text": Texts()}, 2, ["nevus", "angioma"]) == ["angioma: a red lesion",
                                                                                        "a nevus on tan skin"]
-    assert filtering.prompts_of({}, 2, []) == ["", ""]
+    with pytest.raises(ValueError, match="without text and class name"):
+        filtering.prompts_of({}, 2, [])
     with pytest.raises(ValueError, match="states only"):
         filtering.prompts_of({"text": torch.zeros(2, 3, 4)}, 2, [])
 
@@ -251,10 +253,15 @@ def test_sampling_with_a_filter_from_the_command_line(inside, trained, judged, t
     (out / "metadata.csv").unlink()
     inside("sample.py", *options)
     assert lost.read_bytes() == before and kept.stat().st_mtime_ns == stamp and rows(out) == found
-    # another rule is another request: none of the old images stays
-    inside("sample.py", *options[:-1], "--config.filter.best_of=2")
-    again = rows(out)
-    assert len(again) == 24 and {row["rule"] for row in again} == {"best of 2"} and not list((out / "rejected").glob("*.png"))
+    # another rule is another request: none of the old images stays, but what a user has put there
+    shutil.copy(tmp_path / "plain" / "000000_nevus.png", out / "rejected" / "my_own.png")
+    inside("sample.py", *options, "--config.filter.best_of=2")
+    again, lost = rows(out), rows(out / "rejected")
+    assert len(again) == len(lost) == 24 and {row["rule"] for row in again + lost} == {"best of 2"}
+    best = {row["index"]: float(row["score"]) for row in again}
+    assert all(float(row["score"]) <= best[row["index"]] for row in lost)
+    inside("sample.py", *options[:3])
+    assert not (out / "acceptance.json").exists() and [file.name for file in (out / "rejected").iterdir()] == ["my_own.png"]
 
 
 def test_a_filter_that_accepts_nothing_says_so(inside, trained, judged, tmp_path):

@@ -5,7 +5,8 @@
 
 The generator is not changed by it, so this is no reinforcement learning; weights of images for fine-tuning are
 (scripts/apply_filter.py). Draw k of image i of a seed depends on (seed, i, k) alone, and its first draw is the image that would
-be made without a filter.
+be made without a filter. Where a request goes on after a stop, later draws stand in other batches than they would have, and may be
+rounded otherwise.
 """
 
 import hashlib
@@ -96,6 +97,9 @@ def open_filter(config, device="cpu"):
                          "same, --config.filter.allow_useless=True")
     if not found.useful:
         logging.warning("%s: this filter is no better than chance by its own test", options.path)
+    elif not found.report.get("shown_on_generated", True):
+        logging.warning("%s: by its test it tells real images and controls from others, but good generated images from bad ones "
+                        "not beyond chance", options.path)
     return Rejection(found, options.threshold or float(found.threshold), options.max_attempts, options.best_of,
                      options.keep_rejects)
 
@@ -104,7 +108,7 @@ def prompts_of(cond, n, classes):
     """What the filter reads beside each of n images: text and class name as raters saw them, see `ratings.wording`.
 
     Raises:
-        ValueError: the texts are known as states only.
+        ValueError: the texts are known as states only; an image has neither text nor class.
     """
     texts, labels = [""] * n, cond.get("label")
     if "text" in cond:
@@ -113,7 +117,11 @@ def prompts_of(cond, n, classes):
             raise ValueError("a filter reads the descriptions, and this feature store holds their states only: extract features "
                              "anew from data with texts, or leave config.filter.path ''")
     names = [""] * n if labels is None or not classes else [classes[int(label)] for label in labels]
-    return [ratings.wording(text, name) for text, name in zip(texts, names, strict=True)]
+    found = [ratings.wording(text, name) for text, name in zip(texts, names, strict=True)]
+    if not all(found):
+        raise ValueError("a filter reads the prompt of an image, and this network makes images without text and class name: leave "
+                         "config.filter.path '', and rate and sort its images under a text of your own (scripts/apply_filter.py)")
+    return found
 
 
 def draws(run, pipeline, cond, n, *, seed, batch_size, rejection=None, prompts=(), without=(), timing=None):
@@ -127,18 +135,19 @@ def draws(run, pipeline, cond, n, *, seed, batch_size, rejection=None, prompts=(
         for indices, images in generate(run, pipeline, cond, n, seed=seed, without=without, **options):
             yield Draw(indices, images, [0] * len(indices), None, torch.ones(len(indices), dtype=torch.bool))
         return
-    waiting = [index for index in range(n) if index not in without]
     if rejection.best_of:
-        for indices, images in generate(run, pipeline, cond, n, seed=seed, only=waiting, **options):
-            yield from _best(run, pipeline, cond, indices, images, seed, rejection, prompts, timing)
+        for indices, images in generate(run, pipeline, cond, n, seed=seed, without=without, **options):
+            found = _best(run, pipeline, cond, indices, images, seed, rejection, prompts, timing)
+            yield from (_only(draw, without) for draw in found)
         return
+    waiting = ()
     for attempt in range(rejection.max_attempts):
-        rejected = []
-        for indices, images in generate(run, pipeline, cond, n, seed=attempt_seed(seed, attempt), only=waiting, **options):
+        rejected, which = [], {"only": waiting} if attempt else {"without": without}  # the first round in the batches of any other
+        for indices, images in generate(run, pipeline, cond, n, seed=attempt_seed(seed, attempt), **which, **options):
             scores = rejection.score(images, [prompts[index] for index in indices])
-            taken = rejection.accepts(scores)
-            rejected += [index for index, good in zip(indices, taken.tolist()) if not good]
-            yield Draw(indices, images, [attempt] * len(indices), scores, taken)
+            draw = _only(Draw(indices, images, [attempt] * len(indices), scores, rejection.accepts(scores)), without)
+            rejected += [index for index, good in zip(draw.indices, draw.taken.tolist()) if not good]
+            yield draw
         waiting = sorted(run.gather_rows(torch.tensor(rejected, dtype=torch.int64)).tolist())
         if run.is_main:
             logging.info("draw %d of at most %d: %d of %d images have none that was accepted yet", attempt + 1,
@@ -148,22 +157,23 @@ def draws(run, pipeline, cond, n, *, seed, batch_size, rejection=None, prompts=(
 
 
 def _best(run, pipeline, cond, indices, images, seed, rejection, prompts, timing):
-    """The first draws of a batch, and then what was better than they, the best of `best_of`."""
+    """All draws of a batch, of each image the best one taken, and of equal ones the first."""
     asked = [prompts[index] for index in indices]
-    first = rejection.score(images, asked)
-    best, pictures, attempts = first.clone(), images.clone(), [0] * len(indices)
-    for attempt in range(1, rejection.best_of):
-        others = make(run, pipeline, cond, indices, seed=attempt_seed(seed, attempt), timing=timing)
-        scores = rejection.score(others, asked)
-        better = scores > best
-        best, pictures[better] = torch.where(better, scores, best), others[better]
-        attempts = [attempt if better[row] else before for row, before in enumerate(attempts)]
-    later = torch.tensor(attempts) > 0
-    yield Draw(indices, images, [0] * len(indices), first, ~later)
-    if later.any():
-        rows = later.nonzero().flatten().tolist()
-        yield Draw([indices[row] for row in rows], pictures[rows], [attempts[row] for row in rows], best[rows],
-                   torch.ones(len(rows), dtype=torch.bool))
+    found = [images] + [make(run, pipeline, cond, indices, seed=attempt_seed(seed, attempt), timing=timing)
+                        for attempt in range(1, rejection.best_of)]
+    scores = torch.stack([rejection.score(each, asked) for each in found])
+    best = scores.argmax(0)
+    for attempt, (drawn, own) in enumerate(zip(found, scores)):
+        yield Draw(indices, drawn, [attempt] * len(indices), own, best == attempt)
+
+
+def _only(draw, without):
+    """A draw but for the images that are there already."""
+    rows = [row for row, index in enumerate(draw.indices) if index not in without]
+    if len(rows) == len(draw.indices):
+        return draw
+    return Draw([draw.indices[row] for row in rows], draw.images[rows], [draw.attempts[row] for row in rows], draw.scores[rows],
+                draw.taken[rows])
 
 
 def attempt_seed(seed, attempt):

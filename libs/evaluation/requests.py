@@ -20,6 +20,7 @@ from libs.evaluation.filtering import Rejection, prompts_of
 from libs.evaluation.masks import AskedMasks
 
 LAYOUTS = ("flat", "classes")
+REJECTED = "rejected"  # folder of what a filter rejects, beside the images
 
 
 class RequestOptions:
@@ -118,6 +119,9 @@ def compose(run, config, workdir, trained, options, *, seed, rejection=None):
                                             side=sampler.image_shape[-1], code=sampler.masks_as)
     if masks is not None and options.layout == "classes" and masks_of.FOLDER in kinds:
         raise ValueError(f"--layout=classes: the folder {masks_of.FOLDER} holds the masks, and a class has that name; choose flat")
+    if rejection and options.layout == "classes" and REJECTED in kinds:
+        raise ValueError(f"--layout=classes: the folder {REJECTED} is for what the filter rejects, and a class has that name; "
+                         "choose flat")
     cond = {"label": torch.tensor(labels)} if labelled else {}
     if masks is not None:
         cond["mask"] = masks

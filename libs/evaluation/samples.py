@@ -19,10 +19,11 @@ from libs.engine.checkpoint import write_text
 from libs.evaluation.filtering import OWN, acceptance, acceptance_told
 from libs.evaluation.generation import is_there, read_facts, save_png
 from libs.evaluation.masks import FOLDER
+from libs.evaluation.requests import REJECTED
 from libs.pipeline import grid
 
 FILES = ("file_name", "mask_file_name")  # columns of files in this folder
-TABLE, REJECTED, ACCEPTANCE, SHOWN = "metadata.csv", "rejected", "acceptance.json", 64
+TABLE, ACCEPTANCE, SHOWN = "metadata.csv", "acceptance.json", 64
 COMPARED, BESIDE = 16, 4  # masks in comparison.png, and images beside each
 
 
@@ -78,26 +79,30 @@ def finish_samples(request, *, before=()):
             logging.warning("%d of %d images were never accepted and are not there", len(rows) - len(attempts), len(rows))
         of_image = [of_image[index] for index in attempts] if of_image else []
         rows = [{**rows[index], **{key: facts[index][key] for key in OWN}} for index in attempts]
-        _finish_rejected(request)
+    else:
+        (request.folder / ACCEPTANCE).unlink(missing_ok=True)  # of another request
+    _finish_rejected(request)
     _finish(request.folder, rows, before=before, masks=request.masks, of_image=of_image)
     return len(rows), told
 
 
 def _finish_rejected(request):
-    """The table of rejected/: of the files there that belong to this request; files of others are deleted."""
+    """The table of rejected/: of the files there that belong to this request; what an earlier one of ours left is deleted."""
     folder, rows = request.folder / REJECTED, []
-    for index, name in enumerate(request.names):
-        for attempt in range(request.rejection.drawn(None)):
-            file = folder / _rejected_name(name, attempt)
-            if request.rejection.keep_rejects and is_there(file, request.facts(index), apart=OWN):
-                rows.append({"file_name": _rejected_name(name, attempt), **request.facts(index),
-                             **{key: read_facts(file)[key] for key in OWN}})
-    files = {row["file_name"] for row in rows}
-    for file in folder.rglob("*.png") if folder.is_dir() else ():
-        if str(file.relative_to(folder)) not in files:
+    if not folder.is_dir():
+        return
+    wanted = {_rejected_name(name, attempt): index for index, name in enumerate(request.names)
+              for attempt in range(request.rejection.drawn(None))} if request.rejection and request.rejection.keep_rejects else {}
+    for file in sorted(folder.rglob("*.png")):
+        name, facts = str(file.relative_to(folder)), read_facts(file) or {}
+        if name in wanted and is_there(file, request.facts(wanted[name]), apart=OWN):
+            rows.append({"file_name": name, **request.facts(wanted[name]), **{key: facts[key] for key in OWN}})
+        elif {"rule", *OWN} <= set(facts):
             file.unlink()
     if rows:
         _write_table(folder, rows)
+    else:
+        (folder / TABLE).unlink(missing_ok=True)
 
 
 def _finish(folder, rows, *, before=(), masks=None, of_image=()):
