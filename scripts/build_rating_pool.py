@@ -27,7 +27,7 @@ def build(config, models, output):
     folders = [Path(each.strip()) for each in (models.split(",") if models else options.models)]
     if not folders:
         raise ValueError("--models=FOLDER,FOLDER is missing: folders that sample.py has filled")
-    synthetic = [each for path, name in zip(folders, distinct(folders)) for each in samples(path, name)]
+    synthetic = [each for path, name in zip(folders, building.distinct(folders)) for each in samples(path, name)]
     side = options.resolution or min(synthetic[0].pixels().shape[:2])
     real = real_images(options, side) if options.real else []
     with written_whole(folder) as staged:
@@ -57,7 +57,7 @@ def real_images(options, side):
                      min_per_class=0, unlisted_files="ignore", cache="")
     rows = found.rows or [{"file_name": found.file_name(i)} for i in range(len(found))]
     root = Path(options.real)
-    return [building.Candidate(lambda i=i: pipeline.to_uint8(found[i]["image"]).permute(1, 2, 0).numpy(),
+    return [building.Candidate(_real_reader(found, i, side),
                                (row.get("text") or "").strip(), found.classes[int(found.labels[i])] if found.classes else "",
                                row.get("modality", "").strip(), pools.REAL,
                                found.masks and (lambda i=i: found.masks_as.levels(found[i]["mask"][None])[0].numpy()),
@@ -65,24 +65,25 @@ def real_images(options, side):
             for i, row in enumerate(rows)]
 
 
-def distinct(folders):
-    """A name for each folder: as many of its last parts as it takes to tell it from the others."""
-    parts = [each.resolve().parts for each in folders]
-    twice = next((str(folder) for folder, each in zip(folders, parts) if parts.count(each) > 1), "")
-    if twice:
-        raise ValueError(f"--models: {twice} is there twice")
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(each[-depth:]) for each in parts]
-        if len(set(names)) == len(names):
-            return names
-
-
 def _source(folder, model, row):
-    return {"folder": str(folder), "model": model, **{key: value for key, value in row.items() if value not in ("", None)}}
+    told = {key: value for key, value in row.items() if value not in ("", None)}
+    return {**told, "folder": str(folder), "model": model}  # last: a table may have columns of these names
 
 
 def _reader(file):
     return lambda: pipeline.to_uint8(torch.from_numpy(data.read_image(file))).permute(1, 2, 0).numpy()
+
+
+def _real_reader(found, i, side):
+    def read():
+        from libs.data.reading import decode
+        file = Path(found.root) / found.file_name(i)
+        smallest = min(decode(file).size)
+        if smallest < side:
+            raise ValueError(f"{file} has a side of {smallest} pixels, less than the {side} of the pool's images: remove it, or set "
+                             f"pool.resolution={smallest}")
+        return pipeline.to_uint8(found[i]["image"]).permute(1, 2, 0).numpy()
+    return read
 
 
 def _mask_reader(found, i):

@@ -1,11 +1,13 @@
 """Building a pool: shares as asked, nothing that tells raters what an image is, and refusals before anything is lost."""
 
 import csv
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+from scipy.stats import mannwhitneyu
 
 from libs.ratings import Pool, building, wording
 from libs.ratings.pool import APART, RATINGS
@@ -86,11 +88,13 @@ def test_nothing_but_the_pixels_tells_what_an_image_is(pool):
         with Image.open(pool.folder / item.image) as image:
             assert image.info == {} and image.size == (16, 16) and image.mode == "RGB"
         assert b"secret" not in raw and b"tEXt" not in raw and b"tIME" not in raw
-        assert not {"real", "synth", "nevus", item.source["file_name"][:-4]} & {item.item} and len(item.item) == 12
+        assert re.fullmatch("[0-9a-f]{12}", item.item)
     assert {path.name for path in (pool.folder / "images").iterdir()} == {f"{item.item}.png" for item in pool.items}
-    names = [item.item for item in pool.items]
-    kinds = [names.index(item.item) for item in pool.items if item.kind == "real" or item.control]
-    assert 12 < np.mean(kinds) < 37 and kinds != sorted(range(min(kinds), min(kinds) + len(kinds)))  # mixed, not in a row
+    for order in (range(len(pool.items)), np.argsort([item.item for item in pool.items])):  # in the file, and by name
+        for told in (lambda item: item.kind == "real", lambda item: item.control, lambda item: item.repeat_of,
+                     lambda item: item.source["model"].startswith("a"), lambda item: item.label == "nevus"):
+            marked = np.array([bool(told(pool.items[k])) for k in order])
+            assert 0 < marked.sum() < len(marked) and mannwhitneyu(np.nonzero(marked)[0], np.nonzero(~marked)[0]).pvalue > 0.01
 
 
 def test_repeats_show_the_same_file_under_another_name(pool):
@@ -175,7 +179,10 @@ def test_folders_that_cannot_serve_are_told(folders, tmp_path, inside):
     assert "has no metadata.csv" in fault(tmp_path / "empty")
     assert "is there twice" in fault(folders["a"], folders["a"])
     other = folder_of_samples(tmp_path / "larger", side=24)
-    assert "different sizes" in fault(folders["a"], other) and "pool.resolution" in fault(folders["a"], other)
+    assert "different sizes" in (said := fault(folders["a"], other)) and "smallest side: pool.resolution=16" in said
+    assert "has a side of 16" in (said := fault(folders["a"], other, resolution=20)) and "Set pool.resolution=16 or less" in said
+    said = fault(other, real=folders["real"])
+    assert "has a side of 20 pixels, less than the 24 of the pool" in said and "upscale" not in said
     (other / "000003.png").unlink()
     assert "000003.png" in fault(other)
     (other / "000003.png").write_bytes(b"no image")
@@ -194,8 +201,14 @@ def test_folders_that_cannot_serve_are_told(folders, tmp_path, inside):
 
 def test_images_of_several_sizes_are_brought_to_one(folders, tmp_path, inside):
     other = folder_of_samples(tmp_path / "larger", side=24)
-    pool = built(inside, tmp_path / "pool", folders["a"], other, resolution=20, real=folders["real"], size=20)
-    assert {Image.open(pool.folder / item.image).size for item in pool.items} == {(20, 20)}
+    pool = built(inside, tmp_path / "pool", folders["a"], other, resolution=16, real=folders["real"], size=20)
+    assert {Image.open(pool.folder / item.image).size for item in pool.items} == {(16, 16)}
+
+
+def test_columns_of_a_table_do_not_rename_the_model(tmp_path, inside):
+    made = folder_of_samples(tmp_path / "made", 12, columns={"model": "best one", "folder": "elsewhere"})
+    pool = built(inside, tmp_path / "pool", made)
+    assert {(item.source["model"], item.source["folder"]) for item in pool.items} == {("made", str(made))}
 
 
 def test_real_images_are_asked_about_as_generated_ones_are(folders, tmp_path, inside):

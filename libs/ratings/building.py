@@ -373,6 +373,18 @@ def _cast(array, random):
 DAMAGES = {"blurred": _blurred, "noisy": _noisy, "occluded": _occluded, "cast": _cast}
 
 
+def distinct(folders):
+    """A name for each folder: as many of its last parts as it takes to tell it from the others."""
+    parts = [each.resolve().parts for each in folders]
+    twice = next((str(folder) for folder, each in zip(folders, parts) if parts.count(each) > 1), "")
+    if twice:
+        raise ValueError(f"--models: {twice} is there twice")
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-depth:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+
+
 def contents(items):
     """What is in a pool, in words: '40 generated (a 20, b 20), 10 real, 4 controls (swapped 2, ...), 5 repeats'."""
     own = [item for item in items if not item.repeat_of]
