@@ -84,7 +84,18 @@ def test_two_tabs_do_not_overwrite_each_other(store, pool, ana):
     second = answer(store, ana, item, {"quality": 1, "congruence": 1}, replaces=0)
     assert second.state == OUTDATED and second.answer.number == 1 and len(store.answers(history=True)) == 1
     assert answer(store, ana, item, replaces=7).state == OUTDATED
-    assert answer(store, ana, item, replaces=second.answer.number).state == WRITTEN
+    assert answer(store, ana, item, {"quality": 1, "congruence": 1}, replaces=second.answer.number).state == WRITTEN
+
+
+def test_the_same_answer_saved_again_keeps_its_time(store, pool, ana):
+    """Who looks back and saves without a change has not looked at the image for two seconds only."""
+    item = pool.items[0].item
+    first = answer(store, ana, item, tags=["blurred"], remark="a", seconds=40)
+    assert answer(store, ana, item, tags=["blurred"], remark=" a", seconds=2, replaces=1) == stores.Outcome(AGAIN, first.answer)
+    assert store.answers(history=True) == [first.answer]
+    for more in (dict(tags=[], remark="a"), dict(tags=[], remark=""), dict(tags=[], remark="", scores={**GOOD, "quality": 1})):
+        newest = store.answers()[0].number
+        assert answer(store, ana, item, replaces=newest, **more).state == WRITTEN
 
 
 @pytest.mark.parametrize("statement", [
@@ -179,6 +190,27 @@ def test_refuses_what_is_no_file_of_ratings(tmp_path, pool):
 def test_answers_are_on_the_disk_when_they_are_acknowledged(store):
     modes = [store._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
     assert modes == ["wal", 2]  # 2: FULL
+
+
+def test_pages_are_read_while_another_program_holds_the_file(store, pool, ana, monkeypatch):
+    """A writer waits; nobody who only reads does."""
+    answer(store, ana, pool.items[0].item)
+    other = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    writer = threading.Thread(target=answer, args=(store, ana, pool.items[1].item))
+    writer.start()
+    started = stores.time.monotonic()
+    while stores.time.monotonic() - started < 0.3:
+        assert store.rater_of("x") is None and len(store.answers()) == 1
+    assert store.sign_in("nobody", "x") is None
+    assert stores.time.monotonic() - started < 2 and writer.is_alive()
+    monkeypatch.setattr(stores, "BUSY", 0.1)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        store.sign_out("x")
+    other.execute("COMMIT")
+    writer.join()
+    other.close()
+    assert len(store.answers()) == 2
 
 
 # -- the pool -----------------------------------------------------------------------------------------------------------------
@@ -292,6 +324,25 @@ def test_guessing_has_to_wait(store, monkeypatch):
     now = stores.time.monotonic()
     monkeypatch.setattr(stores.time, "monotonic", lambda: now + stores.WITHIN + 1)
     assert store.sign_in("Ana", code)
+
+
+def test_a_flood_of_sign_ins_is_sent_away(store, monkeypatch):
+    """At once, so that no thread waits; and it is no wrong code of those who are sent away."""
+    code, busy = store.add_rater("Ana"), threading.Event()
+    real = stores.hashlib.scrypt
+    monkeypatch.setattr(stores.hashlib, "scrypt", lambda *args, **more: (busy.wait(20), real(*args, **more))[1])
+    crowd = [threading.Thread(target=store.sign_in, args=(f"nobody {i}", "x")) for i in range(stores.CROWD)]
+    for thread in crowd:
+        thread.start()
+    while store._crowd._value:
+        stores.time.sleep(0.01)
+    for _ in range(stores.TRIES + 1):
+        with pytest.raises(TooManyTries, match="at this moment"):
+            store.sign_in("Ana", code)
+    busy.set()
+    for thread in crowd:
+        thread.join()
+    assert store.rater_of(store.sign_in("Ana", code)).name == "Ana"
 
 
 # -- the table ----------------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ ALPHABET, LETTERS = "abcdefghjkmnpqrstuvwxyz23456789", 12  # no i, l, o, 0, 1, w
 TRIES, WITHIN = 10, 300  # wrong codes of a name in so many seconds, before it has to wait
 SESSION = 30 * 24 * 3600  # seconds until a sign-in ends by itself
 BUSY = 30  # seconds that a writer waits for another process
+CROWD = 16  # sign-ins at a time; more of them are sent away, so that a flood leaves threads to those who rate
 _HASH = dict(n=2**14, r=8, p=1, dklen=32)  # scrypt: 16 MiB and about 50 ms
 
 _SCHEMA = """
@@ -66,9 +67,9 @@ WRITTEN, AGAIN, OUTDATED = "written", "again", "outdated"
 class Outcome:
     """What became of an answer.
 
-    state: 'written', a new row; 'again', this very answer was there already and nothing was added; 'outdated', the rater has
-    answered the item since the form was shown and nothing was added. answer: the rater's newest one to the item as it stands now,
-    None for none.
+    state: 'written', a new row; 'again', the newest answer says the same and nothing was added; 'outdated', the rater has answered
+    the item since the form was shown and nothing was added. answer: the rater's newest one to the item as it stands now, None for
+    none.
     """
 
     state: str
@@ -84,7 +85,7 @@ class Rater:
 
 
 class TooManyTries(ValueError):
-    """A name was tried with so many wrong codes that it has to wait."""
+    """A name was tried with so many wrong codes that it has to wait, or too many sign in at once."""
 
 
 class Store:
@@ -101,16 +102,19 @@ class Store:
 
     def __init__(self, path, fingerprint, *, pool=None):
         self.path, self.pool = Path(path), pool
-        self._lock, self._hashing = threading.RLock(), threading.BoundedSemaphore(2)  # scrypt takes memory
-        self._tries, self._nobody = {}, secrets.token_bytes(16)
+        self._lock, self._reading = threading.Lock(), threading.Lock()  # of the connection that writes, and the one that reads
+        self._crowd, self._hashing = threading.BoundedSemaphore(CROWD), threading.BoundedSemaphore(2)  # scrypt takes memory
+        self._tries, self._trying, self._nobody = {}, threading.Lock(), secrets.token_bytes(16)
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"{self.path.parent} is no folder: ratings are kept in the folder of their pool")
         try:
-            self._db = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+            self._db = self._reader = self._connected()
         except sqlite3.Error as error:
             raise OSError(f"cannot open {self.path}: {error}") from error
         try:
             self._prepare(fingerprint)
+            self._reader = self._connected()  # while a writer waits for another process, pages are read
+            self._reader.execute("PRAGMA query_only = ON")
         except sqlite3.Error as error:
             self._db.close()
             if isinstance(error, sqlite3.OperationalError) and "no such" not in str(error) and "has no column" not in str(error):
@@ -124,6 +128,9 @@ class Store:
     def of(cls, pool):
         """The ratings that lie in the pool's folder, ready to take answers."""
         return cls(pool.folder / RATINGS, pool.fingerprint, pool=pool)
+
+    def _connected(self):
+        return sqlite3.connect(self.path, timeout=BUSY, isolation_level=None, check_same_thread=False)
 
     def _prepare(self, fingerprint):
         mode = self._log_ahead()
@@ -160,7 +167,8 @@ class Store:
                 time.sleep(0.02)
 
     def close(self):
-        with self._lock:
+        with self._lock, self._reading:
+            self._reader.close()
             self._db.close()
 
     def __enter__(self):
@@ -172,7 +180,9 @@ class Store:
     @contextmanager
     def _writing(self):
         """One transaction; IMMEDIATE, so that what is read in it still holds when it writes."""
-        with self._lock:
+        if not self._lock.acquire(timeout=BUSY):  # those before are waiting for another process
+            raise sqlite3.OperationalError("database is locked")
+        try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -181,10 +191,15 @@ class Store:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+        finally:
+            self._lock.release()
 
-    def _rows(self, query, *values):
-        with self._lock:
-            return self._db.execute(query, values).fetchall()
+    def _rows(self, query, *values, db=None):
+        """What is on the disk, or within a transaction what `db` sees."""
+        if db is not None:
+            return db.execute(query, values).fetchall()
+        with self._reading:
+            return self._reader.execute(query, values).fetchall()
 
     # -- raters and their sign-ins ------------------------------------------------------------------------------------------
 
@@ -204,7 +219,7 @@ class Store:
             if found and not renew:
                 raise ValueError(f"there is a rater {name!r} already: choose another name, or --renew for a new access code")
             if renew and not found:
-                raise ValueError(f"there is no rater {name!r} whose code could be renewed; there are: {self._names()}")
+                raise ValueError(f"there is no rater {name!r} whose code could be renewed; there are: {self._names(db)}")
             if found:
                 db.execute("UPDATE raters SET salt = ?, code = ?, admin = ? WHERE id = ?",
                            (salt, kept, int(admin or found[1]), found[0]))
@@ -218,10 +233,11 @@ class Store:
         """A session's token for the right name and code, else None; both take the same time. Sign-ins outlive a restart.
 
         Raises:
-            TooManyTries: ten wrong codes under this name within five minutes; the right one has to wait as well.
+            TooManyTries: ten wrong codes under this name within five minutes; the right one has to wait as well. Or very many sign
+                in at this moment, which does not count as a try.
         """
         folded, now = fold(name), time.monotonic()
-        with self._lock:
+        with self._trying:
             self._tries = {who: kept for who, times in self._tries.items() if (kept := [t for t in times if now - t < WITHIN])}
             tries = self._tries.setdefault(folded, [])
             if len(tries) >= TRIES:
@@ -229,12 +245,20 @@ class Store:
             tries.append(now)  # before the code is looked at, so that tries at the same time are counted
         found = self._rows("SELECT id, salt, code FROM raters WHERE folded = ?", folded)
         number, salt, kept = found[0] if found else (None, self._nobody, bytes(32))
-        given = self._hash("".join(letter for letter in code.casefold()[:200] if letter not in " -\t"), salt)
+        if not self._crowd.acquire(blocking=False):
+            with self._trying:
+                tries.remove(now)
+            raise TooManyTries("too many people sign in at this moment: try again in a minute")
+        try:
+            given = self._hash("".join(letter for letter in code.casefold()[:200] if letter not in " -\t"), salt)
+        finally:
+            self._crowd.release()
         if not hmac.compare_digest(given, kept) or number is None:
             return None
         token = secrets.token_urlsafe(32)
-        with self._writing() as db:
+        with self._trying:
             self._tries.pop(folded, None)
+        with self._writing() as db:
             db.execute("DELETE FROM sessions WHERE until < ?", (time.time(),))
             # the code may have been renewed while its hash was compared
             db.execute("INSERT INTO sessions SELECT ?, id, ? FROM raters WHERE id = ? AND code = ?",
@@ -263,8 +287,8 @@ class Store:
                  "last": max((each.at for each in newest.get(name, ())), default="")}
                 for name, admin in self._rows("SELECT name, admin FROM raters ORDER BY id")]
 
-    def _names(self):
-        return ", ".join(repr(name) for name, in self._rows("SELECT name FROM raters ORDER BY id")) or "none at all"
+    def _names(self, db):
+        return ", ".join(repr(name) for name, in self._rows("SELECT name FROM raters ORDER BY id", db=db)) or "none at all"
 
     def _hash(self, code, salt):
         with self._hashing:
@@ -281,7 +305,8 @@ class Store:
             replaces: number of the rater's newest answer to the item when the form was shown, 0 for none.
 
         Returns:
-            `Outcome`. Where the rater has answered meanwhile (another tab, the browser's back button), nothing is written.
+            `Outcome`. Where the rater has answered meanwhile (another tab, the browser's back button), nothing is written; nor where
+            scores, tags and remark are those of the newest answer, whose seconds then stay.
 
         Raises:
             ValueError: no such rater or item, scores that the pool's scale does not have, a remark that is too long.
@@ -295,27 +320,29 @@ class Store:
         with self._writing() as db:
             found = db.execute("SELECT id FROM raters WHERE folded = ?", (fold(rater),)).fetchone()
             if not found:
-                raise ValueError(f"there is no rater {rater!r}; there are: {self._names()}")
-            newest = self.newest(rater, item)
+                raise ValueError(f"there is no rater {rater!r}; there are: {self._names(db)}")
+            newest = self.newest(rater, item, db=db)
             used = db.execute("SELECT rater, item FROM answers WHERE token = ?", (token,)).fetchone()
             if used and used != (found[0], item):
                 raise ValueError("this form was for another item or another rater: load the page again")
-            if used or (newest.number if newest else 0) != replaces:
-                same = used and newest and (newest.scores, newest.tags, newest.remark) == (scores, tags, remark)
-                return Outcome(AGAIN if same else OUTDATED, newest)
+            fits = (newest.number if newest else 0) == replaces
+            if newest and (used or fits) and (newest.scores, newest.tags, newest.remark) == (scores, tags, remark):
+                return Outcome(AGAIN, newest)
+            if used or not fits:
+                return Outcome(OUTDATED, newest)
             db.execute("INSERT INTO answers (rater, item, scores, tags, remark, seconds, at, token) "
                        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                        (found[0], item, json.dumps(scores), json.dumps(tags), remark, seconds, _now(), token))
-            written = self.newest(rater, item)
+            written = self.newest(rater, item, db=db)
         return Outcome(WRITTEN, written)
 
     def answers(self, history=False):
         """List of `Answer` in the order of writing: the newest of each rater to each item, with `history` all rows."""
         return [_answer(row) for row in self._rows(f"{_ANSWERS} {'' if history else f'WHERE {_NEWEST}'} ORDER BY number")]
 
-    def newest(self, rater, item):
-        """The rater's newest `Answer` to an item, None for none."""
-        rows = self._rows(f"{_ANSWERS} WHERE folded = ? AND item = ? ORDER BY number DESC LIMIT 1", fold(rater), item)
+    def newest(self, rater, item, *, db=None):
+        """The rater's newest `Answer` to an item, None for none; within a transaction of its connection `db`."""
+        rows = self._rows(f"{_ANSWERS} WHERE folded = ? AND item = ? ORDER BY number DESC LIMIT 1", fold(rater), item, db=db)
         return _answer(rows[0]) if rows else None
 
     def answered(self, rater):
