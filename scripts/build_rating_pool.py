@@ -80,8 +80,8 @@ def _real_reader(found, i, side):
         file = Path(found.root) / found.file_name(i)
         smallest = min(decode(file).size)
         if smallest < side:
-            raise ValueError(f"{file} has a side of {smallest} pixels, less than the {side} of the pool's images: remove it, or set "
-                             f"pool.resolution={smallest}")
+            raise ValueError(f"{file} has a side of {smallest} pixels, less than the {side} of the pool's images: remove it, or "
+                             f"set pool.resolution={smallest}")
         return pipeline.to_uint8(found[i]["image"]).permute(1, 2, 0).numpy()
     return read
 

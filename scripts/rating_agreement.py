@@ -32,25 +32,26 @@ def main(argv):
         if options.resamples < 100:
             raise ValueError(f"--resamples={options.resamples}: at least 100 are needed for an interval of 95 %")
         pool = Pool(options.pool)
-        found = agreement.summary(pool, answers_to(pool), resamples=options.resamples, seed=options.seed)
+        answers, history = answers_to(pool)
+        found = agreement.summary(pool, answers, history=history, resamples=options.resamples, seed=options.seed)
         out = Path(options.out or options.pool)
         out.mkdir(parents=True, exist_ok=True)
         text = agreement.table(found)
         write_text(out / "agreement.md", f"# Agreement of raters\n\n{text}")
         write_text(out / "agreement.json", json.dumps(found, indent=1, ensure_ascii=False))
+        print(text)
         agreement.figure(found, out / "agreement.png")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(text)
     print(f"table and figure: {out / 'agreement.md'}, {out / 'agreement.png'}")
 
 
 def answers_to(pool):
-    """The answers so far; none, and no file made, where no rater was added yet."""
+    """The answers that count, and all that were given; none, and no file made, where no rater was added yet."""
     if not (pool.folder / RATINGS).is_file():
-        return []
+        return [], []
     with Store.of(pool) as store:
-        return store.answers()
+        return store.answers(), store.answers(history=True)
 
 
 if __name__ == "__main__":

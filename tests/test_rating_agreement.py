@@ -1,6 +1,7 @@
 """Agreement of raters: textbook values, the libraries' values on resamples, and a sentence where nothing can be said."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import krippendorff
@@ -131,9 +132,12 @@ def test_repeats_are_drawn_with_their_image():
 
 
 def test_intervals_of_shares_are_wilson_s_and_raters_needed_spearman_and_brown_s():
-    found = reliability.share(8, 10)
+    found = reliability.share([True] * 8 + [False] * 2, range(10))
     assert (found["low"], found["high"]) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
-    assert reliability.share(0, 0)["value"] is None
+    three = reliability.share(([True] * 8 + [False] * 2) * 3, [*range(10)] * 3)  # three answers to an image are no three images
+    assert (three["low"], three["high"]) == pytest.approx((found["low"], found["high"]))
+    assert (three["found"], three["of"], three["images"]) == (24, 30, 10)
+    assert reliability.share([], [])["value"] is None
     assert [reliability.raters_for(value) for value in (0.5, 0.8, 1, 0, None)] == [4, 1, 1, None, None]
 
 
@@ -161,8 +165,49 @@ def test_raters_who_guess(pool):
     random = np.random.default_rng(3)
     found = summarize(pool, lambda rater, item: int(random.integers(1, 4)), ("anna", "bob"))
     assert found["signal"] == {"quality": False, "congruence": False}
-    assert found["verdict"][0] == "The labels show no signal in quality and congruence."
+    assert found["verdict"][0] == "Agreement beyond chance is not shown in quality and congruence."
     assert any("may learn noise" in sentence for sentence in found["verdict"])
+
+
+def test_a_signal_is_not_denied_where_it_is_only_not_shown():
+    def signal(value, low, high, images):
+        return agreement._signal({"shares": {"1": 0.5, "2": 0.5},
+                                  "consistency": {"value": value, "low": low, "high": high, "images": images}})
+    assert signal(0.1, -0.1, 0.3, 60) is False and signal(0.5, 0.2, 0.7, 20) is True
+    assert signal(0.1, -0.2, 0.4, 20) is None  # few images
+    assert signal(0.3, -0.1, 0.7, 60) is None  # wide interval
+    assert signal(0.3, None, None, 5) is None
+
+
+def test_wide_intervals_are_told(pool):
+    """Both call nearly all images good, and differ in three of the five others."""
+    odd = {20: (1, 3), 21: (3, 1), 22: (1, 1), 23: (1, 1), 24: (1, 3)}
+    found = summarize(pool, lambda rater, item: odd.get(number(item), (3, 3))[rater == "bob"] if 15 < number(item) < 52 else None)
+    axis = found["axes"]["quality"]["consistency"]
+    assert axis["images"] >= 30 and axis["low"] <= 0 < 0.667 <= axis["high"] and found["signal"]["quality"] is None
+    assert found["verdict"][0] == "Whether the labels carry a signal in quality and congruence is not known yet."
+    assert any("good agreement is not excluded either" in sentence for sentence in found["verdict"])
+
+
+def test_names_of_any_kind_are_drawn_as_they_are(pool, tmp_path, recwarn):
+    found = summarize(pool, lambda rater, item: level_of(item), ("anna $x_$ $\\frac$", "花子", "a $ and a \\$"))
+    found["sources"]["$\\model$"] = found["sources"].pop("run")
+    agreement.figure(found, tmp_path / "agreement.png")
+    assert (tmp_path / "agreement.png").stat().st_size > 10_000 and not [each for each in recwarn if "Glyph" in str(each.message)]
+
+
+def test_raters_are_compared_with_themselves_by_their_first_answers(pool):
+    """Anna's answers to repeats are one level off, and at the end she makes them match."""
+    def given(off):
+        return answers(pool, lambda rater, item: (level_of(item) + off * bool(item.repeat_of)) % 3 + 1, ("anna",))
+    first, last = given(1), [replace(answer, number=answer.number + 1000) for answer in given(0)]
+    own = {}
+    for name, options in {"last": {}, "first": {"history": first + last}}.items():
+        found = agreement.summary(pool, last, resamples=100, **options)
+        own[name] = found["raters"]["anna"]["axes"]["quality"]["self"]["same"]
+        assert ("changes of mind included" in found["method"]) == (name == "last")
+        assert found["counts"]["answers"] == len(last)
+    assert own == {"last": 1, "first": 0}
 
 
 def test_a_rater_who_does_not_repeat_himself_is_told(tmp_path):

@@ -236,7 +236,7 @@ def test_a_prompt_has_the_form_of_generated_ones_or_its_real_image_is_left_out()
     assert {each.prompt for each in drawn(made, no_text + whole + no_modality)} == {"OCT: nevus: a lesion"}
     with pytest.raises(ValueError, match="have a modality and the real ones none"):
         drawn(made, no_modality)
-    with pytest.raises(ValueError, match="have text and label and modality, and the real ones label and modality or text and label:"):
+    with pytest.raises(ValueError, match="have text and label and modality, and the real ones label and modality or text"):
         drawn(made, no_text + no_modality)
     plain = candidates(6, label="nevus")  # whatever generated images never have is not shown
     assert {each.prompt for each in drawn(plain, no_text + whole)} == {"nevus"}

@@ -17,21 +17,24 @@ from . import reliability
 from .figures import figure, table
 from .pool import REAL, SYNTHETIC
 from .scripted import is_scripted
-from .verdict import only_level, verdict
+from .verdict import FEW, TENTATIVE, only_level, verdict
 
 __all__ = ["figure", "summary", "table"]
 
 METHOD = ("alpha: Krippendorff's, ordinal, whether raters give the same numbers; without leniency: alpha, interval, of scores "
           "from which each rater's mean shift is taken out, whether they order images alike; kappa: Cohen's with quadratic "
           "weights; rho: Spearman's correlation with the mean of the others; bias: mean difference from it, in levels; self: "
-          "images shown twice. Intervals: 95 %, expanded percentiles of {resamples} resamples of the images, raters fixed.")
+          "images shown twice, {self}. Intervals: 95 %, expanded percentiles of {resamples} resamples of the images, raters "
+          "fixed; of shares Wilson's, all answers to an image taken as one case.")
+FIRST, LAST = "the first answer to each", "changes of mind included, which may have been made to match"
 
 
-def summary(pool, answers, *, resamples=1000, seed=0):
+def summary(pool, answers, *, history=None, resamples=1000, seed=0):
     """What the answers to a pool say about raters and images.
 
     Args:
         pool: `Pool`. answers: list of `Answer`; of several of a rater to an item the newest counts.
+        history: the answers with all that were changed later; raters are compared with themselves by their first ones.
     Returns:
         a dict of numbers, strings, lists and dicts; None stands for what cannot be known, and an estimate is
         {'value', 'low', 'high', 'images'}:
@@ -43,15 +46,17 @@ def summary(pool, answers, *, resamples=1000, seed=0):
         real      {axis: {difference, auroc}}, real against generated; {} where one of them has no scores
         sources   {model, folder of real images, or kind of control: {kind, axes {axis: estimate of the mean score}}}
         controls  {kind of control: share of answers that were below good on an axis at least}
-        signal    {axis: True, False, or None where it is unknown}: do raters order the images alike, beyond chance
+        signal    {axis: True, False or None}: do raters order the images alike, beyond chance. False: it is not shown, with
+                  images enough to show good agreement; None: that cannot be told yet
         verdict   list of sentences. method: one more
     Raises:
         ValueError: an answer to an item that the pool does not have.
     """
-    answers = _newest(pool, answers)
+    every = [*answers, *(history or ())]
+    answers, first = _one_each(pool, every), _one_each(pool, every, first=True)
     how = dict(resamples=resamples, seed=seed)
     raters = sorted({answer.rater for answer in answers}, key=str.casefold)
-    tables = {axis.name: _Table(pool, answers, raters, axis) for axis in pool.axes}
+    tables = {axis.name: _Table(pool, answers, first, raters, axis) for axis in pool.axes}
     found = {"counts": _counts(pool, answers),
              "axes": {name: _of_axis(each, **how) for name, each in tables.items()},
              "raters": {rater: _of_rater(pool, rater, answers, tables, **how) for rater in raters},
@@ -59,22 +64,25 @@ def summary(pool, answers, *, resamples=1000, seed=0):
              "sources": _of_sources(pool, tables, **how),
              "controls": _of_controls(pool, answers)}
     found["signal"] = {name: _signal(each) for name, each in found["axes"].items()}
-    return found | {"verdict": verdict(found), "method": METHOD.format(resamples=f"{resamples:,}")}
+    return found | {"verdict": verdict(found), "method": METHOD.format(
+        resamples=f"{resamples:,}", self=LAST if history is None else FIRST)}
 
 
 class _Table:
-    """The scores of one axis: `scores` float (raters, items), nan where there is no answer; `image` (items,) of each item."""
+    """The scores of one axis: `scores` float (raters, items), nan where there is no answer; `first` likewise of first answers,
+    before any change of mind; `image` (items,) of each item."""
 
-    def __init__(self, pool, answers, raters, axis):
+    def __init__(self, pool, answers, first, raters, axis):
         self.pool, self.axis, self.raters = pool, axis, raters
         self.levels = sorted(axis.levels)
         place = {item.item: number for number, item in enumerate(pool.items)}
         self.image = np.array([place[item.repeat_of or item.item] for item in pool.items])
         self.control = np.array([bool(item.control) for item in pool.items])
         self.repeats = [(place[item.repeat_of], place[item.item]) for item in pool.items if item.repeat_of]
-        self.scores = np.full((len(raters), len(pool.items)), np.nan)
-        for answer in answers:
-            self.scores[raters.index(answer.rater), place[answer.item]] = answer.scores[axis.name]
+        self.scores, self.first = (np.full((len(raters), len(pool.items)), np.nan) for _ in range(2))
+        for scores, given in ((self.scores, answers), (self.first, first)):
+            for answer in given:
+                scores[raters.index(answer.rater), place[answer.item]] = answer.scores[axis.name]
 
     def counts(self):
         """(items, K), how often each level was given to each item."""
@@ -104,20 +112,22 @@ class _Table:
         return self.scores[rater, both], means, self.image[both]
 
     def with_self(self, rater):
-        """(first scores, second scores, images) of the repeated images that a rater has answered twice."""
-        both = [(a, b) for a, b in self.repeats if not np.isnan(self.scores[rater, [a, b]]).any()]
-        first, second = np.array(both, dtype=int).reshape(-1, 2).T
-        return self.scores[rater, first], self.scores[rater, second], self.image[first]
+        """(scores, scores of the repeats, images) of the repeated images that a rater has answered twice, by first answers: at
+        the end both can be seen, and be made to match."""
+        both = [(a, b) for a, b in self.repeats if not np.isnan(self.first[rater, [a, b]]).any()]
+        shown, again = np.array(both, dtype=int).reshape(-1, 2).T
+        return self.first[rater, shown], self.first[rater, again], self.image[shown]
 
 
-def _newest(pool, answers):
-    newest = {}
-    for answer in sorted(answers, key=lambda each: each.number):
+def _one_each(pool, answers, *, first=False):
+    """The newest answer of each rater to each item, or the first one."""
+    kept = {}
+    for answer in sorted(answers, key=lambda each: each.number, reverse=first):
         if answer.item not in pool.by_name:
             raise ValueError(f"answer {answer.number} of {answer.rater} is to item {answer.item!r}, which the pool in "
                              f"{pool.folder} does not have: the ratings belong to another pool")
-        newest[answer.rater, answer.item] = answer
-    return list(newest.values())
+        kept[answer.rater, answer.item] = answer
+    return list(kept.values())
 
 
 def _counts(pool, answers):
@@ -158,7 +168,10 @@ def _of_axis(of, **how):
 def _signal(axis):
     if only_level(axis):
         return False
-    return None if axis["consistency"]["low"] is None else axis["consistency"]["low"] > 0
+    found = axis["consistency"]
+    if found["low"] is None or found["low"] > 0:
+        return None if found["low"] is None else True
+    return None if found["images"] < FEW or found["high"] >= TENTATIVE else False
 
 
 def _of_rater(pool, rater, answers, tables, **how):
@@ -177,8 +190,12 @@ def _of_rater(pool, rater, answers, tables, **how):
     answered = {name: [item.item for item in pool.items if item.item in below and _is(kind)(item)] for name, kind in KINDS.items()}
     return {"answers": len(own), "of": len(pool.items), "scripted": is_scripted(rater),
             "seconds": float(statistics.median(answer.seconds for answer in own)), "axes": axes,
-            "below_good": {name: reliability.share(sum(below[item] for item in items), len(items))
+            "below_good": {name: reliability.share([below[item] for item in items], [_image(pool, item) for item in items])
                            for name, items in answered.items()}}
+
+
+def _image(pool, item):
+    return pool.by_name[item].repeat_of or item
 
 
 def _below_good(pool, answer):
@@ -212,5 +229,5 @@ def _of_controls(pool, answers):
     for answer in answers:
         control = pool.by_name[answer.item].control
         if control:
-            kinds.setdefault(control, []).append(_below_good(pool, answer))
-    return {kind: reliability.share(sum(each), len(each)) for kind, each in sorted(kinds.items())}
+            kinds.setdefault(control, []).append((_below_good(pool, answer), _image(pool, answer.item)))
+    return {kind: reliability.share(*zip(*each, strict=True)) for kind, each in sorted(kinds.items())}

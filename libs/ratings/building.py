@@ -89,8 +89,8 @@ def check_free(folder):
     if (folder / RATINGS).exists():
         answers, raters = _written(folder / RATINGS)
         if answers:
-            raise ValueError(f"{folder} holds ratings ({answers} answers in {RATINGS}): a new pool would make them worthless. Choose "
-                             "another folder, or move that one away")
+            raise ValueError(f"{folder} holds ratings ({answers} answers in {RATINGS}): a new pool would make them worthless. "
+                             "Choose another folder, or move that one away")
         if raters:
             raise ValueError(f"{folder} has raters ({raters} in {RATINGS}) who have not answered yet: with a new pool they would "
                              f"lose their access codes. Choose another folder, or delete {RATINGS} and add them again")

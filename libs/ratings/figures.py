@@ -1,5 +1,7 @@
 """The agreement of raters as a table to read and a figure to look at; both take what `agreement.summary` gives."""
 
+import warnings
+
 ALPHAS = {"alpha": "alpha", "consistency": "alpha without leniency", "without_controls": "and without controls"}
 PAIRS = 6  # more pairs of raters than these are left to the table
 _LEVELS, _DOTS = ("#c6dbef", "#4a90c4", "#08306b"), {"real": "#2a7f3f", "synthetic": "#1f4e79", "control": "#a33b20"}
@@ -80,7 +82,9 @@ def figure(summary, path):
     axes = summary["axes"]
     marks = {name: _coefficients(summary, name) for name in axes}
     tall = max(len(summary["raters"]), len(summary["sources"]), *map(len, marks.values()), 3)
-    with rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with warnings.catch_warnings(), rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+                                                "text.parse_math": False}):  # a $ in a name is no formula
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the table has such names in full
         picture = Figure(figsize=(13, len(axes) * (1.3 + 0.27 * tall)), dpi=110, layout="constrained")
         places = picture.subplots(len(axes), 3, squeeze=False)
         for (name, axis), (shares, agree, means) in zip(axes.items(), places):

@@ -205,14 +205,21 @@ def difference(upper, lower, *, resamples=1000, seed=0):
             "auroc": estimate(wins.mean(), ((a @ wins) * b).sum(axis=1) / wins.size, fewer)}
 
 
-def share(found, of):
-    """A share of independent cases with Wilson's interval (1927), as {'value', 'low', 'high', 'found', 'of'}."""
-    if not of:
-        return {"value": None, "low": None, "high": None, "found": 0, "of": 0}
-    z, p = 1.959964, found / of
-    middle, half = p + z * z / (2 * of), z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
-    low, high = ((middle + side) / (1 + z * z / of) for side in (-half, half))
-    return {"value": p, "low": max(0.0, low), "high": min(1.0, high), "found": int(found), "of": int(of)}
+def share(found, groups):
+    """The share of true values with Wilson's interval (1927), as {'value', 'low', 'high', 'found', 'of', 'images'}.
+
+    found: (N,) bool. groups: (N,) the image of each; values of one image are taken as one case, so that the interval is rather too
+    wide (Kish's effective number of cases, 1965, at a correlation of 1). It also holds for shares of 0 and 1 and for few images,
+    where resamples would all be alike.
+    """
+    n = len(found)
+    if not n:
+        return {"value": None, "low": None, "high": None, "found": 0, "of": 0, "images": 0}
+    _, often = np.unique(np.asarray(groups), return_counts=True)
+    z, p, cases = 1.959964, float(np.mean(found)), n**2 / float((often**2).sum())
+    middle, half = p + z * z / (2 * cases), z * math.sqrt(p * (1 - p) / cases + z * z / (4 * cases * cases))
+    low, high = ((middle + side) / (1 + z * z / cases) for side in (-half, half))
+    return {"value": p, "low": max(0.0, low), "high": min(1.0, high), "found": int(np.sum(found)), "of": n, "images": len(often)}
 
 
 def raters_for(alpha_value, wanted=0.8):

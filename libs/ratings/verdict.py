@@ -42,7 +42,7 @@ def only_level(axis):
 def _overall(signal):
     yes, no, unknown = ([name for name, each in signal.items() if each is kind] for kind in (True, False, None))
     parts = [f"The labels carry a signal in {_listed(yes)}."] if yes else []
-    parts += [f"{'They show none' if yes else 'The labels show no signal'} in {_listed(no)}."] if no else []
+    parts += [f"Agreement beyond chance is not shown in {_listed(no)}."] if no else []
     parts += [f"Whether the labels carry a signal in {_listed(unknown)} is not known yet."] if unknown else []
     return " ".join(parts)
 
@@ -66,6 +66,9 @@ def _about_axis(name, axis, *, several):
     value = f"alpha without leniency {_said(order)}, {order['images']} images"
     if order["low"] <= 0:
         said = [f"{name}: agreement beyond chance is not shown ({value}). A filter that learns from these scores may learn noise."]
+        if order["images"] >= FEW and order["high"] >= TENTATIVE:
+            said.append(f"{name}: the interval reaches as far as {order['high']:.2f}, so good agreement is not excluded either. More "
+                        "images would tell.")
     else:
         said = [f"{name}: raters order the images alike, beyond chance ({value}). {_how_reliable(order['value'])}"]
         said += _about_numbers(name, alpha, order) + _about_controls(name, axis["without_controls"])
