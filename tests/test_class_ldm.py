@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import eval_class_ldm
 import train_class_ldm
 import train_controlnet
 from configs import folder256_controlnet, folder256_unet_label, phantom32_unet_label
-from libs import codecs, data, engine, evaluation
+from libs import codecs, data, engine, evaluation, ratings
 from libs.data import phantoms
 from libs.engine import checkpoint
 
@@ -146,6 +147,39 @@ def test_images_are_scored_against_their_masks(inside, controlnet, assets):
     assert 0 <= scores["scores"]["dice"]["value"] <= 1 and set(scores["following_of_real"]) >= {"dice", "dice_lesion"}
     assert f"12 images of {scores['masks']} different masks" in done.stdout and "  dice_lesion" in done.stdout
     assert "real images that were held out follow their own masks" in done.stdout
+
+
+def test_a_filter_chooses_among_images_of_masks(inside, place, controlnet, assets, tmp_path, monkeypatch):
+    class ByBrightness:
+        """The score tells bright images from dark ones."""
+        useful, fingerprint, folder, report = True, "0" * 20, "filter", {}
+        threshold = 0.5
+
+        def score(self, images, prompts):
+            assert set(prompts) <= {"nevus", "melanoma"}
+            return 0.2 + images.float().mean((1, 2, 3)) / 512
+
+    monkeypatch.setattr(ratings, "load_filter", lambda path, device: ByBrightness())
+    masks = place / "pairs" / "melanoma" / "masks"
+    options = [f"--workdir={controlnet}", f"--mask_path={masks}", "--label=nevus", "--config.filter.path=there"]
+    inside("sample.py", *options, "--config.filter.threshold=1e-6", f"--config.sample.path={tmp_path}/all")
+    with open(tmp_path / "all" / "metadata.csv") as stream:
+        middle = sorted(float(row["score"]) for row in csv.DictReader(stream))[6]
+    chosen = [*options, f"--config.filter.threshold={middle}", "--config.filter.max_attempts=2"]
+    inside("sample.py", *chosen, f"--config.sample.path={tmp_path}/some")
+    pairs = data.get("folder", path=tmp_path / "some", resolution=16, mask_values=(0, 255))
+    assert 5 <= len(pairs) < 12 and all(float(row["score"]) >= middle for row in pairs.rows)
+    assert all(Path(row["mask_file_name"]).stem in row["file_name"] for row in rows_of(tmp_path / "some"))
+    inside("eval_controlnet.py", f"--workdir={controlnet}", "--config.sample.n_samples=12", "--config.metrics.bootstrap=4",
+           "--config.filter.path=there", f"--config.filter.threshold={middle}", "--config.filter.max_attempts=2", "--name=chosen",
+           cwd=assets)
+    found = json.loads((controlnet / "eval" / "chosen" / "scores.json").read_text())
+    assert found["n"] == found["filter"]["acceptance"]["made"] < 12 and found["scores"]["dice"]["n"] == found["n"]
+
+
+def rows_of(folder):
+    with open(folder / "metadata.csv") as stream:
+        return list(csv.DictReader(stream))
 
 
 def test_the_classes_of_images_are_scored(ldm, assets, monkeypatch, capsys):
