@@ -42,7 +42,7 @@ def train(config, workdir):
     judge_of = ratings.Filter(judge, encoder, found.axes)
     own, tested = examples.part(rows["calibration"]), examples.part(rows["test"])
     chosen = learning.calibrate(judge_of, own.image, own.text, found.passed[rows["calibration"]], precision=precision)
-    scores = judged.judge(judge_of, tested.image, tested.text, found.part(rows["test"]), seed=seed)
+    scores = judged.judge(judge_of, tested.image, tested.text, found.part(rows["test"]), by=config.split.by, seed=seed)
     judge_of.known = {"split": split, "parts": {part: len(rows[part]) for part in rows}, "threshold_is": chosen,
                       "pool": pool.fingerprint, "answers": found.fingerprint, "real_pairs": len(pairs) if pairs else 0,
                       "rater_bias": {axis: sorted(bias.values()) for axis, bias in found.bias.items()}}  # a filter names nobody

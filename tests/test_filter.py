@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -450,15 +451,21 @@ def test_the_area_under_the_curve_is_that_of_scikit_learn():
     assert np.isnan(judged.auroc(scores, np.ones(200, bool)))
 
 
-def report(signal, n=120, seed=0, threshold=0.5, base=0.5):
-    """The report of scores that are `signal` times what the raters say, plus noise."""
-    found = rated([f"prompt {i // 2}" for i in range(n)], ["ab"[i % 2] for i in range(n)])
+def report(signal, n=120, seed=0, threshold=0.5, base=0.5, each=2, by="prompt", easy=0.0):
+    """The report of scores that are `signal` times what the raters say, plus noise.
+
+    each: images of a prompt. easy: share of them that are real images and controls, which are told apart without fail.
+    """
+    found = rated([f"prompt {i // each}" for i in range(n)], ["ab"[i % 2] for i in range(n)])
     generator = torch.Generator().manual_seed(seed)
     found.passed = torch.rand(n, generator=generator) < base
     found.good = torch.stack([found.passed, found.passed], dim=1)
     logits = signal * (found.passed.float() - 0.5) + torch.randn(n, generator=generator)
+    for i in range(round(easy * n)):
+        found.items[i] = replace(found.items[i], **{"kind": "real"} if i % 2 else {"control": "blurred"})
+        found.passed[i], found.good[i], logits[i] = bool(i % 2), bool(i % 2), 9 * (i % 2) - 4.5
     return judged.report(logits.sigmoid(), {axis.name: torch.stack([logits, logits - 1], 1) for axis in AXES}, found,
-                         threshold=threshold)
+                         threshold=threshold, by=by)
 
 
 def test_a_filter_that_knows_something_is_called_useful_with_what_it_costs():
@@ -487,3 +494,50 @@ def test_a_filter_at_chance_or_below_says_so(options, words):
 
 def test_few_test_images_are_told():
     assert any("30 images in the test" in text for text in report(4, n=30)["warnings"])
+
+
+def test_what_controls_and_real_images_add_is_told_apart():
+    found = report(1, n=200, easy=0.3)
+    table, alone = found["scores"], found["generated"]
+    assert alone["n"] == 140 and alone["auroc"] == table["auroc_generated"] and table["kept_good_generated"]["n"] < 140
+    assert table["auroc"]["value"] > alone["auroc"]["value"] + 0.05 and alone["auroc"]["low"] > 0.5
+    assert found["useful"] and found["shown_on_generated"] and "On the 140 generated images alone: AUROC 0." in found["verdict"]
+    assert "auroc_generated" in judged.told(found)
+    told = judged.scores_json(found, encoder="colour", nnet="x", seed=0)
+    assert {"auroc_generated", "kept_good_generated", "rated_good_generated"} <= set(told["scores"])
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_filter_that_tells_real_images_and_controls_alone_is_not_useful():
+    chance = report(0, n=200, easy=0.5, seed=2)
+    alone = chance["generated"]["auroc"]
+    assert chance["scores"]["auroc"]["low"] > 0.5 and alone["low"] < 0.5 and not chance["shown_on_generated"]
+    assert alone["value"] > 0.5 and "generated images alone it is not shown to do better than chance" in chance["verdict"]
+    assert chance["verdict"] in chance["warnings"]
+    below = report(-1, n=200, easy=0.6)
+    assert below["scores"]["auroc"]["low"] > 0.5 and not below["useful"]
+    assert "comes from real images and controls" in below["verdict"]
+    assert report(1, n=200, easy=1.0)["verdict"].endswith("no generated images in the test, and nothing is shown of them.")
+
+
+def test_few_prompts_in_the_test_show_no_use():
+    found = report(4, n=120, each=10)
+    assert not found["useful"] and "too few prompts in the test to tell, 12 with" in found["verdict"]
+    assert report(4, n=120, each=6)["useful"]
+    assert "too few prompts" in report(4, n=120, base=0.02)["verdict"]
+    found = rated([f"prompt {i // 20}" for i in range(40)])  # good, and not: half of the resamples test nothing
+    found.passed = torch.arange(40) < 20
+    scores = torch.linspace(1, 0, 40)
+    for seed in range(4):
+        logits = {axis.name: torch.stack([scores, scores], 1) for axis in AXES}
+        told = judged.report(scores, logits, found, threshold=0.5, seed=seed)
+        assert not told["useful"] and judged.told(told)
+
+
+def test_a_split_by_image_is_told_as_one():
+    found = report(4, n=120, each=40, by="image")
+    assert found["useful"] and found["prompts"] == 3
+    assert "120 images that it was not trained on, of 3 prompts that it was" in found["verdict"]
+    told = judged.scores_json(found, encoder="colour", nnet="x", seed=0)
+    assert told["interval"].endswith("120 images of the test, which training did not see; their 3 prompts it did")
+    assert "too few images in the test" in report(4, n=16, each=8, by="image")["verdict"]

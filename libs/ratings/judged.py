@@ -1,6 +1,8 @@
 """What a filter is worth, measured on ratings that it was not trained on; intervals are bootstrapped over prompts, drawn whole.
 
-An image counts as good where more than half of its ratings, without the raters' bias, call it good on every axis.
+An image counts as good where more than half of its ratings, without the raters' bias, call it good on every axis. Real images and
+controls are easier to tell from the rest than one generated image from another, so what holds of the generated ones alone is told
+beside what holds of all.
 """
 
 import textwrap
@@ -12,10 +14,12 @@ from scipy.stats import binomtest, rankdata
 from libs.metrics.intervals import drawn, interval
 
 from .learning import plain
+from .pool import SYNTHETIC
 
 GRID = tuple(round(0.05 * step, 2) for step in range(20))
 RESAMPLES = 500
 FEW = 50  # images below which a warning is due
+LEAST_GROUPS, LEAST_EACH = 20, 5  # prompts (images, in a split by image), and good and bad images, that a test of use takes
 SHOWN = 8  # images of each row of `pictures`
 MEANINGS = {  # name of a score: (what it says, which way is better)
     "auroc": ("How often the filter scores an image that raters call good on every axis above one that they do not; a coin does in "
@@ -25,37 +29,47 @@ MEANINGS = {  # name of a score: (what it says, which way is better)
     "kept_good": ("The same share of those that the filter keeps.", "higher"),
     "kept": ("Share of the images that the filter keeps: what it costs is one over this share.", "higher"),
     "calibration_error": ("How far the filter's probability is from the share of images that are good (expected calibration "
-                          "error).", "lower")}
+                          "error).", "lower"),
+    "auroc_generated": ("The first score on generated images alone, without real images and controls, which are easier to tell "
+                        "apart.", "higher"),
+    "rated_good_generated": ("Share of the generated images that raters call good on every axis.", ""),
+    "kept_good_generated": ("The same share of those generated images that the filter keeps.", "higher"),
+    "kept_generated": ("Share of the generated images that the filter keeps.", "higher")}
+GENERATED = "_generated"
 
 
-def judge(judge_of, image, text, found, *, seed=0):
+def judge(judge_of, image, text, found, *, by="prompt", seed=0):
     """Set `report` and `useful` of a `Filter` by `Rated` images of the test part, and return their scores, float32 (N,).
 
     Args:
         image, text: embeddings (N, Di) and (N, Dt) of the images and of their prompts.
+        by: as of `report`.
     """
     logits = judge_of.logits_of(image, text)
     scores = judge_of.scores(logits)
-    judge_of.report = report(scores, logits, found, threshold=judge_of.threshold, seed=seed)
+    judge_of.report = report(scores, logits, found, threshold=judge_of.threshold, by=by, seed=seed)
     judge_of.useful = judge_of.report["useful"]
     return scores
 
 
-def report(scores, logits, found, *, threshold, seed=0):
+def report(scores, logits, found, *, threshold, by="prompt", seed=0):
     """What a filter is worth on `Rated` images, as a dict that JSON can hold.
 
     Args:
         scores: (N,), the filter's probabilities. logits: {axis: (N, levels - 1)} of it.
         found: `Rated`, of the same rows.
         threshold: of the scores, from which on images are kept.
+        by: what the test was held out by, and intervals are over: 'prompt' (no prompt of it was trained on) or 'image'.
     Returns:
-        {'n', 'prompts', 'scores': {name: {'value', 'low', 'high', 'n'}}, 'grid': [{'threshold', 'kept', 'kept_good'}],
+        {'n', 'prompts', 'by', 'scores': {name: {'value', 'low', 'high', 'n'}}, 'grid': [{'threshold', 'kept', 'kept_good'}],
         'calibration': [{'score', 'good', 'n'}], 'per_class': {label: {'n', 'rated_good', 'kept', 'kept_good'}},
-        'generated': the scores without real images and controls, 'useful', 'verdict', 'warnings'}.
+        'generated': the scores without real images and controls, 'shown_on_generated': whether these alone are told apart beyond
+        chance, 'useful', 'verdict', 'warnings'}.
     """
     scores, passed = scores.double().numpy(), found.passed.numpy()
     logits = {name: values.double().numpy() for name, values in logits.items()}
-    groups = prompt_groups([item.prompt for item in found.items])
+    prompts = prompt_groups([item.prompt for item in found.items])
+    groups = prompts if by == "prompt" else groups_of([item.sha256 for item in found.items])
     rows = [np.concatenate([groups[i] for i in chosen.tolist()]) for chosen in drawn(len(groups), RESAMPLES, seed=seed)]
     measures = {"auroc": lambda at: auroc(scores[at], passed[at])}
     for number, axis in enumerate(found.axes):
@@ -65,21 +79,25 @@ def report(scores, logits, found, *, threshold, seed=0):
                  "kept_good": lambda at: _mean(passed[at][scores[at] >= threshold]),
                  "kept": lambda at: (scores[at] >= threshold).mean()}
     table = {name: bootstrapped(measure, rows, len(scores)) for name, measure in measures.items()}
+    generated = _generated(scores, passed, found.items, threshold, rows)
+    table |= {f"{name}{GENERATED}": entry for name, entry in generated.items()}
     bins = _bins(scores, passed)
     table["calibration_error"] = _shifted(lambda at: _error(_bins(scores[at], passed[at])), rows, len(scores))
     grid = [{"threshold": cut, "kept": bootstrapped(lambda at: (scores[at] >= cut).mean(), rows, len(scores)),
              "kept_good": bootstrapped(lambda at: _mean(passed[at][scores[at] >= cut]), rows, int((scores >= cut).sum()))}
             for cut in GRID]
     table["kept_good"]["n"] = int((scores >= threshold).sum())
-    useful, verdict = _verdict(table, len(scores), len(groups), threshold)
+    shown = _beyond_chance(generated["auroc"])
+    useful, verdict = _verdict(table, passed, len(prompts), len(groups), by, threshold)
     warnings = list(found.warnings)
     if len(scores) < FEW:
         warnings.append(f"{len(scores)} images in the test: its intervals are wide, and its threshold is a guess; rate more")
-    if not useful:
+    if not useful or not shown:
         warnings.append(verdict)
-    return {"n": len(scores), "prompts": len(groups), "threshold": threshold, "useful": useful, "verdict": verdict, "scores": table,
-            "grid": grid, "calibration": bins, "per_class": _per_class(scores, passed, found.items, threshold),
-            "generated": _generated(scores, passed, found.items, threshold), "warnings": warnings}
+    return {"n": len(scores), "prompts": len(prompts), "by": by, "threshold": threshold, "useful": useful,
+            "verdict": verdict, "scores": table, "grid": grid, "calibration": bins,
+            "per_class": _per_class(scores, passed, found.items, threshold),
+            "generated": {"n": generated["auroc"]["n"], **generated}, "shown_on_generated": shown, "warnings": warnings}
 
 
 def auroc(scores, good):
@@ -107,9 +125,16 @@ def scores_json(report, *, encoder, nnet, seed):
         if entry["value"] is not None:
             table[name] = {**entry, "meaning": text, "better": better}
     return {"n": report["n"], "seed": seed, "nnet": str(nnet), "features": encoder, "scores": table, "warnings": report["warnings"],
-            "interval": f"Intervals: 95 %, bootstrap over the {report['prompts']} prompts of the test, which training did not see",
-            "verdict": report["verdict"], "judged": {key: report[key] for key in ("threshold", "useful", "grid", "calibration",
-                                                                                 "per_class", "generated")}}
+            "interval": f"Intervals: 95 %, bootstrap over the {_held_out(report['n'], report['prompts'], report['by'])}",
+            "verdict": report["verdict"],
+            "judged": {key: report[key] for key in ("threshold", "by", "useful", "shown_on_generated", "grid", "calibration",
+                                                    "per_class", "generated")}}
+
+
+def _held_out(n, prompts, by):
+    if by == "prompt":
+        return f"{prompts} prompts of the test, which training did not see"
+    return f"{n} images of the test, which training did not see; their {prompts} prompts it did"
 
 
 def told(report):
@@ -119,7 +144,7 @@ def told(report):
             return "-"
         ends = "" if entry["low"] is None else f" [{entry['low']:.3f}, {entry['high']:.3f}]"
         return f"{entry['value']:.3f}{ends}"
-    lines = [f"{name:<20} {cell(entry)}" for name, entry in report["scores"].items()]
+    lines = [f"{name:<22} {cell(entry)}" for name, entry in report["scores"].items()]
     lines += ["threshold   kept                   good among them"]
     lines += [f"  {row['threshold']:<8g} {cell(row['kept']):<22} {cell(row['kept_good'])}" for row in report["grid"][::2]]
     if len(report["per_class"]) > 1:
@@ -139,31 +164,68 @@ def figures(report, scores, found, pictures, folder):
     _pictures(scores, found, pictures, report["threshold"], folder / "accepted_rejected.png")
 
 
-def _verdict(table, n, prompts, threshold):
-    """(useful, a sentence)."""
-    whole, base, kept, yielded = (table[name] for name in ("auroc", "rated_good", "kept_good", "kept"))
-    seen = f"on {n} images of {prompts} prompts that it was not trained on"
+def _verdict(table, passed, prompts, groups, by, threshold):
+    """(useful, sentences)."""
+    whole, base, kept, yielded, own = (table[name] for name in ("auroc", "rated_good", "kept_good", "kept", f"auroc{GENERATED}"))
+    seen = (f"on {len(passed)} images of {prompts} prompts that it was not trained on" if by == "prompt" else
+            f"on {len(passed)} images that it was not trained on, of {prompts} prompts that it was")
+    at, alone = f"at its threshold of {threshold:.2f}", _on_generated(own)
     if whole["value"] is None:
         return False, f"Not useful: raters call {base['value']:.0%} of the test images good, which tests nothing, {seen}."
-    ends = f"{whole['value']:.2f} ({whole['low']:.2f} to {whole['high']:.2f})"
     if whole["value"] <= 0.5:
-        return False, f"Not useful: it scores below chance, AUROC {ends} {seen}."
-    if whole["low"] <= 0.5:
-        return False, f"Not useful: its AUROC of {ends} {seen} is not beyond chance. Rate more images, or images that differ more."
+        return False, f"Not useful: it scores below chance, AUROC {_ends(whole)} {seen}."
+    good = int(passed.sum())
+    if groups < LEAST_GROUPS or min(good, len(passed) - good) < LEAST_EACH:
+        units = "prompts" if by == "prompt" else "images"
+        return False, (f"Not useful: too few {units} in the test to tell, {groups} with {good} good and {len(passed) - good} other "
+                       f"images, AUROC {_ends(whole)} {seen}. {LEAST_GROUPS} {units} are needed, with {LEAST_EACH} good and "
+                       f"{LEAST_EACH} other images; rate images of more {units}.")
+    if not _beyond_chance(whole):
+        return False, (f"Not useful: its AUROC of {_ends(whole)} {seen} is not beyond chance. Rate more images, or images that "
+                       "differ more.")
+    if own["value"] is not None and own["value"] <= 0.5:
+        return False, (f"Not useful: its AUROC of {_ends(whole)} {seen} comes from real images and controls; on the {own['n']} "
+                       f"generated images alone it is {_ends(own)}, no better than chance.")
     if kept["value"] is None:
-        return False, f"Not useful at its threshold of {threshold:.2f}: it keeps no image {seen}."
+        return False, f"Not useful {at}: it keeps no image {seen}.{alone}"
     if kept["value"] <= base["value"]:
-        return False, (f"Not useful at its threshold of {threshold:.2f}: of the images that it keeps {kept['value']:.0%} are good, "
-                       f"of all {base['value']:.0%}, {seen}.")
-    return True, (f"Useful: AUROC {ends} {seen}. At its threshold of {threshold:.2f} it keeps {yielded['value']:.0%}, of which "
-                  f"{kept['value']:.0%} ({kept['low']:.0%} to {kept['high']:.0%}) are good; of all, {base['value']:.0%} are.")
+        return False, (f"Not useful {at}: of the images that it keeps {kept['value']:.0%} are good, of all {base['value']:.0%}, "
+                       f"{seen}.{alone}")
+    return True, (f"Useful: AUROC {_ends(whole)} {seen}. A{at[1:]} it keeps {yielded['value']:.0%}, of which "
+                  f"{_ends(kept, '.0%')} are good; of all, {base['value']:.0%} are.{alone}")
+
+
+def _on_generated(own):
+    """What is to be said of the generated images alone, where that is less than of all."""
+    if own["value"] is None:
+        return (" On generated images alone it is not shown to do better than chance: raters call all of them good, or none"
+                if own["n"] else " There are no generated images in the test, and nothing is shown of them") + "."
+    if not _beyond_chance(own):
+        return f" On the {own['n']} generated images alone it is not shown to do better than chance: AUROC {_ends(own)}."
+    return f" On the {own['n']} generated images alone: AUROC {_ends(own)}."
+
+
+def _beyond_chance(entry):
+    """Whether an AUROC has an interval, all of it above one half."""
+    return entry["low"] is not None and entry["low"] > 0.5
+
+
+def _ends(entry, form=".2f"):
+    if entry["low"] is None:
+        return f"{entry['value']:{form}} (no interval)"
+    return f"{entry['value']:{form}} ({entry['low']:{form}} to {entry['high']:{form}})"
 
 
 def prompt_groups(prompts):
     """Row numbers of each prompt, by which resamples draw: a list of arrays."""
+    return groups_of([plain(prompt) for prompt in prompts])
+
+
+def groups_of(keys):
+    """Row numbers of each key: a list of arrays."""
     numbers = {}
-    for row, prompt in enumerate(prompts):
-        numbers.setdefault(plain(prompt), []).append(row)
+    for row, key in enumerate(keys):
+        numbers.setdefault(key, []).append(row)
     return [np.array(rows) for rows in numbers.values()]
 
 
@@ -209,13 +271,15 @@ def _per_class(scores, passed, items, threshold):
     return found
 
 
-def _generated(scores, passed, items, threshold):
-    """What holds of images as a generator makes them, without the pool's real images and controls."""
-    own = np.array([item.kind == "synthetic" and not item.control for item in items])
+def _generated(scores, passed, items, threshold, rows):
+    """{name: entry} of images as a generator makes them, without the pool's real images and controls."""
+    own = np.array([item.kind == SYNTHETIC and not item.control for item in items])
     kept = own & (scores >= threshold)
-    value = auroc(scores[own], passed[own])
-    return {"n": int(own.sum()), "auroc": value if np.isfinite(value) else None, "rated_good": share(passed[own].sum(), own.sum()),
-            "kept": share(kept.sum(), own.sum()), "kept_good": share(passed[kept].sum(), kept.sum())}
+    measures = {"auroc": lambda at: auroc(scores[at][own[at]], passed[at][own[at]]),
+                "rated_good": lambda at: _mean(passed[at][own[at]]), "kept_good": lambda at: _mean(passed[at][kept[at]]),
+                "kept": lambda at: _mean(kept[at][own[at]])}
+    return {name: bootstrapped(measure, rows, int(kept.sum() if name == "kept_good" else own.sum()))
+            for name, measure in measures.items()}
 
 
 def _calibration(report, path):
