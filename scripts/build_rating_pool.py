@@ -34,6 +34,7 @@ def build(config, models, output):
         made = building.build(staged, synthetic, real, axes=axes, tags=config.scale.tags, guide=config.scale.guide,
                               size=options.size, real_share=options.real_share, repeat_share=options.repeat_share,
                               controls=options.controls, resolution=options.resolution, seed=config.seed)
+        building.check_free(folder)  # someone may have answered meanwhile
     print(f"{len(made.items)} items in {folder}: {building.contents(made.items)}")
     print(f"raters come next: python rate.py --config=configs/rating.py --pool={folder} --add_rater=NAME")
 

@@ -67,8 +67,8 @@ def _about_axis(name, axis, *, several):
     if order["low"] <= 0:
         said = [f"{name}: agreement beyond chance is not shown ({value}). A filter that learns from these scores may learn noise."]
         if order["images"] >= FEW and order["high"] >= TENTATIVE:
-            said.append(f"{name}: the interval reaches as far as {order['high']:.2f}, so good agreement is not excluded either. More "
-                        "images would tell.")
+            said.append(f"{name}: the interval reaches as far as {order['high']:.2f}, so good agreement is not excluded either. "
+                        "More images would tell.")
     else:
         said = [f"{name}: raters order the images alike, beyond chance ({value}). {_how_reliable(order['value'])}"]
         said += _about_numbers(name, alpha, order) + _about_controls(name, axis["without_controls"])
