@@ -34,7 +34,8 @@ def train(config, workdir):
     pictures = [pipeline.to_uint8(torch.from_numpy(data.read_image(pool.folder / item.image))) for item in found.items]
     settings = config.filter.to_dict()
     precision, most_pairs = settings.pop("precision"), settings.pop("most_pairs")
-    examples = training.rated_examples(encoder.images(pictures), encoder.texts(found.prompts), found, matches=settings["matches"])
+    examples = training.rated_examples(encoder.images(pictures), encoder.texts(found.prompts), found, matches=settings["matches"],
+                                       by=config.split.by)
     unseen = {learning.plain(found.items[i].prompt) for part in ("calibration", "test") for i in rows[part]}
     pairs = embedded_pairs(real, encoder, found.axes, most_pairs, unseen)
     judge = training.train(examples.part(rows["train"]), found.axes, pairs=pairs, blocks=encoder.blocks, cosine=encoder.aligned,

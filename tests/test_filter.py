@@ -412,6 +412,42 @@ def test_the_same_seed_gives_the_same_filter(learned):
     assert all(torch.equal(value, judge.state_dict()[name]) for name, value in again.state_dict().items())
 
 
+def examples_of(prompts, by="prompt"):
+    """`Examples` of random embeddings under these prompts, with labels of the same names."""
+    generator = torch.Generator().manual_seed(0)
+    image, text = torch.randn(len(prompts), 6, generator=generator), torch.randn(len(prompts), 5, generator=generator)
+    return training.rated_examples(image, text, rated(prompts, prompts), by=by)
+
+
+@pytest.mark.parametrize("n, by", [(3, "image"), (3, "prompt"), (6, "prompt")])
+def test_every_member_holds_something_out_of_fewer_prompts_than_members(n, by, monkeypatch):
+    held_out, train_member = [], training._train_member
+    monkeypatch.setattr(training, "_train_member", lambda judge, member, own, *rest, **options: (
+        held_out.append((set(own[0].units), set(own[1].units))), train_member(judge, member, own, *rest, **options)))
+    judge = training.train(examples_of([f"class {i % n}" for i in range(60)], by), AXES, epochs=2, members=8)
+    assert len(held_out) == 8 and all(inside and outside and not inside & outside for inside, outside in held_out)
+    assert len(held_out[0][0] | held_out[0][1]) == (60 if by == "image" else n)  # by image, all class names stay in training
+    assert all(bool(value.isfinite().all()) for value in judge.state_dict().values())
+
+
+def test_one_prompt_alone_holds_nothing_out():
+    with pytest.raises(ValueError, match="all 40 images to train on have one prompt"):
+        training.train(examples_of(["a lesion"] * 40), AXES, epochs=1, members=2)
+
+
+def test_members_keep_the_cut_points_they_were_trained_to(monkeypatch):
+    after, train_member = [], training._train_member
+
+    def kept(judge, member, *rest, **options):
+        train_member(judge, member, *rest, **options)
+        after.append((judge.firsts[member].detach().clone(), judge.steps[member].detach().clone()))
+
+    monkeypatch.setattr(training, "_train_member", kept)
+    judge = training.train(examples_of([f"p{i}" for i in range(60)]), AXES, epochs=10, members=3, weight_decay=0.5)
+    for member, (firsts, steps) in enumerate(after):
+        assert torch.equal(judge.firsts[member], firsts) and torch.equal(judge.steps[member], steps) and bool(firsts.any())
+
+
 def test_swapped_prompts_teach_what_few_ratings_do_not(colours):
     found, image, text, _ = worded(60, colours, 0, wrong=0.1)
     later, *tested, right = worded(1000, colours, 1)

@@ -20,6 +20,7 @@ class Examples:
 
     image: (N, Di). text: (N, Dt), of each image's own prompt. targets, weights: as in `Rated`. matching: bool (N,), the prompt
     is known to fit the image, so that another prompt is known to fit it less. labels: N names, '' for none. prompts: N texts.
+    units: N names of what is held out together, a prompt or an image.
     """
 
     image: torch.Tensor
@@ -29,20 +30,25 @@ class Examples:
     matching: torch.Tensor
     labels: list
     prompts: list
+    units: list
 
     def __len__(self):
         return len(self.prompts)
 
     def part(self, rows):
         return Examples(*(getattr(self, name)[rows] for name in ("image", "text", "targets", "weights", "matching")),
-                        [self.labels[i] for i in rows], [self.prompts[i] for i in rows])
+                        *([getattr(self, name)[i] for i in rows] for name in ("labels", "prompts", "units")))
 
 
-def rated_examples(image, text, found, *, matches="congruence"):
-    """`Examples` of `Rated` images, from their embeddings (N, Di) and those of their prompts (N, Dt)."""
+def rated_examples(image, text, found, *, matches="congruence", by="prompt"):
+    """`Examples` of `Rated` images, from their embeddings (N, Di) and those of their prompts (N, Dt).
+
+    by: as of `learning.divide`: whether members of the filter hold out prompts, or images.
+    """
     number = [axis.name for axis in found.axes].index(_axis(matches, found.axes)) if matches else None
     matching = found.good[:, number] if matches else torch.zeros(len(image), dtype=torch.bool)
-    return Examples(image, text, found.targets, found.weights, matching, [item.label for item in found.items], found.prompts)
+    units = [plain(item.prompt) if by == "prompt" else item.sha256 for item in found.items]
+    return Examples(image, text, found.targets, found.weights, matching, [item.label for item in found.items], found.prompts, units)
 
 
 def real_examples(image, text, axes, labels, prompts):
@@ -52,7 +58,7 @@ def real_examples(image, text, axes, labels, prompts):
     for number, axis in enumerate(axes):
         targets[:, number, :axis.good - 1] = 1.0
     ones = torch.ones(len(image))
-    return Examples(image, text, targets, ones, ones.bool(), list(labels), list(prompts))
+    return Examples(image, text, targets, ones, ones.bool(), list(labels), list(prompts), [plain(prompt) for prompt in prompts])
 
 
 def train(examples, axes, *, matches="congruence", pairs=None, swaps=1.0, ranking=0.5, pair_weight=0.5, blocks=(), width=32,
@@ -64,12 +70,16 @@ def train(examples, axes, *, matches="congruence", pairs=None, swaps=1.0, rankin
     not fit: level 1 on the axis `matches`; the other axes are left out, as they are not known. One of the same label may fit in
     part: it only has to be scored below the own one.
 
-    Each member holds out other prompts, a fifth of them, and keeps its weights of the epoch that scored those best.
+    Each member holds out a share of the prompts (of the images, where `Examples.units` are these), one in as many as there are
+    members, at least one in five, and keeps its weights of the epoch that scored those best. Of fewer prompts than members some
+    hold out the same.
 
     Args:
         matches: axis that says whether image and prompt belong together; '' for none: no swapped prompts then.
         pairs: `Examples` of real images. swaps, ranking, pair_weight: weights of swapped prompts, of those of the same label, and
         of real pairs, beside 1 for what was rated; 0 is off.
+    Raises:
+        ValueError: fewer than two prompts (or images) to hold one out of; `matches` is no axis.
     """
     matched = [axis.name for axis in axes].index(_axis(matches, axes)) if matches else -1
     everything = [examples, *([pairs] if pairs is not None and len(pairs) and pair_weight else [])]
@@ -80,9 +90,10 @@ def train(examples, axes, *, matches="congruence", pairs=None, swaps=1.0, rankin
                       width=width, hidden=hidden, members=members, dropout=dropout, cosine=cosine)
         judge.standardise(torch.cat([each.image for each in everything]), torch.cat([each.text for each in everything]))
         draw = torch.Generator().manual_seed(seed)
-        fold = _folds(examples.prompts, max(5, members), draw)
+        fold, folds = _folds(examples.units, max(5, members), draw)
         for member in range(members):
-            inside, outside = (fold != member).nonzero().flatten().tolist(), (fold == member).nonzero().flatten().tolist()
+            held_out = fold == member % folds
+            inside, outside = (~held_out).nonzero().flatten().tolist(), held_out.nonzero().flatten().tolist()
             own = examples.part(inside), examples.part(outside)
             _train_member(judge, member, own, everything[1:], matched, draw, swaps=swaps, ranking=ranking,
                           pair_weight=pair_weight, lr=lr, weight_decay=weight_decay, epochs=epochs, patience=patience,
@@ -95,15 +106,17 @@ def train(examples, axes, *, matches="congruence", pairs=None, swaps=1.0, rankin
 def _train_member(judge, member, own, pairs, matches, draw, *, swaps, ranking, pair_weight, lr, weight_decay, epochs, patience,
                   batch_size):
     inside, outside = own
-    held_back = {plain(prompt) for prompt in outside.prompts}
-    pairs = [each.part([i for i, prompt in enumerate(each.prompts) if plain(prompt) not in held_back]) for each in pairs]
+    held_back = set(outside.units)
+    pairs = [each.part([i for i, unit in enumerate(each.units) if unit not in held_back]) for each in pairs]
     sources = [(inside, 1.0), *((each, pair_weight) for each in pairs)]
     others = [_Others(each) for each, _ in sources]
     checks = [(outside, None)]
     if matches >= 0 and swaps:
         checks.append((outside, _Others(outside).draw(torch.arange(len(outside)), draw)))
-    parameters = [*judge.members[member].parameters(), judge.firsts, judge.steps]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    layers, cuts = list(judge.members[member].parameters()), [judge.firsts, judge.steps]
+    parameters = layers + cuts
+    # Cuts of all members are one tensor: decay would go on for those whose training is over.
+    optimizer = torch.optim.AdamW([{"params": layers}, {"params": cuts, "weight_decay": 0.0}], lr=lr, weight_decay=weight_decay)
     batches = -(-len(inside) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * batches)
     best, kept, since = float("inf"), None, 0
@@ -221,8 +234,11 @@ def _numbers(names):
     return torch.tensor([number[name] for name in names])
 
 
-def _folds(prompts, count, draw):
-    """Fold (N,) of each example, so that those of one prompt share it."""
-    keys = _numbers([plain(prompt) for prompt in prompts])
+def _folds(units, count, draw):
+    """(fold (N,) of each example, so that those of one unit share it; how many folds, none of them empty)."""
+    keys = _numbers(units)
     distinct = int(keys.max()) + 1
-    return (torch.randperm(distinct, generator=draw) % min(count, distinct))[keys]
+    if distinct < 2:
+        raise ValueError(f"all {len(units)} images to train on have one prompt: of two or more, one is held out; rate more prompts")
+    folds = min(count, distinct)
+    return (torch.randperm(distinct, generator=draw) % folds)[keys], folds
