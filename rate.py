@@ -16,7 +16,7 @@ import sys
 
 from libs import cli, ratings
 from libs.engine.checkpoint import write_text
-from libs.ratings.store import Store, table
+from libs.ratings.store import MARK, Store, table
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 NAMED = 5  # missing files that the log names
@@ -36,7 +36,7 @@ def rate(config, pool, add_rater, admin, renew, export, history):
             print(f"Access code of {add_rater}: {code}\nIt is not kept and not shown again; a lost one is replaced by --renew.")
         elif export:
             answers = store.answers(history=bool(history))
-            write_text(export, table(pool, answers))
+            write_text(export, MARK + table(pool, answers))
             print(f"{len(answers)} {'answers' if history else 'newest answers'} in {export}")
         else:
             serve(pool, store, config.page)

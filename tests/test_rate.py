@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 import requests
 
+from libs.ratings import learning
 from libs.ratings.pool import Pool
 from libs.ratings.store import REMARK, Store, new_token
 from tests.conftest import ROOT
@@ -107,9 +108,10 @@ def test_two_tabs_and_the_back_button(own):
     assert ana.answer(item, {"quality": 1, "congruence": 1}, **first).status_code == 303
     again = ana.answer(item, {"quality": 1, "congruence": 1}, **first)  # a double click
     assert again.status_code == 303
-    late = ana.answer(item, {"quality": 3, "congruence": 2}, **second, remark="<late>")
+    late = ana.answer(item, {"quality": 3, "congruence": 2}, **second, remark="<late>", seconds="7.5")
     assert late.status_code == 409 and "quality 1, congruence 1" in late.text and "&lt;late&gt;" in late.text
     assert len(store.answers(history=True)) == 1
+    assert 'id="seconds" value="7.5"' in late.text  # the time of looking goes on
     assert re.findall(r'name="score.(\w+)" value="(\d)" required checked', late.text) == [("quality", "3"), ("congruence", "2")]
     form = {name: re.search(rf'name="{name}" value="([^"]*)"', late.text)[1] for name in ("token", "replaces")}
     assert form["replaces"] == "1" and ana.answer(item, **form).status_code == 303
@@ -223,7 +225,7 @@ def test_sign_in_and_out(study):
     assert client.post("/sign-in", data={}).status_code == 401
     right = client.post("/sign-in", data={"name": "RATER 1", "code": codes["rater 1"].upper()})
     flags = right.headers["set-cookie"].lower()
-    assert right.status_code == 303 and all(flag in flags for flag in ("httponly", "samesite=strict", "path=/"))
+    assert right.status_code == 303 and all(flag in flags for flag in ("httponly", "samesite=lax", "path=/"))
     token = client.cookies.values()[0]
     assert client.post("/sign-out").headers["location"] == "/" and store.rater_of(token) is None
 
@@ -244,7 +246,7 @@ def test_only_admins_see_the_others(study, chief):
     page, ratings = chief.get("/admin"), chief.get("/admin/ratings.csv")
     assert page.status_code == 200 and "rater 9" in page.text and "Agreement so far" in page.text
     assert ratings.headers["content-disposition"] == 'attachment; filename="ratings.csv"'
-    assert ratings.text.startswith("rater,item,quality,congruence,tags,remark,seconds,at,prompt,")
+    assert ratings.content.startswith(b"\xef\xbb\xbfrater,item,quality,congruence,tags,remark,seconds,at,prompt,")
     assert chief.get("/admin/ratings.csv?history=true").status_code == 200
     assert chief.get("/admin/ratings.csv?history=../../x").status_code == 400
 
@@ -330,7 +332,9 @@ def test_adds_raters_and_exports(tmp_path, inside):
         assert store.sign_in("dr. weiss", code) is None
     for more, rows in (((), 1), (("--history=1",), 2)):
         inside("rate.py", *options, f"--export={tmp_path / 'r.csv'}", *more)
-        lines = (tmp_path / "r.csv").read_text(encoding="utf-8").splitlines()
+        lines = (tmp_path / "r.csv").read_text(encoding="utf-8-sig").splitlines()
+        assert (tmp_path / "r.csv").read_bytes().startswith(b"\xef\xbb\xbfrater,item,")  # Excel reads UTF-8 by this mark
+        assert len(learning.answers_of_table(tmp_path / "r.csv", pool)) == rows
         assert len(lines) == 1 + rows and lines[-1].startswith(f"Dr. Weiß,{pool.items[0].item},2,2,")
 
 

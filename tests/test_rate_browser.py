@@ -218,6 +218,65 @@ def test_two_tabs_and_the_back_button(study):
     assert [row[1:3] for row in rows(store)] == [(1, 1), (3, 2)]
 
 
+def test_a_session_that_ends_keeps_what_was_chosen(study):
+    """The page says that it was not saved and may be after signing in: it is still there, with its time; not for others."""
+    page, pool, store = study()
+    order = pool.order("Dr. Weiß")
+    page.wait_for_timeout(600)
+    keys(page, "1", "3")
+    code, other = store.add_rater("Dr. Weiß", renew=True), store.add_rater("Ana")
+    keys(page, "Enter")
+    page.wait_for_selector(".message >> text=Sign in, then save it again")
+    study.said.clear()
+    page.fill("#name", "Dr. Weiß")
+    page.fill("#code", code)
+    page.click("text=Sign in >> nth=-1")
+    at(page, 1)
+    assert page.is_visible("#draft") and page.locator(":checked[type=radio]").count() == 2
+    page.reload()
+    keys(page, "Enter")
+    at(page, 2)
+    assert rows(store) == [(order[0], 1, 3, (), "")] and store.answers()[0].seconds > 0.6
+    keys(page, "2")
+    page.click("text=Sign out")
+    page.fill("#name", "Ana")
+    page.fill("#code", other)
+    page.click("text=Sign in >> nth=-1")
+    page.wait_for_url("**/item/*")
+    assert not page.evaluate("Object.keys(sessionStorage).filter((key) => key.startsWith('draft'))")
+    page.goto(re.sub("item/.*", f"item/{order[1]}", page.url))
+    assert not page.is_visible("#draft") and not page.locator(":checked[type=radio]").count()
+
+
+def test_a_key_that_is_held_answers_once(study):
+    page, _, store = study()
+    for _ in range(5):
+        page.keyboard.down("3")
+    page.keyboard.up("3")
+    assert page.locator(":checked[type=radio]").count() == 1
+    keys(page, "3")
+    for _ in range(5):  # the next images are not answered by what is left of this press
+        page.keyboard.down("Enter")
+    at(page, 2)
+    for _ in range(3):
+        page.keyboard.down("Enter")
+    page.keyboard.up("Enter")
+    assert len(rows(store)) == 1 and not page.is_visible("#hint")
+    for _ in range(3):
+        page.keyboard.down("+")
+    assert "scale(1.95" in page.evaluate("document.getElementById('picture').style.transform")
+
+
+def test_a_link_from_another_site_finds_one_signed_in(study):
+    page, _, _ = study()
+    here = page.url
+    page.goto(re.sub(r"//127\.0\.0\.1(:\d+)/.*", r"//localhost\1/", here))
+    page.wait_for_selector("#code")
+    page.evaluate("(place) => { location.href = place; }", here)
+    at(page, 1)
+    study.said.clear()  # the other site's own files
+
+
 def test_an_image_that_goes_while_it_is_looked_at(study):
     page, pool, store = study()
     order = pool.order("Dr. Weiß")

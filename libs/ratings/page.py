@@ -22,7 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
-from .store import AGAIN, NAME, OUTDATED, REMARK, SESSION, TooManyTries, new_token, table
+from .store import AGAIN, MARK, NAME, OUTDATED, REMARK, SESSION, TooManyTries, new_token, table
 
 logger = logging.getLogger(__name__)
 
@@ -92,14 +92,15 @@ def app(pool, store, *, allowed_hosts):
         if token is None:
             return page("sign_in", status=401, name=name[:NAME], message="Name and access code do not belong together.")
         answer = RedirectResponse("/next", 303)
-        answer.set_cookie(cookie, token, max_age=SESSION, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+        # lax: who follows a link in a letter is signed in; only forms change anything, and the guard refuses those of other sites
+        answer.set_cookie(cookie, token, max_age=SESSION, httponly=True, samesite="lax", secure=request.url.scheme == "https")
         return answer
 
     @site.post("/sign-out")
     def sign_out(request: Request):
         store.sign_out(request.cookies.get(cookie, ""))
         answer = RedirectResponse("/", 303)
-        answer.delete_cookie(cookie, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+        answer.delete_cookie(cookie, httponly=True, samesite="lax", secure=request.url.scheme == "https")
         return answer
 
     # -- rating -------------------------------------------------------------------------------------------------------------
@@ -159,7 +160,7 @@ def app(pool, store, *, allowed_hosts):
     @site.get("/admin/ratings.csv")
     def ratings(history: bool = False, rater=Depends(admin)):
         name = "ratings_history.csv" if history else "ratings.csv"
-        return Response(table(pool, store.answers(history)), media_type="text/csv; charset=utf-8",
+        return Response(MARK + table(pool, store.answers(history)), media_type="text/csv; charset=utf-8",
                         headers={"content-disposition": f'attachment; filename="{name}"'})
 
     # -- looks and faults -----------------------------------------------------------------------------------------------------
@@ -248,7 +249,8 @@ class Desk:
         ahead = next((name for name in order[at + 1:] + order[:at] if name not in answered), "")
         return self.render(
             "item", status=status, message=message, rater=rater, item=item, whole=self.whole(item), number=at + 1,
-            total=len(order), done=len(answered), axes=self.pool.axes, filled=filled, newest=newest, token=new_token(),
+            seconds=given.seconds if given else 0, total=len(order), done=len(answered), axes=self.pool.axes, filled=filled,
+            newest=newest, token=new_token(),
             tags=[(tag, TAG_KEYS[i] if i < len(TAG_KEYS) else "") for i, tag in enumerate(self.pool.tags)], longest=REMARK,
             previous=order[at - 1] if at else "", next=order[at + 1] if at + 1 < len(order) else "", ahead=ahead)
 
@@ -337,7 +339,7 @@ def blocks(text):
     """Markdown of sentences and tables as a list: a str for each sentence, a list of rows for each table."""
     found = []
     for paragraph in text.strip().split("\n\n"):
-        lines = paragraph.splitlines()
+        lines = paragraph.split("\n")
         if paragraph.startswith("|"):
             found.append([[cell.strip() for cell in line.strip("|").split("|")] for line in lines if set(line) - set("|-: ")])
         else:

@@ -37,6 +37,7 @@ TRIES, WITHIN = 10, 300  # wrong codes of a name in so many seconds, before it h
 SESSION = 30 * 24 * 3600  # seconds until a sign-in ends by itself
 BUSY = 30  # seconds that a writer waits for another process
 CROWD = 16  # sign-ins at a time; more of them are sent away, so that a flood leaves threads to those who rate
+MARK = "\ufeff"  # begins the file of a table, so that spreadsheets read it as UTF-8
 _HASH = dict(n=2**14, r=8, p=1, dklen=32)  # scrypt: 16 MiB and about 50 ms
 
 _SCHEMA = """
@@ -305,8 +306,8 @@ class Store:
             replaces: number of the rater's newest answer to the item when the form was shown, 0 for none.
 
         Returns:
-            `Outcome`. Where the rater has answered meanwhile (another tab, the browser's back button), nothing is written; nor where
-            scores, tags and remark are those of the newest answer, whose seconds then stay.
+            `Outcome`. Where the rater has answered meanwhile (another tab, the browser's back button), nothing is written; nor
+            where scores, tags and remark are those of the newest answer, whose seconds then stay.
 
         Raises:
             ValueError: no such rater or item, scores that the pool's scale does not have, a remark that is too long.

@@ -4,7 +4,8 @@ document.documentElement.classList.add("js");
 
 addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });  // the back button shows what is saved now
 document.addEventListener("DOMContentLoaded", () => {
-  if (document.querySelector("[data-signed-out]")) sessionStorage.clear();
+  // a session that ends by itself keeps what was not saved; who signs out leaves no choice and no remark to the next
+  document.querySelector("form[action='/sign-out']")?.addEventListener("submit", () => sessionStorage.clear());
   const act = {};  // what a button or a key does: {name: function}
   if (document.getElementById("stage")) viewer(act);
   if (document.getElementById("answer")) answering(act);
@@ -117,7 +118,10 @@ function viewer(act) {
 function answering(act) {
   const form = document.getElementById("answer"), hint = document.getElementById("hint"), remark = document.getElementById("remark");
   const axes = [...form.querySelectorAll(".axis")], draft = `draft ${form.dataset.draft}`;
-  let current = 0, looked = 0, since = document.hidden ? null : performance.now(), sent = false;
+  const time = `time of ${draft}`, seconds = document.getElementById("seconds");
+  // of earlier looks that ended without a saved answer, in milliseconds
+  let looked = Math.max(1000 * seconds.value, Number(sessionStorage.getItem(time)) || 0);
+  let current = 0, since = document.hidden ? null : performance.now(), sent = false;
 
   const open = (axis) => !axis.querySelector(":checked");
   const mark = (number) => {
@@ -155,15 +159,19 @@ function answering(act) {
   document.getElementById("save").addEventListener("click", (event) => {
     if (axes.some(open)) { event.preventDefault(); act.save(); }
   });
+  const pause = () => {
+    if (since !== null) { looked += performance.now() - since; since = null; }
+    sessionStorage.setItem(time, looked);
+  };
+  addEventListener("pagehide", pause);
   document.addEventListener("visibilitychange", () => {
-    if (document.hidden && since !== null) { looked += performance.now() - since; since = null; }
-    else if (!document.hidden && since === null) since = performance.now();
+    if (document.hidden) pause(); else if (since === null) since = performance.now();
   });
   form.addEventListener("submit", (event) => {
     if (sent) return event.preventDefault();
     sent = true;
     setTimeout(() => { sent = false; }, 5000);  // where the server does not answer, the same form may be sent again
-    document.getElementById("seconds").value = ((looked + (since === null ? 0 : performance.now() - since)) / 1000).toFixed(2);
+    seconds.value = ((looked + (since === null ? 0 : performance.now() - since)) / 1000).toFixed(2);
   });
 
   const saved = JSON.stringify(fields()), before = sessionStorage.getItem(draft);
@@ -191,7 +199,11 @@ function keys(act) {
 
   document.addEventListener("keydown", (event) => {
     const at = event.target, writes = at.matches("textarea, input:not([type=radio], [type=checkbox], [type=range])");
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && act.save) { event.preventDefault(); act.save(); return; }
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && act.save) {
+      event.preventDefault();
+      if (!event.repeat) act.save();
+      return;
+    }
     if (writes) { if (event.key === "Escape") at.blur(); return; }
     if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
     if (document.querySelector("dialog[open]")) { if (event.key === "?") { event.preventDefault(); act.help(); } return; }
@@ -203,7 +215,12 @@ function keys(act) {
   function chosen(event) {  // does what the key says; whether it says anything
     const {key} = event, small = key.length === 1 ? key.toLowerCase() : key;
     const link = (name) => document.querySelector(`a[data-key="${name}"]`);
-    const run = (name, ...values) => act[name] ? (act[name](...values), true) : false;
+    // a key that is held goes on zooming, moving and changing the light, and does all else once
+    const once = !/^[-+=bc]$/i.test(key) && !(event.shiftKey && key in arrows);
+    const run = (name, ...values) => {
+      if (act[name] && !(once && event.repeat)) act[name](...values);
+      return Boolean(act[name]);
+    };
     if (key in arrows && event.shiftKey) return run("pan", ...arrows[key]);
     if (key === "ArrowUp" || key === "ArrowDown") return run("mark", arrows[key][1]);
     if (/^[1-9]$/.test(key)) return run("level", key);
@@ -211,7 +228,7 @@ function keys(act) {
     if (small === "b") return run("brighter", event.shiftKey ? -10 : 10);
     if (small === "c") return run("contrast", event.shiftKey ? -10 : 10);
     if (single[small]) return run(single[small]);
-    if (link(small)) { link(small).click(); return true; }
+    if (link(small)) { if (!event.repeat) link(small).click(); return true; }
     return "asdfghjkl".includes(small) && run("tag", small);
   }
 }
