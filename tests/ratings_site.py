@@ -9,7 +9,8 @@ import requests
 import uvicorn
 
 from libs.ratings.page import app
-from libs.ratings.store import new_token
+from libs.ratings.pool import Pool
+from libs.ratings.store import Store, new_token
 
 GOOD = {"quality": 3, "congruence": 2}
 
@@ -27,6 +28,14 @@ def serving(pool, store, names=("127.0.0.1", "localhost")):
         server.should_exit = True
         thread.join()
         listening.close()
+
+
+def serve(folder, tell):
+    """The page of the pool in `folder`, until the process is killed; its address is sent through `tell`."""
+    pool = Pool(folder)
+    with Store.of(pool) as store, serving(pool, store) as url:
+        tell.send(url)
+        threading.Event().wait()
 
 
 class Client(requests.Session):
