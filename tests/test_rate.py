@@ -471,7 +471,7 @@ def rounds(pool, clients, moments, starts):
         until = time.monotonic() + 30
         while len(acknowledged) == before and time.monotonic() < until:
             time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.12))  # some answers, and never all
+        time.sleep(moments.uniform(0, 0.08))  # some answers, and never all
         kill()
         for thread in threads:
             thread.join()

@@ -222,7 +222,7 @@ def test_a_session_that_ends_keeps_what_was_chosen(study):
     """The page says that it was not saved and may be after signing in: it is still there, with its time; not for others."""
     page, pool, store = study()
     order = pool.order("Dr. Weiß")
-    page.wait_for_timeout(600)
+    page.wait_for_timeout(400)
     keys(page, "1", "3")
     code, other = store.add_rater("Dr. Weiß", renew=True), store.add_rater("Ana")
     keys(page, "Enter")
@@ -236,7 +236,7 @@ def test_a_session_that_ends_keeps_what_was_chosen(study):
     page.reload()
     keys(page, "Enter")
     at(page, 2)
-    assert rows(store) == [(order[0], 1, 3, (), "")] and store.answers()[0].seconds > 0.6
+    assert rows(store) == [(order[0], 1, 3, (), "")] and store.answers()[0].seconds > 0.4
     keys(page, "2")
     page.click("text=Sign out")
     page.fill("#name", "Ana")
@@ -301,8 +301,8 @@ def test_time_is_counted_while_the_page_is_seen(study):
            "document.dispatchEvent(new Event('visibilitychange')); }"
     page.wait_for_timeout(200)
     page.evaluate(hide, True)
-    page.wait_for_timeout(1500)
+    page.wait_for_timeout(1200)
     page.evaluate(hide, False)
     keys(page, "1", "1", "Enter")
     at(page, 2)
-    assert 0.2 <= store.answers()[0].seconds < 1.5
+    assert 0.2 <= store.answers()[0].seconds < 1.2

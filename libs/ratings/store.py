@@ -69,8 +69,7 @@ class Outcome:
     """What became of an answer.
 
     state: 'written', a new row; 'again', the newest answer says the same and nothing was added; 'outdated', the rater has answered
-    the item since the form was shown and nothing was added. answer: the rater's newest one to the item as it stands now, None for
-    none.
+    the item since the form was shown and nothing was added. answer: the rater's newest one to the item now, None for none.
     """
 
     state: str
