@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from libs import metrics
 from libs.ratings import Answer, Axis, Filter, Item, embedding, judged, learning, load_filter, training
-from libs.ratings.filter import Judge, joint
+from libs.ratings.filter import Judge, joint, seen_in
 from tests.ratings_pools import AXES, tiny_pool
 
 WORDS = dict(name="words", max_length=16, dim=32)
@@ -210,6 +210,42 @@ def test_folders_that_hold_no_filter(colours, tmp_path):
     (folder / "weights.safetensors").write_bytes(weights[:-4] + b"abcd")
     with pytest.raises(ValueError, match="is not the file that config.json describes"):
         load_filter(folder)
+
+
+@pytest.mark.parametrize("damage, message", [
+    (dict(calibration={"slope": [1.0], "shift": [0.0]}), "expected finite numbers for each of 2 axes"),
+    (dict(calibration={"slope": [1.0, float("nan")], "shift": [0.0, 0.0]}), "expected finite numbers"),
+    (dict(calibration={"slope": [1.0, -1.0], "shift": [0.0, 0.0]}), "slopes above 0"),
+    (dict(calibration={"slope": [2.0, 1.0], "shift": [0.0, 0.0]}), "not those of its fingerprint"),
+    (dict(threshold=float("nan")), "threshold nan"), (dict(threshold=1.5), "threshold 1.5"),
+    (dict(threshold=None), "threshold None"),
+    (dict(useful="false"), "useful 'false'"), (dict(report=None), "report NoneType"), (dict(axes=[]), "is not that of its weights"),
+    (dict(fingerprint="0"), "not those of its fingerprint"), (dict(axes=None), ""), (dict(encoder=None), ""),
+    *[({name: KeyError}, f"lacks or garbles '{name}'") for name in ("calibration", "useful", "axes", "encoder", "report")]])
+def test_damaged_folders_are_refused_by_one_message(colours, tmp_path, damage, message):
+    folder = untrained(colours).save(tmp_path / "filter")
+    config = json.loads((folder / "config.json").read_text()) | damage
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not KeyError}))
+    with pytest.raises(ValueError, match=f"holds no usable filter; train it again: .*{message}"):
+        load_filter(folder)
+
+
+def test_images_and_words_of_another_kind_are_told_once(colours, tmp_path, caplog):
+    made = untrained(colours)
+    made.score(pictures(2), ["x", "y"])  # nothing is known of its training
+    made.seen = seen_in(pictures(3), ["a red nevus", "a black nevus"], colours)
+    made.save(tmp_path / "filter")
+    again = load_filter(tmp_path / "filter")
+    again.score(pictures(2), ["A black, red nevus.", "nevus"])
+    assert not caplog.records
+    other = pictures(2, side=24)[:, :1].expand(-1, 3, -1, -1)
+    for _ in range(2):
+        again.score(other, ["a blue nevus", "a " + " ".join(f"word{i}" for i in range(10, 22))])
+    assert [record.message for record in caplog.records] == [
+        "the filter scores images of 24 x 24 pixels, and it was trained on 16 x 16",
+        "the filter scores grey images, and it was trained on images in colour",
+        "the filter scores words that stood in no prompt of its training, and say nothing to it: blue, "
+        + ", ".join(f"word{i}" for i in range(10, 19)) + " ..."]
 
 
 # -- what is learned from ----------------------------------------------------------------------------------------------------------

@@ -1,18 +1,22 @@
 """train_filter.py and scripts/apply_filter.py: from rated images to sorted ones, and the page of such a run."""
 
 import csv
+import hashlib
 import json
 import shutil
+from dataclasses import asdict, replace
 
+import ml_collections
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from libs import report
-from libs.evaluation import references
-from libs.ratings import load_filter
+from libs.evaluation import rated_pairs, references
+from libs.ratings import Pool, load_filter, wording
 from libs.ratings.judged import auroc
+from libs.ratings.pool import FILE, ITEMS, fingerprint
 from libs.ratings.store import Store, new_token
 from tests.ratings_pools import CLASSES, tiny_pool
 
@@ -49,6 +53,7 @@ def test_the_run_leaves_a_filter_and_what_it_is_worth(pool, trained):
     judge = load_filter(folder / "filter")
     told = json.loads((folder / "filter" / "config.json").read_text())
     assert told["pool"] == pool.fingerprint and told["parts"] == {"train": 54, "calibration": 18, "test": 18}
+    assert told["seen"]["sizes"] == [[24, 24]] and {"nevus", "small", "89"} <= set(told["seen"]["words"])
     assert set(told["rater_bias"]) == {"quality", "congruence"} and "ana" not in (folder / "filter" / "config.json").read_text()
     assert judge.report["n"] == 18 and judge.report["verdict"] in out and str(folder / "filter") in out
     scores = json.loads((folder / "eval" / "filter" / "scores.json").read_text())
@@ -92,6 +97,97 @@ def test_real_pairs_train_the_image_network_and_are_taken_along(pool, inside, tm
     told = json.loads((folder / "filter" / "config.json").read_text())
     assert told["real_pairs"] == 36 and told["encoder"]["images"] == ["classifier:{filter}/images0", "colour"]
     assert load_filter(folder).embedding.dims[0] == 64 + 6
+
+
+def real_images(folder, side=24, n=6):
+    """A folder of classes with a table of texts and modalities, and its rows: two classes, every text there once in each."""
+    random, rows = np.random.default_rng(1), []
+    folder.mkdir()
+    for number in range(n):
+        for name in ("nevus", "angioma"):
+            picture = np.array(CLASSES[name]) + random.integers(-20, 20, (side, side, 3))
+            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"{name}{number}.png")
+            rows.append([f"{name}{number}.png", name, f"a lesion, no. {number}", "dermoscopy"])
+    with open(folder / "metadata.csv", "w", newline="") as stream:
+        csv.writer(stream).writerows([["file_name", "label", "text", "modality"], *rows])
+    return folder
+
+
+def beside(pool, folder, unseen=(), side=24, **options):
+    section = ml_collections.ConfigDict(dict(name="folder", path=str(folder), resolution=side, split="", **options))
+    pictures = [torch.from_numpy(np.array(Image.open(pool.folder / item.image))).permute(2, 0, 1) for item in pool.items]
+    return rated_pairs.beside(section, pool, pictures=pictures, unseen=unseen)
+
+
+def left_out(pairs):
+    return tuple(pairs.left_out.values())
+
+
+def test_real_pairs_are_no_images_of_the_pool(tmp_path, caplog):
+    pool, folder = tiny_pool(tmp_path / "pool", real=3), real_images(tmp_path / "real")
+    assert left_out(beside(pool, folder)) == (0, 0, 0)
+    places = [i for i, item in enumerate(pool.items) if item.kind == "real"]
+    pool.items[places[0]] = replace(pool.items[places[0]], source={"folder": str(folder), "file_name": "nevus2.png"})
+    shutil.copyfile(folder / "angioma4.png", pool.folder / pool.items[places[1]].image)  # of a source that has another name
+    found = beside(pool, folder)
+    names = [found.dataset.file_name(i) for i in found.rows]
+    assert left_out(found) == (2, 0, 0) and len(names) == 10 and not {"nevus2.png", "angioma4.png"} & set(names)
+    assert found.unrated == found.rows and left_out(beside(pool, folder, side=12)) == (2, 0, 0)
+    with caplog.at_level("INFO"):
+        beside(pool, folder)
+    assert "real pairs: 10 of 12 images; left out: 2 images of the pool" in caplog.text
+
+
+def test_real_pairs_are_worded_as_the_pool_is_and_leave_its_test_alone(tmp_path, caplog):
+    pool, folder = tiny_pool(tmp_path / "pool"), real_images(tmp_path / "real")
+    assert beside(pool, folder).prompts[0] == "nevus: a lesion, no. 0"  # as generated images have no modality
+    for i, item in enumerate(pool.items):
+        pool.items[i] = replace(item, modality="dermoscopy", prompt=wording(item.text, item.label, "dermoscopy"))
+    assert beside(pool, folder).prompts[0] == "dermoscopy: nevus: a lesion, no. 0"
+    item = replace(pool.items[0], text="dermoscopy: a lesion, no. 3", label="nevus", modality="",
+                   prompt="nevus: dermoscopy: a lesion, no. 3")  # as of a data set that writes modalities into its texts
+    found = beside(pool, folder, [item])
+    assert left_out(found) == (0, 0, 1) and "nevus3.png" not in [found.dataset.file_name(i) for i in found.rows]
+    every = [replace(item, text=text, label=label, prompt=wording(text, label)) for label in ("nevus", "angioma")
+             for text in (f"a lesion, no. {i}" for i in range(6))]
+    with caplog.at_level("INFO"):
+        assert beside(pool, folder, every).rows == [] and len(beside(pool, folder, every).unrated) == 12
+    assert caplog.records[-1].levelname == "WARNING" and "12 under prompts held out" in caplog.text
+
+
+def of_class_names(pool, source, rated=0):
+    """The pool with prompts that are class names, whose first `rated` nevi and angiomas are images of a folder."""
+    items, files = [], sorted(source.glob("*.png"))[:rated]
+    for item in pool.items:
+        if files and item.kind == "real":
+            file = files.pop()
+            shutil.copyfile(file, pool.folder / item.image)
+            item = replace(item, source={"folder": str(source), "file_name": file.name})
+        sha256 = hashlib.sha256((pool.folder / item.image).read_bytes()).hexdigest()
+        items.append(replace(item, text="", prompt=item.label, sha256=sha256))
+    told = json.loads((pool.folder / FILE).read_text())
+    told["fingerprint"] = fingerprint(pool.axes, pool.tags, items)
+    (pool.folder / ITEMS).write_text("".join(f"{json.dumps(asdict(item))}\n" for item in items))
+    (pool.folder / FILE).write_text(json.dumps(told))
+    return Pool(pool.folder)
+
+
+def test_class_names_are_split_by_image_with_real_pairs_of_other_images(inside, tmp_path, monkeypatch):
+    monkeypatch.setattr(references, "NETWORKS", tmp_path / "networks")
+    folder = real_images(tmp_path / "real", n=12)
+    pool = of_class_names(tiny_pool(tmp_path / "pool", 90, 0, controls=30, real=4), folder, rated=4)
+    (tmp_path / "ratings.csv").write_text("rater,item,quality,congruence\n" + "".join(
+        f"ana,{item.item},{2 + i % 2},{1 if item.control else 3}\n" for i, item in enumerate(pool.items)))
+    options = ("--config.encoder.images=('classifier','colour')", "--config.split.by=image", f"--config.ratings.pool={pool.folder}",
+               f"--config.ratings.path={tmp_path / 'ratings.csv'}", f"--config.pairs.path={folder}",
+               "--config.pairs.resolution=24", "--config.encoder.text.dim=32", "--config.filter.epochs=2")
+    out = inside("train_filter.py", CONFIG, *options, f"--workdir={tmp_path / 'run'}").stdout
+    told = json.loads((tmp_path / "run" / "filter" / "config.json").read_text())
+    assert told["real_pairs"] == 20 and told["pairs_left_out"]["images of the pool"] == 4
+    assert "18 images that it was not trained on, of 3 prompts that it was" in out and told["report"]["by"] == "image"
+    network, = (tmp_path / "networks").iterdir()
+    known = json.loads((network / "config.json").read_text())
+    assert "unrated-images" in network.name and known["trained_on"] + known["held_out"] == 20
 
 
 def test_messages_of_what_cannot_be_trained(pool, inside, tmp_path):

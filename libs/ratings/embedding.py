@@ -69,6 +69,10 @@ class Embedding:
             self._known |= dict(zip(part, self._texts(part).float().cpu()))
         return torch.stack([self._known[text] for text in texts]) if texts else torch.empty(0, self.dims[1])
 
+    def words(self, texts):
+        """The words of N texts, a set, where the encoder knows no others than those it is trained on here; else None."""
+        return None
+
     def own_networks(self):
         """{number among options['images']: folder} of small networks that a saved filter takes along."""
         return {}
@@ -148,6 +152,11 @@ class Pair(Embedding):
         self.encoder = encoders.get(**text).to(self.device)
         self._settle("pair", [each.fingerprint for each in self.extractors], self.encoder.fingerprint)
         self.blocks = [each.dims for each in self.extractors]
+
+    def words(self, texts):
+        if not isinstance(self.encoder, encoders.words.Words):
+            return None
+        return {word for text in dict.fromkeys(texts) for word in encoders.words._tokens(text)[1:]}
 
     def own_networks(self):
         found = {}

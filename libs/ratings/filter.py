@@ -12,6 +12,7 @@ of one's own.
 import hashlib
 import json
 import logging
+import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ from .pool import Axis
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT, NAMED = 1, 10
 
 
 class Judge(nn.Module):
@@ -111,6 +112,8 @@ class Filter:
         axes: list of `Axis`. threshold: scores from it on are kept. useful: whether its report found it better than chance.
         report: dict, what `judged` measured on ratings that it was not trained on. fingerprint: sha256 (hex) of all that
         decides a score. folder: Path, None before it is saved. known: dict of what else the folder says.
+        seen: what it was trained on, see `seen_in`; {} where that is not known. Images of another kind and words that it never saw
+        are scored all the same, with one warning of each kind.
     """
 
     def __init__(self, judge, embedding, axes, *, calibration=None, threshold=0.5, useful=False, report=None, known=None,
@@ -118,7 +121,7 @@ class Filter:
         self.judge, self.embedding, self.axes = judge.eval().requires_grad_(False), embedding, list(axes)
         self.calibration = calibration or {"slope": [1.0] * len(axes), "shift": [0.0] * len(axes)}
         self.threshold, self.useful, self.report = float(threshold), bool(useful), report or {}
-        self.known, self.folder = known or {}, folder
+        self.known, self.folder, self.seen, self._told = known or {}, folder, {}, set()
 
     def score(self, images, prompts):
         """Probability (N,), float32 in [0, 1], that raters call each image good on every axis.
@@ -144,7 +147,26 @@ class Filter:
             raise ValueError(f"{len(images)} images and {len(prompts)} prompts: each image needs its own")
         if not len(prompts):
             return {axis.name: torch.empty(0, len(axis.levels) - 1) for axis in self.axes}
+        self._warn(images, prompts)
         return self.logits_of(self.embedding.images(images), self.embedding.texts(list(prompts)))
+
+    def _warn(self, images, prompts):
+        """Tell, once of each kind, how these images and prompts differ from what was trained on."""
+        if not self.seen:
+            return
+        found, old = seen_in(images, prompts, self.embedding), self.seen
+        sizes = [size for size in found["sizes"] if size not in old["sizes"]]
+        words = sorted(set(found["words"]) - set(old["words"])) if old["words"] is not None else []
+        faults = {"size": sizes and f"images of {_sizes(sizes)} pixels, and it was trained on {_sizes(old['sizes'])}",
+                  "colour": {("colour", "grey"): "grey images, and it was trained on images in colour",
+                             ("grey", "colour"): "images in colour, and it was trained on grey ones"}.get((old["colour"],
+                                                                                                         found["colour"])),
+                  "words": words and "words that stood in no prompt of its training, and say nothing to it: "
+                                     f"{', '.join(words[:NAMED])}{' ...' * (len(words) > NAMED)}"}
+        for kind, fault in faults.items():
+            if fault and kind not in self._told:
+                self._told.add(kind)
+                log.warning("the filter scores %s", fault)
 
     @torch.inference_mode()
     def logits_of(self, image, text):
@@ -186,7 +208,8 @@ class Filter:
             **self.known, "format": FORMAT, "encoder": options, "encoder_fingerprint": self.embedding.fingerprint,
             "axes": [asdict(axis) for axis in self.axes], "higher_is_better": True,
             "score": "probability that raters call an image good on every axis: at least the level that `good` names",
-            "calibration": self.calibration, "threshold": self.threshold, "useful": self.useful, "report": self.report,
+            "seen": self.seen, "calibration": self.calibration, "threshold": self.threshold, "useful": self.useful,
+            "report": self.report,
             "fingerprint": self.fingerprint}
         save_network(self.judge, folder)
         self.folder = folder
@@ -194,6 +217,22 @@ class Filter:
 
 
 HERE = embeddings.HERE
+
+
+def seen_in(images, prompts, embedding):
+    """What images (uint8, a tensor (N, C, H, W) or a list) and prompts are, as far as a filter may know no others.
+
+    {'sizes': [[height, width], ...], 'colour': 'colour', 'grey' or 'both', 'words': [...]}; words None where the encoder knows more
+    of them than it was trained on here.
+    """
+    grey = {image.shape[0] == 1 or bool((image[1:] == image[:1]).all()) for image in images}
+    words = embedding.words(prompts)
+    return {"sizes": sorted({tuple(image.shape[1:]) for image in images}), "words": None if words is None else sorted(words),
+            "colour": "both" if len(grey) > 1 else "grey" if True in grey else "colour"}
+
+
+def _sizes(sizes):
+    return ", ".join(f"{width} x {height}" for height, width in sizes)
 
 
 def joint(good, slope, shift):
@@ -219,16 +258,50 @@ def load_filter(folder, *, device="cpu"):
     told = judge.report
     if told.get("format") != FORMAT:
         raise ValueError(f"{folder / 'config.json'}: format {told.get('format')!r}, expected {FORMAT}: train the filter again")
+    try:
+        found = _built(judge, folder, told, device)
+    except (KeyError, TypeError, AttributeError, _Damaged) as error:
+        raise ValueError(f"{folder} holds no usable filter; train it again: "
+                         f"{error if isinstance(error, _Damaged) else f'config.json lacks or garbles {error}'}") from error
+    if found.embedding.fingerprint != told.get("encoder_fingerprint"):
+        raise ValueError(f"{folder}: the encoder found, {told['encoder']}, is another than the one that the filter was trained "
+                         "with, and its scores would mean nothing. Restore those weights, or train the filter again")
+    if found.fingerprint != told.get("fingerprint"):
+        raise ValueError(f"{folder} holds no usable filter; train it again: scale or calibration in config.json are not those of "
+                         "its fingerprint")
+    return found
+
+
+class _Damaged(ValueError):
+    """What config.json says cannot be."""
+
+
+def _built(judge, folder, told, device):
+    """The `Filter` of what config.json tells."""
+    axes = [Axis(each["name"], each["question"], {int(level): text for level, text in each["levels"].items()}, each["good"])
+            for each in told["axes"]]
+    calibration, threshold, seen = told["calibration"], told["threshold"], told.get("seen", {})
+    lines = {name: calibration[name] for name in ("slope", "shift")}
+    if [len(axis.levels) for axis in axes] != judge.levels or not all(2 <= axis.good <= len(axis.levels) for axis in axes):
+        raise _Damaged(f"the scale {told['axes']} is not that of its weights")
+    if not all(len(line) == len(axes) and all(_number(value) for value in line) for line in lines.values()) \
+            or min(lines["slope"]) <= 0:
+        raise _Damaged(f"calibration {calibration}: expected finite numbers for each of {len(axes)} axes, slopes above 0")
+    if not _number(threshold) or not 0 <= threshold <= 1:
+        raise _Damaged(f"threshold {threshold!r}: expected a number in 0 .. 1")
+    if not isinstance(told["useful"], bool) or not isinstance(told["report"], dict):
+        raise _Damaged(f"useful {told['useful']!r} and report {type(told['report']).__name__}: expected true or false, and a table")
     options = dict(told["encoder"])
     if "images" in options:
         options["images"] = [name.replace(HERE, str(folder)) for name in options["images"]]
-    embedding = embeddings.get(**options, device=device)
-    if embedding.fingerprint != told["encoder_fingerprint"]:
-        raise ValueError(f"{folder}: the encoder found, {told['encoder']}, is another than the one that the filter was trained "
-                         "with, and its scores would mean nothing. Restore those weights, or train the filter again")
-    axes = [Axis(each["name"], each["question"], {int(level): text for level, text in each["levels"].items()}, each["good"])
-            for each in told["axes"]]
-    own = ("format", "encoder", "encoder_fingerprint", "axes", "higher_is_better", "score", "calibration", "threshold", "useful",
-           "report", "fingerprint")
-    return Filter(judge, embedding, axes, calibration=told["calibration"], threshold=told["threshold"], useful=told["useful"],
-                  report=told["report"], known={key: value for key, value in told.items() if key not in own}, folder=folder)
+    own = ("format", "encoder", "encoder_fingerprint", "axes", "higher_is_better", "score", "seen", "calibration", "threshold",
+           "useful", "report", "fingerprint")
+    found = Filter(judge, embeddings.get(**options, device=device), axes, calibration=calibration, threshold=threshold,
+                   useful=told["useful"], report=told["report"],
+                   known={key: value for key, value in told.items() if key not in own}, folder=folder)
+    found.seen = seen and {"sizes": [tuple(size) for size in seen["sizes"]], "colour": seen["colour"], "words": seen["words"]}
+    return found
+
+
+def _number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
