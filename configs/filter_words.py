@@ -20,7 +20,8 @@ def get_config():
     config.seed = 1234
     # path: a table that rate.py exported, in place of the answers in the pool's folder
     config.ratings = d(pool="workdir/rating/pool", path="")
-    # by: 'image' only where prompts are class names. Shares of the rated images; the rest is trained on
+    # by: 'image' only where prompts are class names. Shares of the rated images; the rest is trained on.
+    # A verdict on its use takes 20 prompts in the test (20 images in a split by image)
     config.split = d(by="prompt", calibration=0.2, test=0.2)
     # classifier: a network trained on config.pairs, which tells content; the other two tell damage (timm:test_resnet@random does
     # so almost as well in an eighth of the time). classifier:<folder>, timm:<model>@<file> as for config.metrics.features

@@ -5,7 +5,8 @@
         --output=data/next_round
 
 --weights adds the column `weight`, the score over its mean among the images accepted, by which every trainer multiplies the loss of
-an image (reward-weighted fine-tuning: Lee et al. 2023, arXiv 2302.12192). --threshold=0 accepts all, so that weights alone decide.
+an image (reward-weighted fine-tuning: Lee et al. 2023, arXiv 2302.12192); without it a column of that name stays as it is.
+--threshold=0 accepts all, so that weights alone decide.
 --output copies what is accepted into a new folder, a data set for config.dataset.name=folder. accepted.csv itself is one for
 path_text: --config.dataset.path_column=file_name --config.dataset.text_column=text.
 """
@@ -32,7 +33,6 @@ flags.DEFINE_integer("weights", 0, "1: a column `weight` of mean 1 among the ima
 flags.DEFINE_string("output", "", "new folder for copies of the images accepted, with their metadata.csv")
 
 TABLE, FILES, BATCH, MOST = "metadata.csv", ("file_name", "mask_file_name"), 64, 10.0
-OWN = ("score", "weight")
 
 
 def main(argv):
@@ -51,7 +51,8 @@ def sort(folder, judge, threshold, weighted, output):
         raise ValueError(f"--threshold={threshold:g}: a score is a probability between 0 and 1")
     if output and output.exists():
         raise ValueError(f"--output={output} is there already: give a new folder")
-    threshold, (rows, columns) = judge.threshold if threshold == -1 else threshold, listed(folder)
+    threshold = judge.threshold if threshold == -1 else threshold
+    rows, columns = listed(folder, anew=("score", "weight") if weighted else ("score",))
     if not judge.useful:
         print(f"warning: {judge.report.get('verdict', 'this filter was never tested')}")
     for start in range(0, len(rows), BATCH):
@@ -82,7 +83,7 @@ def sort(folder, judge, threshold, weighted, output):
         print(f"{len(kept)} images in {output}")
 
 
-def listed(folder):
+def listed(folder, anew):
     """(rows of metadata.csv with their `prompt`, its columns without those that are written anew)."""
     path = folder / TABLE
     if not path.is_file():
@@ -90,7 +91,7 @@ def listed(folder):
     with open(path, newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         rows = list(reader)
-        columns = [name for name in reader.fieldnames or () if name not in OWN]
+        columns = [name for name in reader.fieldnames or () if name not in anew]
     if "file_name" not in columns or not {"text", "label"} & set(columns):
         raise ValueError(f"{path}: its columns are {', '.join(columns)}; file_name and text or label are needed")
     for number, row in enumerate(rows, 2):

@@ -1,11 +1,13 @@
 """Try a filter on a pool that it was not trained on: how many wrong images it accepts, and what that costs in yield.
 
     python scripts/test_filter.py --filter=workdir/filter --pool=workdir/rating/second_pool
-    python scripts/test_filter.py --filter=workdir/filter --pool=workdir/rehearsal/second --unlike=workdir/rehearsal/first --truth=phantoms
+    python scripts/test_filter.py --filter=workdir/filter --pool=workdir/rehearsal/second --unlike=workdir/rehearsal/first \
+        --truth=phantoms
 
 Which images are wrong, by --truth: `raters` (their answers, without the raters' bias), `controls` (made wrong on purpose when the
 pool was built), or for drawn lesions `phantoms` (controls, and what is read off the picture is not what the prompt says).
---unlike=POOL leaves out prompts that stand in that pool, usually the one that the filter was trained on.
+--unlike=POOL leaves out prompts that stand in that pool, usually the one that the filter was trained on. On that pool itself the
+numbers are of images that it knows, and a warning says so.
 """
 
 import json
@@ -46,8 +48,14 @@ def main(argv):
 
 
 def measure(judge, pool, options):
+    if options.threshold != -1 and not 0 <= options.threshold <= 1:
+        raise ValueError(f"--threshold={options.threshold:g}: a score is a probability between 0 and 1")
+    if judge.known.get("pool") == pool.fingerprint:
+        print(f"warning: {options.pool} is the pool that this filter was trained on. It knows these images, and does worse "
+              "on others: its own test, of images held out, is in its report")
     known = {learning.plain(item.prompt) for item in ratings.Pool(options.unlike).items} if options.unlike else set()
-    right = {name: good for name, good in truth(pool, options.truth).items() if learning.plain(pool.by_name[name].prompt) not in known}
+    right = {name: good for name, good in truth(pool, options.truth).items()
+             if learning.plain(pool.by_name[name].prompt) not in known}
     items = [pool.by_name[name] for name in right]
     if not items:
         raise ValueError(f"--pool={options.pool}: no image of it has a prompt that {options.unlike} does not have")
@@ -57,7 +65,7 @@ def measure(judge, pool, options):
         images = [torch.from_numpy(data.read_image(pool.folder / item.image)) for item in part]  # of one size in a pool
         scores += judge.score(pipeline.to_uint8(torch.stack(images)), [item.prompt for item in part]).tolist()
     return tested.tested(scores, list(right.values()), items, seed=0,
-                         threshold=judge.threshold if options.threshold < 0 else options.threshold)
+                         threshold=judge.threshold if options.threshold == -1 else options.threshold)
 
 
 def truth(pool, how):

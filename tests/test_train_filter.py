@@ -264,6 +264,18 @@ def test_by_default_the_threshold_is_the_filters_own(trained, images, inside):
     assert all(float(row["score"]) < own + 1e-6 for row in rows(images / "rejected.csv"))
 
 
+@pytest.mark.parametrize("weights", [0, 1])
+def test_weights_that_were_there_stay_unless_new_ones_are_asked_for(trained, images, inside, weights):
+    table = rows(images / "metadata.csv")
+    with open(images / "metadata.csv", "w", newline="") as stream:
+        writer = csv.DictWriter(stream, [*table[0], "weight"])
+        writer.writeheader()
+        writer.writerows(row | {"weight": "7"} for row in table)
+    inside("scripts/apply_filter.py", f"--filter={trained[0]}", f"--images={images}", "--threshold=0", f"--weights={weights}")
+    kept = rows(images / "accepted.csv")
+    assert [name for name in kept[0] if name == "weight"] == ["weight"] and all((row["weight"] == "7") != weights for row in kept)
+
+
 @pytest.mark.parametrize("table, options, message", [
     ("", (), "has no metadata.csv"),
     ("file_name,seed\n0.png,1\n", (), "its columns are file_name, seed; file_name and text or label are needed"),
@@ -277,3 +289,17 @@ def test_folders_that_cannot_be_sorted(trained, images, inside, table, options, 
     (images / "metadata.csv").write_text(table) if table else (images / "metadata.csv").unlink()
     done = inside("scripts/apply_filter.py", f"--filter={trained[0]}", f"--images={images}", *options, fails=True)
     assert message in done.stderr.strip().splitlines()[-1] and not (images / "scores.csv").exists()
+
+
+# -- scripts/test_filter.py -------------------------------------------------------------------------------------------------------
+
+
+def test_the_pool_of_the_training_is_no_test(pool, trained, inside, tmp_path):
+    options = ("scripts/test_filter.py", f"--filter={trained[0]}", "--truth=controls")
+    out = inside(*options, f"--pool={pool.folder}", "--threshold=0").stdout
+    assert out.startswith("warning: ") and "is the pool that this filter was trained on" in out and "90 images" in out
+    other = tiny_pool(tmp_path / "other", 30, 0, controls=10, seed=1)
+    assert "warning" not in inside(*options, f"--pool={other.folder}").stdout
+    for threshold in ("-0.5", "1.5"):
+        done = inside(*options, f"--pool={other.folder}", f"--threshold={threshold}", fails=True)
+        assert f"--threshold={threshold}: a score is a probability" in done.stderr

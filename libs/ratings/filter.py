@@ -209,8 +209,7 @@ class Filter:
             "axes": [asdict(axis) for axis in self.axes], "higher_is_better": True,
             "score": "probability that raters call an image good on every axis: at least the level that `good` names",
             "seen": self.seen, "calibration": self.calibration, "threshold": self.threshold, "useful": self.useful,
-            "report": self.report,
-            "fingerprint": self.fingerprint}
+            "report": self.report, "fingerprint": self.fingerprint}
         save_network(self.judge, folder)
         self.folder = folder
         return folder
