@@ -15,9 +15,9 @@ from configs.common import d
 def get_config():
     config = d()
     config.seed = 1234
-    # size: different images in the pool, 0 for all that there are. Shares are of these. resolution: side of all images,
-    # at most the smallest of theirs, 0 as they are. real: a folder or table of real images with labels or texts, '' for none; real_window: (low, high) in its
-    # grey levels. repeat_share: shown a second time, to compare raters with themselves.
+    # size: different images in the pool, 0 for all that there are. Shares are of these. resolution: side of all images, at most
+    # the smallest of theirs, 0 as they are. real: a folder or table of real images with labels or texts, '' for none;
+    # real_window: (low, high) in its grey levels. repeat_share: shown a second time, to compare raters with themselves.
     # controls: known to be wrong, to see who looks: under another prompt (swapped), or damaged
     config.pool = d(path="workdir/rating/pool", models=(), size=0, resolution=0, real="", real_split="", real_window=(),
                     real_share=0.2, repeat_share=0.1,

@@ -1,7 +1,7 @@
 """Sort a folder of images by a filter: scores.csv, accepted.csv and rejected.csv beside its metadata.csv, which stays as it is.
 
-    python scripts/apply_filter.py --filter=workdir/filter/filter --images=workdir/run/images_seed0 --weights=1
-    python scripts/apply_filter.py --filter=workdir/filter/filter --images=workdir/run/images_seed0 --threshold=0 --weights=1 \
+    python scripts/apply_filter.py --filter=workdir/filter/filter --images=workdir/run/images_seed0 --weights
+    python scripts/apply_filter.py --filter=workdir/filter/filter --images=workdir/run/images_seed0 --threshold=0 --weights \
         --output=data/next_round
 
 --weights adds the column `weight`, the score over its mean among the images accepted, by which every trainer multiplies the loss of
@@ -11,9 +11,6 @@ an image (reward-weighted fine-tuning: Lee et al. 2023, arXiv 2302.12192); witho
 path_text: --config.dataset.path_column=file_name --config.dataset.text_column=text.
 """
 
-import csv
-import io
-import shutil
 import sys
 from pathlib import Path
 
@@ -23,16 +20,16 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from libs import data, pipeline, ratings  # noqa: E402
 from libs.engine.checkpoint import write_text  # noqa: E402
+from libs.evaluation import sorting  # noqa: E402
 from libs.nn.pretrained import written_whole  # noqa: E402
-from libs.ratings.judged import share  # noqa: E402
 
 flags.DEFINE_string("filter", None, "folder of the filter, written by train_filter.py", required=True)
 flags.DEFINE_string("images", None, "folder of images with metadata.csv (file_name, text and label or one of them)", required=True)
 flags.DEFINE_float("threshold", -1.0, "least score that is accepted; by default the filter's own")
-flags.DEFINE_integer("weights", 0, "1: a column `weight` of mean 1 among the images accepted")
+flags.DEFINE_boolean("weights", False, "a column `weight` of mean 1 among the images accepted")
 flags.DEFINE_string("output", "", "new folder for copies of the images accepted, with their metadata.csv")
 
-TABLE, FILES, BATCH, MOST = "metadata.csv", ("file_name", "mask_file_name"), 64, 10.0
+BATCH, MOST = 64, 10.0
 
 
 def main(argv):
@@ -41,7 +38,7 @@ def main(argv):
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}: options are written --name=value")
         sort(Path(options.images), ratings.load_filter(options.filter, device="cuda" if torch.cuda.is_available() else "cpu"),
-             options.threshold, bool(options.weights), options.output and Path(options.output))
+             options.threshold, options.weights, options.output and Path(options.output))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
@@ -52,7 +49,7 @@ def sort(folder, judge, threshold, weighted, output):
     if output and output.exists():
         raise ValueError(f"--output={output} is there already: give a new folder")
     threshold = judge.threshold if threshold == -1 else threshold
-    rows, columns = listed(folder, anew=("score", "weight") if weighted else ("score",))
+    rows, columns = sorting.listed(folder, anew=("score", "weight") if weighted else ("score",))
     if not judge.useful:
         print(f"warning: {judge.report.get('verdict', 'this filter was never tested')}")
     for start in range(0, len(rows), BATCH):
@@ -69,65 +66,14 @@ def sort(folder, judge, threshold, weighted, output):
         for row in kept:
             row["weight"] = f"{min(MOST, float(row['score']) / mean):.6f}" if mean else "1"
         extra.append("weight")
-    write_text(folder / "scores.csv", table(rows, ["file_name", "prompt", "score", *[f"{axis.name}_level" for axis in judge.axes]]))
-    write_text(folder / "accepted.csv", table(kept, [*columns, *extra]))
-    write_text(folder / "rejected.csv", table([row for row in rows if not row["passed"]], [*columns, "score"]))
-    told(rows, kept, threshold, folder)
+    write_text(folder / "scores.csv", sorting.table(rows, ["file_name", "prompt", "score", *[f"{axis.name}_level" for axis in judge.axes]]))
+    write_text(folder / "accepted.csv", sorting.table(kept, [*columns, *extra]))
+    write_text(folder / "rejected.csv", sorting.table([row for row in rows if not row["passed"]], [*columns, "score"]))
+    print(sorting.told(rows, kept, threshold, folder))
     if output:
         with written_whole(output) as staged:
-            for row in kept:
-                for name in (row[key] for key in FILES if row.get(key)):
-                    (staged / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(folder / name, staged / name)
-            write_text(staged / TABLE, table(kept, [*columns, *extra]))
+            sorting.copy(folder, kept, [*columns, *extra], staged)
         print(f"{len(kept)} images in {output}")
-
-
-def listed(folder, anew):
-    """(rows of metadata.csv with their `prompt`, its columns without those that are written anew)."""
-    path = folder / TABLE
-    if not path.is_file():
-        raise ValueError(f"{folder} has no {TABLE}: a folder of sample.py has one, with the prompt of each image")
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        rows = list(reader)
-        columns = [name for name in reader.fieldnames or () if name not in anew]
-    if "file_name" not in columns or not {"text", "label"} & set(columns):
-        raise ValueError(f"{path}: its columns are {', '.join(columns)}; file_name and text or label are needed")
-    for number, row in enumerate(rows, 2):
-        for name in (row[key] for key in FILES if row.get(key)):
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ValueError(f"{path}: image {number - 1}: {name!r} leads out of the folder")
-        row["prompt"] = ratings.wording(*(row.get(key) or "" for key in ("text", "label", "modality")))
-        if not row["prompt"]:
-            raise ValueError(f"{path}: image {number - 1}, {row['file_name']!r}, has neither text nor label")
-    if not rows:
-        raise ValueError(f"{path} names no image")
-    return rows, columns
-
-
-def table(rows, columns):
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def told(rows, kept, threshold, folder):
-    """Print how much is kept, of each class too."""
-    def line(name, own):
-        count = sum(row["passed"] for row in own)
-        found = share(count, len(own))
-        return f"{name}: {count} of {len(own)} accepted, {found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
-    print(f"{line(f'score >= {threshold:.4g}', rows)}; {folder / 'accepted.csv'}, rejected.csv, scores.csv")
-    classes = {}
-    for row in rows:
-        classes.setdefault(row.get("label") or "", []).append(row)
-    for name, own in sorted(classes.items()) if len(classes) > 1 else ():
-        print(f"  {line(name or 'no class', own)}")
-    if not kept:
-        print("warning: no image is accepted; a lower --threshold accepts more")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rejection sampling in sample.py and the evaluations: which draws are taken, what is told of the others, what goes on after a stop."""
+"""Rejection sampling in sample.py and the evaluations: which draws are taken, what is told of the others, what follows a stop."""
 
 import csv
 import json
@@ -356,7 +356,7 @@ def test_accepted_images_are_the_next_data_of_any_training(inside, trained, real
     chosen, next_round = tmp_path / "chosen", tmp_path / "next"
     inside("sample.py", f"--workdir={trained}", "--n_samples=24", f"--config.filter.path={real_filter}",
            "--config.filter.threshold=0.0001", f"--config.sample.path={chosen}")
-    inside("scripts/apply_filter.py", f"--filter={real_filter}", f"--images={chosen}", "--threshold=0", "--weights=1",
+    inside("scripts/apply_filter.py", f"--filter={real_filter}", f"--images={chosen}", "--threshold=0", "--weights",
            f"--output={next_round}")
     weights = [float(row["weight"]) for row in rows(next_round)]
     assert np.mean(weights) == pytest.approx(1, abs=1e-3) and len(set(weights)) > 10
@@ -383,7 +383,8 @@ def test_stable_diffusion_takes_a_folder_of_samples_as_its_table(inside, tmp_pat
     (images / "metadata.csv").write_text("file_name,text,score,weight\n" + "".join(
         f"{k}.png,{'red' if k % 2 else 'green'},{k / 10},{k / 2.5}\n" for k in range(6)))
     done = inside("train_sd_finetune.py", "--config=configs/medical512_sd_finetune.py",
-                  f"--config.nnet.path={tiny_sd.save(tmp_path / 'sd')}", "--config.nnet.sample_size=8", "--config.encoder.max_length=12",
+                  f"--config.nnet.path={tiny_sd.save(tmp_path / 'sd')}", "--config.nnet.sample_size=8",
+                  "--config.encoder.max_length=12",
                   f"--config.dataset.path={images / 'metadata.csv'}", "--config.dataset.path_column=file_name",
                   "--config.dataset.text_column=text", "--config.dataset.resolution=16", "--config.train.batch_size=2",
                   "--config.train.accumulation=1", "--config.train.workers=0", "--config.sample.sample_steps=2",

@@ -63,6 +63,7 @@ def told(found):
                 f"{number(row['factor'])}")
 
     lines = [f"{found['n']} images of {found['prompts']} prompts, of which {number(found['wrong'], 100)} % are wrong; AUROC "
-             f"{number(found['auroc'])}", f"  {'threshold':9s} {'accepted, %':26s} {'wrong among them, %':26s} fewer wrong by the factor",
+             f"{number(found['auroc'])}",
+             f"  {'threshold':9s} {'accepted, %':26s} {'wrong among them, %':26s} fewer wrong by the factor",
              line(found) + "   <- the filter's", *map(line, found["grid"]), "accepted at the filter's threshold, by kind"]
     return "\n".join(lines + [f"  {kind:20s} {number(entry, 100)} % of {entry['n']}" for kind, entry in found["kinds"].items()])
