@@ -103,8 +103,8 @@ class Timing:
         self.sampling += _between(*marks) if marks else 0.0
         self.images, self.batches, self.largest = self.images + size, self.batches + 1, max(self.largest, size)
 
-    def told(self, run, steps):
-        """The times of all processes in words, '' where no image was made; called by every process.
+    def told(self, run, steps, *, what="image"):
+        """The times of all processes in words, '' where no image was made; called by every process. what: 'draw' with a filter.
 
         s/image: seconds of the process that took longest over the images that all of them made. ms/step: all seconds of
         sampling over all batches and `steps`.
@@ -116,7 +116,7 @@ class Timing:
         count, longest = int(images.sum()), float(seconds.max())
         each = 1000 * float(sampling.sum() / batches.sum()) / steps
         several = f" on {run.world} processes" if run.world > 1 else ""
-        return (f"{count} images, {steps} steps{several}: {longest:.1f} s, {longest / count:.3g} s/image, {each:.3g} ms/step "
+        return (f"{count} {what}s, {steps} steps{several}: {longest:.1f} s, {longest / count:.3g} s/{what}, {each:.3g} ms/step "
                 f"(one batch of {int(largest.max())}; decoding not included)")
 
     def measured(self, run):
