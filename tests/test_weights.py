@@ -347,6 +347,22 @@ def test_twice_the_weights_are_twice_the_losses_of_training_and_validation(insid
     assert len(found[1]) == 3 and found[2] == pytest.approx([2 * loss for loss in found[1]], rel=1e-5)
 
 
+def test_a_run_that_goes_on_with_other_weights_says_so(inside, tmp_path):
+    path, run = written(tmp_path / "data", WEIGHTS), tmp_path / "run"
+    options = ["--config=configs/folder64_uvit_label.py", f"--config.dataset.path={path}", "--config.dataset.holdout=0.0",
+               "--config.dataset.split=", "--config.train.validation_split=", "--config.dataset.resolution=8",
+               *(f"--config.{key}={value}" for key, value in UVIT.items()), "--config.train.batch_size=4",
+               "--config.train.preview_interval=0", "--config.train.eval_interval=0", "--config.train.validation_interval=0",
+               "--config.train.workers=0", f"--workdir={run}"]
+    inside("train.py", *options, "--config.train.n_steps=1")
+    first = json.loads((run / "data.json").read_text())["weights"]
+    assert first["images"] == len(WEIGHTS) and first["mean"] == pytest.approx(np.mean(WEIGHTS), abs=1e-5)
+    assert "weights.sha256" not in inside("train.py", *options, "--config.train.n_steps=2").stderr
+    written(tmp_path / "data", [2 * weight for weight in WEIGHTS])
+    assert "another setting: weights.mean" in inside("train.py", *options, "--config.train.n_steps=3").stderr
+    assert json.loads((run / "data.json").read_text())["weights"]["mean"] == pytest.approx(2 * first["mean"], abs=1e-5)
+
+
 def test_a_run_that_is_older_than_weights_is_evaluated_without(tmp_path):
     config = {"seed": 1, "dataset": {"name": "folder", "path": "x"}}
     for name, wanted in (("folder", ""), ("phantoms", None)):

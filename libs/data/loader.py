@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from . import weights
 from .base import stack_items
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,11 @@ class Stream:
         if start < 0:
             raise ValueError(f"start={start}: expected a step >= 0")
         return _batches(self.dataset, self._keys(start), self.workers, self.seed, self.pin_memory, start)
+
+    @property
+    def facts(self):
+        """What a run notes of the data beside its config: their weights, which are in no fingerprint."""
+        return weights.summary(getattr(self.dataset, "weights", None))
 
     def file_name(self, i):
         """What to call image i in a message."""

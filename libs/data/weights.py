@@ -5,6 +5,7 @@ weighted by what a judge of them says.
 """
 
 import functools
+import hashlib
 import logging
 import math
 
@@ -48,6 +49,14 @@ def tell(where, weights):
         low, mean, high = (f"{value:.4g}" for value in (weights.min(), weights.mean(), weights.max()))
         _say(f"{where}: {len(weights):,} images with weights {low} to {high}, mean {mean}, by which a training multiplies their "
              f"losses", not 0.5 <= weights.mean() <= 2)
+
+
+def summary(weights):
+    """What a run notes of the weights, so that it can tell when they have changed: {} for none."""
+    if weights is None:
+        return {}
+    digest = hashlib.sha256(weights.contiguous().numpy().tobytes()).hexdigest()
+    return {"weights": {"images": len(weights), "mean": round(float(weights.mean()), 6), "sha256": digest[:16]}}
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from libs.engine import checkpoint
 
 EXIT_AFTER_SIGTERM = 143  # 128 + SIGTERM, what schedulers expect of a job that obeyed
+DATA = "data.json"  # of a run: what `batches` says of its data
 VALIDATION = "validation_loss"  # the best_metric that needs no evaluation
 
 # Every key of config.train that `fit` reads, with its default. 0 is off for an interval.
@@ -33,7 +34,8 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
     Args:
         run, state: engine.Run and engine.State.
         batches: batches(start) -> iterator of this process's batches of step start, start + 1, ...; a batch is a dict
-            of tensors of which 'index' names the items; `batches.file_name(index)` names one for error messages.
+            of tensors of which 'index' names the items; `batches.file_name(index)` names one for error messages, and
+            `batches.facts`, where it is there, is what the run folder notes of the data.
         loss_fn: loss_fn(net, batch) -> (loss, {name: scalar Tensor}); may draw from torch's default generators, which
             are seeded for every part of every step and process. A term may be missing at some steps: what is logged of it is
             the mean over those that have it.
@@ -58,6 +60,9 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
         checkpoint.sweep(checkpoints)
     extra = state.resume(checkpoints)
     run.rewind_log(state.step)
+    facts = getattr(batches, "facts", {})
+    if facts or (run.folder / DATA).is_file():
+        run.record(DATA, facts)  # a run that goes on with others says so
     run.describe()
     if extra is not None:
         window.restore(extra)
