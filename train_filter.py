@@ -23,6 +23,8 @@ from libs.ratings.store import Store
 
 def train(config, workdir):
     run = engine.start(config, workdir)
+    if run.world > 1:
+        raise ValueError(f"{run.world} processes, where one trains a filter in minutes: start it without accelerate launch")
     pool, seed = ratings.Pool(config.ratings.pool), config.seed
     found = learning.rated(pool, given_answers(config.ratings.path, pool))
     rows, split = learning.divide(found, seed=seed, **config.split)

@@ -208,6 +208,12 @@ def test_messages_of_what_cannot_be_trained(pool, inside, tmp_path):
 # -- scripts/apply_filter.py ------------------------------------------------------------------------------------------------------
 
 
+def test_one_process_trains_a_filter(script, pool, tmp_path):
+    done = script("train_filter.py", CONFIG, *SMALL, f"--config.ratings.pool={pool.folder}", f"--workdir={tmp_path / 'two'}",
+                  processes=2, fails=True)
+    assert "2 processes, where one trains a filter" in done.stderr and not (tmp_path / "two" / "filter").exists()
+
+
 @pytest.fixture
 def images(pool, tmp_path):
     """A folder as sample.py writes it."""
