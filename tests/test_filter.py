@@ -168,7 +168,7 @@ def test_a_saved_filter_gives_the_same_scores(colours, tmp_path):
     assert torch.equal(again.score(pictures(5), prompts), made.score(pictures(5), prompts))
     assert again.score(pictures(5), prompts).dtype == torch.float32 and again.fingerprint == made.fingerprint
     assert (again.threshold, again.useful, again.axes, again.folder) == (0.25, False, list(AXES), tmp_path / "filter")
-    levels = again.scores_of_axes(pictures(5), prompts)
+    levels = again.judged(pictures(5), prompts)[1]
     assert set(levels) == {"quality", "congruence"} and all(bool(((value >= 1) & (value <= 3)).all()) for value in levels.values())
     assert load_filter(tmp_path).fingerprint == made.fingerprint  # of the run's folder
     told = json.loads((tmp_path / "filter" / "config.json").read_text())

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from configs.common import filtering as section
-from libs import engine, evaluation, ratings, report
+from libs import engine, ratings, report
 from libs.evaluation import filtering, generation
 from libs.evaluation.filtering import Rejection, acceptance, attempt_seed
 from tests.test_scripts import TINY
@@ -317,10 +317,6 @@ def test_runs_older_than_the_filter_take_it(inside, trained, judged, tmp_path):
     inside("sample.py", f"--workdir={run}", "--n_samples=4", "--config.filter.path=there", "--config.filter.best_of=2",
            f"--config.sample.path={tmp_path / 'some'}")
     assert len(rows(tmp_path / "some")) == 4
-
-
-def test_evaluation_room_offers_what_scripts_use():
-    assert all(hasattr(evaluation, name) for name in evaluation.__all__)
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from libs.engine.checkpoint import write_text
 from libs.evaluation.agreement import Agreement, agreement
 from libs.evaluation.describing import (asked, bank_of, describer, masks_asked, preview_masks, preview_prompts, tell_cut,
                                         tell_parameters)
-from libs.evaluation.filtering import OWN, acceptance, acceptance_told, draws, open_filter, prompts_of
+from libs.evaluation.filtering import acceptance, acceptance_told, draws, open_filter, prompts_of
 from libs.evaluation.following import Following, following, pictures
-from libs.evaluation.generation import Sink, Timing, generate, generate_all, is_there, nhwc, save_npz, save_png
+from libs.evaluation.generation import Sink, Timing, generate, generate_all, nhwc, save_npz, save_png
 from libs.evaluation.looking import REJECTED_SHOWN, look
 from libs.evaluation.provenance import provenance
 from libs.evaluation.requests import RequestOptions, compose, weights_used
@@ -29,12 +29,12 @@ from libs.evaluation.trained import CODEC, Trained, base_weights, begin_with_lor
 from libs.evaluation.references import NoFeatures, extractors, feature_network, prepare, reference, statistics_there
 from libs.pipeline import described, exporting, grid, measure_name, to_uint8
 
-__all__ = ["Agreement", "CODEC", "FLAGS", "Following", "OWN", "RequestOptions", "Timing", "Trained", "acceptance",
-           "acceptance_told", "agreement", "asked", "bank_of", "base_weights", "begin_with_lora", "compose", "describer", "draws",
-           "evaluate", "evaluate_run", "evaluator", "export_best", "extractors", "feature_network", "finish_samples",
-           "first_of_each", "following", "generate", "generate_all", "is_there", "keep_draw", "listed_samples", "masks_asked",
-           "noisy", "open_classifier", "open_filter", "open_trained", "prepare", "previewer", "prompts_of", "reference",
-           "samples_there", "save_png", "table", "tell_cut", "tell_parameters", "tie_to_base", "warn_unexportable", "weights_used"]
+__all__ = ["Agreement", "CODEC", "FLAGS", "Following", "RequestOptions", "Timing", "Trained", "agreement", "asked", "bank_of",
+           "base_weights", "begin_with_lora", "compose", "describer", "draws", "evaluate", "evaluate_run", "evaluator",
+           "export_best", "extractors", "feature_network", "finish_samples", "first_of_each", "following", "generate",
+           "generate_all", "keep_draw", "listed_samples", "masks_asked", "noisy", "open_classifier", "open_filter",
+           "open_trained", "prepare", "previewer", "reference", "samples_there", "save_png", "table", "tell_cut",
+           "tell_parameters", "tie_to_base", "warn_unexportable", "weights_used"]
 
 # The options of every evaluation script, beside --config, --workdir and --nnet_path; see `evaluate_run`.
 FLAGS = {"seed": (1, "seed of the images; another than that of the evaluations during training"),

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from libs import ratings
 from libs.evaluation.generation import generate, make
+from libs.ratings.judged import share
 
 OWN = ("score", "attempt")  # entries of an image's file that are known only when it is there
 MANY = 20  # classes or prompts that are told one by one
@@ -206,9 +207,8 @@ def _share(rejection, asked, made, drawn):
     found = {"asked": asked, "made": made, "drawn": drawn}
     if rejection.best_of or not drawn:
         return found
-    from scipy.stats import binomtest
-    ends = binomtest(made, drawn).proportion_ci(method="wilson")
-    return found | {"rate": made / drawn, "low": float(ends.low), "high": float(ends.high)}
+    rate = share(made, drawn)
+    return found | {"rate": rate["value"], "low": rate["low"], "high": rate["high"]}
 
 
 def acceptance_told(found):

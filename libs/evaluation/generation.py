@@ -269,11 +269,13 @@ def save_png(path, image, **text):
     staging.replace(path)
 
 
-def is_there(path, text, *, apart=()):
-    """Whether a PNG with exactly this `text` in its metadata, entries called `apart` aside, is there and can be read."""
+def facts_there(path, text, *, apart=()):
+    """The text in the metadata of a PNG, {name: value}, where it is exactly `text` but for entries called `apart`; else None."""
     found = read_facts(path)
-    return found is not None and ({key: value for key, value in found.items() if key not in apart}
-                                  == {key: str(value) for key, value in text.items()})
+    if found is None or {key: value for key, value in found.items() if key not in apart} != {
+            key: str(value) for key, value in text.items()}:
+        return None
+    return found
 
 
 def read_facts(path):

@@ -6,7 +6,6 @@ made it, and where a filter chose it its score and the number of the draw. What 
 
 import csv
 import hashlib
-import io
 import json
 import logging
 from collections import Counter
@@ -16,8 +15,9 @@ import numpy as np
 import torch
 
 from libs.engine.checkpoint import write_text
+from libs.evaluation import sorting
 from libs.evaluation.filtering import OWN, acceptance, acceptance_told
-from libs.evaluation.generation import is_there, read_facts, save_png
+from libs.evaluation.generation import facts_there, read_facts, save_png
 from libs.evaluation.masks import FOLDER
 from libs.evaluation.requests import REJECTED
 from libs.pipeline import grid
@@ -28,9 +28,11 @@ COMPARED, BESIDE = 16, 4  # masks in comparison.png, and images beside each
 
 
 def samples_there(request):
-    """Indices of the images of a `Request` that are there already."""
-    return {index for index, name in enumerate(request.names)
-            if is_there(request.folder / name, request.facts(index), apart=OWN if request.rejection else ())}
+    """The images of a `Request` that are there already, as {index: what their files say of them}."""
+    apart = OWN if request.rejection else ()
+    found = {index: facts_there(request.folder / name, request.facts(index), apart=apart)
+             for index, name in enumerate(request.names)}
+    return {index: facts for index, facts in found.items() if facts is not None}
 
 
 def keep_draw(request, draw):
@@ -63,9 +65,8 @@ def finish_samples(request, *, before=()):
     rows = [{"file_name": name, **request.facts(index)} for index, name in enumerate(request.names)]
     told, of_image = "", list(request.masks.of_image) if request.masks else []
     if request.rejection:
-        facts = [read_facts(request.folder / row["file_name"]) if index in there else None
-                 for there in [samples_there(request)] for index, row in enumerate(rows)]
-        attempts = {index: int(fact["attempt"]) for index, fact in enumerate(facts) if fact}
+        facts = samples_there(request)
+        attempts = {index: int(own["attempt"]) for index, own in facts.items()}
         kinds = [row["label"] or row["prompt"] for row in rows]
         found = acceptance(request.rejection, attempts, kinds)
         if request.texts and request.classes:
@@ -94,10 +95,11 @@ def _finish_rejected(request):
     wanted = {_rejected_name(name, attempt): index for index, name in enumerate(request.names)
               for attempt in range(request.rejection.drawn(None))} if request.rejection and request.rejection.keep_rejects else {}
     for file in sorted(folder.rglob("*.png")):
-        name, facts = str(file.relative_to(folder)), read_facts(file) or {}
-        if name in wanted and is_there(file, request.facts(wanted[name]), apart=OWN):
+        name = str(file.relative_to(folder))
+        facts = facts_there(file, request.facts(wanted[name]), apart=OWN) if name in wanted else None
+        if facts is not None:
             rows.append({"file_name": name, **request.facts(wanted[name]), **{key: facts[key] for key in OWN}})
-        elif {"rule", *OWN} <= set(facts):
+        elif {"rule", *OWN} <= set(read_facts(file) or {}):  # ours, of another request
             file.unlink()
     if rows:
         _write_table(folder, rows)
@@ -132,11 +134,7 @@ def _write_table(folder, rows):
     rows = [{"file_name": row["file_name"], "label": row["label"], "text": row["prompt"], **row,
              "image_sha256": hashlib.sha256((folder / row["file_name"]).read_bytes()).hexdigest()} for row in rows]
     columns = [key for key in rows[0] if key != "prompt" and (key not in ("label", "text") or rows[0][key])]
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    write_text(folder / TABLE, text.getvalue())
+    write_text(folder / TABLE, sorting.table(rows, columns))
 
 
 def listed_samples(folder):

@@ -132,10 +132,6 @@ class Filter:
         """
         return self.scores(self.logits(images, prompts))
 
-    def scores_of_axes(self, images, prompts):
-        """{axis: expected level (N,)} on the raters' scale, 1 .. its highest level."""
-        return self.levels(self.logits(images, prompts))
-
     def judged(self, images, prompts):
         """(score (N,), {axis: expected level (N,)}) in one pass."""
         logits = self.logits(images, prompts)
