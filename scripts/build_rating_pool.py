@@ -82,7 +82,7 @@ def _real_reader(found, i, side):
         smallest = min(decode(file).size)
         if smallest < side:
             raise ValueError(f"{file} has a side of {smallest} pixels, less than the {side} of the pool's images: remove it, or "
-                             f"set pool.resolution={smallest}")
+                             "set config.pool.resolution to the smallest side of all")
         return pipeline.to_uint8(found[i]["image"]).permute(1, 2, 0).numpy()
     return read
 
