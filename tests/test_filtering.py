@@ -82,7 +82,7 @@ def drawn(asked, n=40, *, batch_size=8, seed=3, without=(), pipeline=None):
 
 
 def taken(draws):
-    return {draw.indices[row]: (draw.attempts[row], draw.images[row, 0, 0, 0].item()) for draw in draws
+    return {draw.indices[row]: (draw.attempt, draw.images[row, 0, 0, 0].item()) for draw in draws
             for row in draw.taken.nonzero().flatten().tolist()}
 
 
@@ -108,7 +108,7 @@ def test_what_is_taken_depends_on_seed_and_image_alone(options):
 
 
 def test_the_first_draws_are_the_images_without_a_filter():
-    plain, filtered = drawn(None), [draw for draw in drawn(rejection()) if set(draw.attempts) == {0}]
+    plain, filtered = drawn(None), [draw for draw in drawn(rejection()) if draw.attempt == 0]
     assert torch.equal(torch.cat([draw.images for draw in plain]), torch.cat([draw.images for draw in filtered]))
     assert all(draw.taken.all() and draw.scores is None for draw in plain)
 
@@ -123,7 +123,7 @@ def test_the_best_of_several_draws_is_taken_whatever_its_score():
 def test_rounds_draw_in_full_batches_only_what_is_missing():
     pipeline = FromNoise()
     draws = drawn(rejection(max_attempts=2), n=64, batch_size=8, pipeline=pipeline)
-    rejected = sum(int((~draw.taken).sum()) for draw in draws if not draw.attempts[0])
+    rejected = sum(int((~draw.taken).sum()) for draw in draws if not draw.attempt)
     assert sum(pipeline.batches) == 64 + rejected < 128
     assert len(pipeline.batches) <= 8 + 8
 

@@ -63,14 +63,14 @@ class Rejection(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """A batch that was drawn: which images, as what attempt each, their scores (b,) and whether each is taken, bool (b,).
+    """A batch that was drawn: which images, the number of the attempt, their scores (b,) and whether each is taken, bool (b,).
 
     Without a filter all are taken and `scores` is None.
     """
 
     indices: list
     images: Tensor
-    attempts: list
+    attempt: int
     scores: Tensor | None
     taken: Tensor
 
@@ -134,7 +134,7 @@ def draws(run, pipeline, cond, n, *, seed, batch_size, rejection=None, prompts=(
     options = dict(batch_size=batch_size, timing=timing)
     if rejection is None:
         for indices, images in generate(run, pipeline, cond, n, seed=seed, without=without, **options):
-            yield Draw(indices, images, [0] * len(indices), None, torch.ones(len(indices), dtype=torch.bool))
+            yield Draw(indices, images, 0, None, torch.ones(len(indices), dtype=torch.bool))
         return
     if rejection.best_of:
         for indices, images in generate(run, pipeline, cond, n, seed=seed, without=without, **options):
@@ -146,7 +146,7 @@ def draws(run, pipeline, cond, n, *, seed, batch_size, rejection=None, prompts=(
         rejected, which = [], {"only": waiting} if attempt else {"without": without}  # the first round in the batches of any other
         for indices, images in generate(run, pipeline, cond, n, seed=attempt_seed(seed, attempt), **which, **options):
             scores = rejection.score(images, [prompts[index] for index in indices])
-            draw = _only(Draw(indices, images, [attempt] * len(indices), scores, rejection.accepts(scores)), without)
+            draw = _only(Draw(indices, images, attempt, scores, rejection.accepts(scores)), without)
             rejected += [index for index, good in zip(draw.indices, draw.taken.tolist()) if not good]
             yield draw
         waiting = sorted(run.gather_rows(torch.tensor(rejected, dtype=torch.int64)).tolist())
@@ -165,7 +165,7 @@ def _best(run, pipeline, cond, indices, images, seed, rejection, prompts, timing
     scores = torch.stack([rejection.score(each, asked) for each in found])
     best = scores.argmax(0)
     for attempt, (drawn, own) in enumerate(zip(found, scores)):
-        yield Draw(indices, drawn, [attempt] * len(indices), own, best == attempt)
+        yield Draw(indices, drawn, attempt, own, best == attempt)
 
 
 def _only(draw, without):
@@ -173,7 +173,7 @@ def _only(draw, without):
     rows = [row for row, index in enumerate(draw.indices) if index not in without]
     if len(rows) == len(draw.indices):
         return draw
-    return Draw([draw.indices[row] for row in rows], draw.images[rows], [draw.attempts[row] for row in rows], draw.scores[rows],
+    return Draw([draw.indices[row] for row in rows], draw.images[rows], draw.attempt, draw.scores[rows],
                 draw.taken[rows])
 
 

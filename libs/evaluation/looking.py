@@ -57,7 +57,7 @@ def look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=None
     for draw in draws(run, pipeline, cond, n, seed=seed, batch_size=config.sample.mini_batch_size, timing=timing,
                       rejection=rejection, prompts=prompts):
         rows = draw.taken.nonzero().flatten().tolist()
-        new = [row for row, attempt in enumerate(draw.attempts) if not attempt] if rejection else []
+        new = list(range(len(draw.indices))) if rejection and draw.attempt == 0 else []
         looked = sorted({*rows, *new})
         values = [each.both(draw.images[looked]) if looked else None for each in found]
         place = {row: position for position, row in enumerate(looked)}
@@ -65,7 +65,7 @@ def look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=None
             into.add([draw.indices[row] for row in which], values, [place[row] for row in which])
         of_first += [agrees.read(draw.images[new])] if agrees and new else []
         batch, images = [draw.indices[row] for row in rows], draw.images[rows]
-        attempts += [(draw.indices[row], draw.attempts[row], float(draw.scores[row])) for row in rows] if rejection else []
+        attempts += [(draw.indices[row], draw.attempt, float(draw.scores[row])) for row in rows] if rejection else []
         kept.add([(index, row) for index, row in zip(batch, rows) if index in show], draw)
         for row in new:
             kind = 0 if labels is None else int(labels[draw.indices[row]])

@@ -38,11 +38,11 @@ def samples_there(request):
 def keep_draw(request, draw):
     """Write the images of a `filtering.Draw` that were taken, and where config.filter.keep_rejects is set the others."""
     for row, index in enumerate(draw.indices):
-        own = dict(zip(OWN, (f"{float(draw.scores[row]):.6f}", draw.attempts[row]))) if request.rejection else {}
+        own = dict(zip(OWN, (f"{float(draw.scores[row]):.6f}", draw.attempt))) if request.rejection else {}
         if draw.taken[row]:
             save_png(request.folder / request.names[index], draw.images[row], **request.facts(index), **own)
         elif request.rejection.keep_rejects:
-            file = request.folder / REJECTED / _rejected_name(request.names[index], draw.attempts[row])
+            file = request.folder / REJECTED / _rejected_name(request.names[index], draw.attempt)
             file.parent.mkdir(parents=True, exist_ok=True)
             save_png(file, draw.images[row], **request.facts(index), **own)
 
