@@ -15,8 +15,8 @@ from libs import cli, codecs, data, engine, pipeline
 from libs.codecs import pretrained, training
 
 SETTINGS = ("batch_size", "mixed_precision", "compile", "workers", "balanced", "kl_weight", "perceptual_weight",
-            "perceptual_path", "adversarial_weight", "adversarial_start", "adversarial_channels", "ema_rate", "grad_clip",
-            "validation_split", "validation_size")
+            "perceptual_path", "adversarial_weight", "adversarial_start", "adversarial_channels", "ema_rate", "ema_warmup",
+            "grad_clip", "validation_split", "validation_size")
 SHOWN = 8  # images of a preview
 MEASURED = 1024  # training images behind the scale factor
 
@@ -40,7 +40,7 @@ def train(config, workdir):
         discriminator = training.PatchDiscriminator(dataset.shape[0], settings.adversarial_channels)
     state = engine.State(run, training.Trainee(autoencoder, discriminator), optimizer=config.optimizer,
                          lr_scheduler=config.lr_scheduler, n_steps=settings.n_steps, ema_rate=settings.ema_rate,
-                         grad_clip=settings.grad_clip, compile=settings.compile)
+                         ema_warmup=settings.ema_warmup, grad_clip=settings.grad_clip, compile=settings.compile)
     codec = codecs.KL(state.ema.autoencoder, scale_factor=1.0)  # the averaged network, as it is used afterwards
     latent_shape = codec.latent_shape(dataset.shape)
 

@@ -13,7 +13,7 @@ The same command resumes a run that was stopped. At the end <workdir>/pipeline h
 from libs import cli, codecs, cond as conditions, data, diffusion, engine, evaluation, extraction, pipeline
 
 SETTINGS = ("mode", "batch_size", "mixed_precision", "compile", "workers", "balanced", "weighting", "p_uncond", "ema_rate",
-            "grad_clip", "init", "init_without", "validation_split", "validation_size")
+            "ema_warmup", "grad_clip", "init", "init_without", "validation_split", "validation_size")
 
 
 def train(config, workdir):
@@ -40,7 +40,8 @@ def train(config, workdir):
         pipeline.start_from(net, engine.load_weights(config.train.init)[0], without=config.train.init_without)
     null = pipeline.null_conditions(net, examples.classes)
     state = engine.State(run, net, optimizer=config.optimizer, lr_scheduler=config.lr_scheduler, n_steps=config.train.n_steps,
-                         ema_rate=config.train.ema_rate, grad_clip=config.train.grad_clip, compile=config.train.compile)
+                         ema_rate=config.train.ema_rate, ema_warmup=config.train.ema_warmup, grad_clip=config.train.grad_clip,
+                         compile=config.train.compile)
     sampler = pipeline.Pipeline(state.ema, config, codec=codec, schedule=schedule, null=null,
                                 algorithm=config.metrics.algorithm, steps=config.metrics.sample_steps)
     evaluation.warn_unexportable(run, sampler)

@@ -21,7 +21,7 @@ from libs import backbones, cli, data, diffusion, engine, nn, pipeline
 from libs.evaluation import noisy
 
 SETTINGS = ("batch_size", "mixed_precision", "fp16_scale_growth", "compile", "attention", "workers", "balanced", "noised",
-            "respacing", "init", "init_without", "ema_rate", "grad_clip", "validation_split")
+            "respacing", "init", "init_without", "ema_rate", "ema_warmup", "grad_clip", "validation_split")
 
 
 def train(config, workdir):
@@ -47,7 +47,8 @@ def train(config, workdir):
     if settings.init and not run.resumes:
         noisy.start_from(net, settings.init, without=settings.init_without)
     state = engine.State(run, net, optimizer=config.optimizer, lr_scheduler=config.lr_scheduler, n_steps=settings.n_steps,
-                         ema_rate=settings.ema_rate, grad_clip=settings.grad_clip, compile=settings.compile)
+                         ema_rate=settings.ema_rate, ema_warmup=settings.ema_warmup, grad_clip=settings.grad_clip,
+                         compile=settings.compile)
 
     def loss_fn(net, batch):
         x, t = batch["image"], 1 / schedule.steps if schedule.steps else 0.0  # a clean image counts as the lowest step

@@ -13,8 +13,8 @@ diffusers reads them.
 
 from libs import cli, codecs, cond as conditions, data, diffusion, engine, evaluation, extraction, pipeline
 
-SETTINGS = ("mode", "ldm", "batch_size", "mixed_precision", "compile", "workers", "balanced", "weighting", "p_uncond", "ema_rate",
-            "grad_clip", "validation_split", "validation_size")
+SETTINGS = ("mode", "ldm", "batch_size", "mixed_precision", "compile", "workers", "balanced", "weighting", "p_uncond",
+            "ema_rate", "ema_warmup", "grad_clip", "validation_split", "validation_size")
 
 
 def train(config, workdir):
@@ -43,7 +43,8 @@ def train(config, workdir):
     engine.keep_frozen(run, net)
     null = pipeline.null_conditions(net, images.classes)
     state = engine.State(run, net, optimizer=config.optimizer, lr_scheduler=config.lr_scheduler, n_steps=config.train.n_steps,
-                         ema_rate=config.train.ema_rate, grad_clip=config.train.grad_clip, compile=config.train.compile)
+                         ema_rate=config.train.ema_rate, ema_warmup=config.train.ema_warmup, grad_clip=config.train.grad_clip,
+                         compile=config.train.compile)
     sampler = pipeline.Pipeline(state.ema, config, codec=codec, schedule=schedule, null=null, masks_as=masks_as,
                                 algorithm=config.metrics.algorithm, steps=config.metrics.sample_steps)
     evaluation.warn_unexportable(run, sampler)

@@ -13,7 +13,7 @@ from libs import cli, codecs, cond as conditions, data, diffusion, engine, evalu
 
 SETTINGS = ("mode", "batch_size", "mixed_precision", "fp16_scale_growth", "compile", "attention", "workers", "balanced",
             "weighting", "rescale_learned_sigmas", "use_kl", "time_sampler", "respacing", "p_uncond", "ema_rate",
-            "more_ema_rates", "grad_clip", "init", "init_without", "validation_split", "validation_size")
+            "ema_warmup", "more_ema_rates", "grad_clip", "init", "init_without", "validation_split", "validation_size")
 
 
 def train(config, workdir):
@@ -40,8 +40,9 @@ def train(config, workdir):
         pipeline.start_from(net, engine.load_weights(config.train.init)[0], without=config.train.init_without)
     null = pipeline.null_conditions(net, dataset.classes)
     state = engine.State(run, net, optimizer=config.optimizer, lr_scheduler=config.lr_scheduler, n_steps=config.train.n_steps,
-                         ema_rate=config.train.ema_rate, more_ema_rates=config.train.more_ema_rates,
-                         grad_clip=config.train.grad_clip, compile=config.train.compile, keep={"time_sampler": time_sampler})
+                         ema_rate=config.train.ema_rate, ema_warmup=config.train.ema_warmup,
+                         more_ema_rates=config.train.more_ema_rates, grad_clip=config.train.grad_clip,
+                         compile=config.train.compile, keep={"time_sampler": time_sampler})
     sampler = pipeline.Pipeline(state.ema, config, codec=codec, schedule=schedule, null=null,
                                 algorithm=config.metrics.algorithm, steps=config.metrics.sample_steps)
 

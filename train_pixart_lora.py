@@ -21,7 +21,7 @@ from libs import cli, codecs, cond as conditions, data, diffusion, engine, evalu
 from libs.pipeline import colour, stable_diffusion
 
 SETTINGS = ("mode", "batch_size", "mixed_precision", "tf32", "compile", "workers", "balanced", "weighting", "p_uncond",
-            "noise_offset", "ema_rate", "grad_clip", "init", "validation_split", "validation_size")
+            "noise_offset", "ema_rate", "ema_warmup", "grad_clip", "init", "validation_split", "validation_size")
 
 
 def train(config, workdir):
@@ -64,7 +64,8 @@ def train(config, workdir):
     schedule = diffusion.schedule(**config.schedule)
     null = pipeline.null_conditions(net, [], encoder.empty)
     state = engine.State(run, net, optimizer=config.optimizer, lr_scheduler=config.lr_scheduler, n_steps=config.train.n_steps,
-                         ema_rate=config.train.ema_rate, grad_clip=config.train.grad_clip, compile=config.train.compile)
+                         ema_rate=config.train.ema_rate, ema_warmup=config.train.ema_warmup, grad_clip=config.train.grad_clip,
+                         compile=config.train.compile)
     sampler = pipeline.Pipeline(state.ema, config, codec=codec, schedule=schedule, null=null,
                                 algorithm=config.metrics.algorithm, steps=config.metrics.sample_steps)
     evaluation.warn_unexportable(run, sampler)

@@ -16,8 +16,9 @@ for load_lora_weights.
 from libs import cli, codecs, cond as conditions, data, diffusion, engine, evaluation, extraction, pipeline
 from libs.pipeline import stable_diffusion
 
-SETTINGS = ("mode", "batch_size", "mixed_precision", "compile", "workers", "balanced", "weighting", "p_uncond", "noise_offset",
-            "input_perturbation", "ema_rate", "grad_clip", "validation_split", "validation_size")
+SETTINGS = ("mode", "batch_size", "mixed_precision", "compile", "workers", "balanced", "weighting", "p_uncond",
+            "noise_offset", "input_perturbation", "ema_rate", "ema_warmup", "grad_clip", "validation_split",
+            "validation_size")
 
 
 def train(config, workdir):
@@ -53,7 +54,8 @@ def train(config, workdir):
     schedule = diffusion.schedule(**config.schedule)
     null = pipeline.null_conditions(net, [], encoder.empty)
     state = engine.State(run, net, optimizer=config.optimizer, lr_scheduler=config.lr_scheduler, n_steps=config.train.n_steps,
-                         ema_rate=config.train.ema_rate, grad_clip=config.train.grad_clip, compile=config.train.compile)
+                         ema_rate=config.train.ema_rate, ema_warmup=config.train.ema_warmup, grad_clip=config.train.grad_clip,
+                         compile=config.train.compile)
     sampler = pipeline.Pipeline(state.ema, config, codec=codec, schedule=schedule, null=null,
                                 algorithm=config.metrics.algorithm, steps=config.metrics.sample_steps)
     evaluation.warn_unexportable(run, sampler)

@@ -14,7 +14,7 @@ stopped.
 from libs import cli, codecs, cond as conditions, data, diffusion, engine, evaluation, nn, pipeline
 
 SETTINGS = ("mode", "batch_size", "mixed_precision", "compile", "attention", "workers", "balanced", "weighting", "p_uncond",
-            "prototype_weight", "ema_rate", "grad_clip", "init", "validation_split", "validation_size")
+            "prototype_weight", "ema_rate", "ema_warmup", "grad_clip", "init", "validation_split", "validation_size")
 
 
 def train(config, workdir):
@@ -40,8 +40,8 @@ def train(config, workdir):
     if config.train.get("init", "") and not run.resumes:
         pipeline.start_from(net, engine.load_weights(config.train.init)[0])
     null = pipeline.null_conditions(net, features.classes, features.null["text"])
-    state = engine.State(run, net, optimizer=config.optimizer, lr_scheduler=config.lr_scheduler,
-                         n_steps=config.train.n_steps, ema_rate=config.train.ema_rate, grad_clip=config.train.grad_clip,
+    state = engine.State(run, net, optimizer=config.optimizer, lr_scheduler=config.lr_scheduler, n_steps=config.train.n_steps,
+                         ema_rate=config.train.ema_rate, ema_warmup=config.train.ema_warmup, grad_clip=config.train.grad_clip,
                          compile=config.train.compile)
     sampler = pipeline.Pipeline(state.ema, config, codec=codec, schedule=schedule, null=null,
                                 algorithm=config.metrics.algorithm, steps=config.metrics.sample_steps)

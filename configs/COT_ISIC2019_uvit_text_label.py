@@ -21,9 +21,9 @@ def get_config():
     config.seed = 1234
     config.train = d(mode="cond", n_steps=500_000, batch_size=256, accumulation=1, mixed_precision="", compile=False,
                      attention="auto", workers=8, balanced=True, weighting="eps", p_uncond=0.1, prototype_weight=1.0,
-                     ema_rate=0.9999, grad_clip=0.0, init="", keep_checkpoints=3, log_interval=10, preview_interval=5_000,
-                     eval_interval=50_000, save_interval=10_000, validation_interval=0, validation_size=512, validation_split="",
-                     best_metric="frechet")
+                     ema_rate=0.9999, ema_warmup=False, grad_clip=0.0, init="", keep_checkpoints=3, log_interval=10,
+                     preview_interval=5_000, eval_interval=50_000, save_interval=10_000, validation_interval=0,
+                     validation_size=512, validation_split="", best_metric="frechet")
     config.optimizer = adamw(2e-4, betas=(0.9, 0.9))
     config.lr_scheduler = warm_up(5_000)
     # num_classes: 9 (eight and the null class)
@@ -38,8 +38,8 @@ def get_config():
     config.dataset = d(name="isic2019", path="assets/datasets/ISIC2019", resolution=256, split="train", random_flip=False,
                        captions="assets/datasets/ISIC2019/ISIC_2019_Training_Input/metadata_captions.csv")
     # scale as published: guidance is 1 + scale
-    config.sample = d(algorithm="dpmpp_fast", sample_steps=50, n_samples=10_000, mini_batch_size=50, scale=1.0, labels="data",
-                      prompts="bank", path="", npz="")
+    config.sample = d(algorithm="dpmpp_fast", sample_steps=50, weights="average", n_samples=10_000, mini_batch_size=50,
+                      scale=1.0, labels="data", prompts="bank", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), algorithm="dpmpp_fast",
                              fid_stat="assets/fid_stats/fid_stats_isic2019_train.npz",

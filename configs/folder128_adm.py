@@ -17,12 +17,12 @@ from configs.common import adamw, d, filtering, gradient, metrics
 def get_config():
     config = d()
     config.seed = 1234
-    config.train = d(mode="cond", n_steps=100_000, batch_size=16, accumulation=1, mixed_precision="", fp16_scale_growth=0.0,
-                     compile=False, attention="auto", workers=4, balanced=False, weighting="mgdm", rescale_learned_sigmas=False,
-                     use_kl=False, time_sampler="uniform", respacing="ddim250", p_uncond=0.1, ema_rate=0.9999, more_ema_rates=(),
-                     grad_clip=0.0, init="", init_without=(), keep_checkpoints=3, log_interval=10, preview_interval=2_500,
-                     eval_interval=10_000, save_interval=2_500, validation_interval=2_500, validation_size=512,
-                     validation_split="val", best_metric="frechet")
+    config.train = d(mode="cond", n_steps=100_000, batch_size=16, accumulation=1, mixed_precision="auto",
+                     fp16_scale_growth=0.0, compile=False, attention="auto", workers=4, balanced=False, weighting="mgdm",
+                     rescale_learned_sigmas=False, use_kl=False, time_sampler="uniform", respacing="ddim250", p_uncond=0.1,
+                     ema_rate=0.9999, ema_warmup=True, more_ema_rates=(), grad_clip=0.0, init="", init_without=(),
+                     keep_checkpoints=3, log_interval=10, preview_interval=2_500, eval_interval=10_000, save_interval=2_500,
+                     validation_interval=2_500, validation_size=512, validation_split="val", best_metric="frechet")
     config.optimizer = adamw(1e-4, betas=(0.9, 0.999), weight_decay=1e-5)
     config.lr_scheduler = d(name="customized", warmup_steps=0)
     # num_classes = 0: as many as the data have
@@ -35,8 +35,8 @@ def get_config():
     config.codec = d(name="pixels")
     config.dataset = d(name="folder", path="", resolution=128, channels=3, split="train", holdout=0.1, random_flip=False,
                        label_column="label", group_column="", weight_column="weight", drop_classes=(), window=())
-    config.sample = d(algorithm="ddim", sample_steps=250, spacing="stride", eta=0.0, n_samples=10_000, mini_batch_size=50,
-                      guidance=1.0, gradient=gradient(), ema_rate=0.0, labels="data", path="", npz="")
+    config.sample = d(algorithm="ddim", sample_steps=250, weights="average", spacing="stride", eta=0.0, n_samples=10_000,
+                      mini_batch_size=50, guidance=1.0, gradient=gradient(), ema_rate=0.0, labels="data", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="ddim", sample_steps=50)
     return config

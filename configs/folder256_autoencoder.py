@@ -16,10 +16,10 @@ def get_config():
     config = d()
     config.seed = 1234
     # kl_weight is per number of a latent: 2e-8 is the 1e-6 of latent diffusion at 4x32x32 for 3x256x256
-    config.train = d(n_steps=20_000, batch_size=16, accumulation=1, mixed_precision="", compile=False, workers=4,
+    config.train = d(n_steps=20_000, batch_size=16, accumulation=1, mixed_precision="auto", compile=False, workers=4,
                      balanced=False, kl_weight=2e-8, perceptual_weight=0.1, perceptual_path="", adversarial_weight=0.0,
-                     adversarial_start=5_000, adversarial_channels=64, ema_rate=0.999, grad_clip=1.0, keep_checkpoints=2,
-                     log_interval=50, preview_interval=1_000, eval_interval=1_000, save_interval=1_000,
+                     adversarial_start=5_000, adversarial_channels=64, ema_rate=0.999, ema_warmup=True, grad_clip=1.0,
+                     keep_checkpoints=2, log_interval=50, preview_interval=1_000, eval_interval=1_000, save_interval=1_000,
                      validation_interval=1_000, validation_size=256, validation_split="val", best_metric="l1")
     config.optimizer = d(name="adamw", lr=1e-5, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = warm_up(500)

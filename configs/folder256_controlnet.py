@@ -21,10 +21,11 @@ from configs.common import adamw, d, filtering, metrics
 def get_config():
     config = d()
     config.seed = 42
-    config.train = d(mode="cond", ldm="", n_steps=20_000, batch_size=32, accumulation=1, mixed_precision="", compile=False,
-                     workers=4, balanced=False, weighting="min_snr", p_uncond=0.1, ema_rate=0.9995, grad_clip=1.0,
-                     keep_checkpoints=3, log_interval=50, preview_interval=1_000, eval_interval=0, save_interval=1_000,
-                     validation_interval=1_000, validation_size=512, validation_split="val", best_metric="validation_loss")
+    config.train = d(mode="cond", ldm="", n_steps=20_000, batch_size=32, accumulation=1, mixed_precision="auto",
+                     compile=False, workers=4, balanced=False, weighting="min_snr", p_uncond=0.1, ema_rate=0.9995,
+                     ema_warmup=True, grad_clip=1.0, keep_checkpoints=3, log_interval=50, preview_interval=1_000,
+                     eval_interval=0, save_interval=1_000, validation_interval=1_000, validation_size=512,
+                     validation_split="val", best_metric="validation_loss")
     config.optimizer = adamw(1e-5, betas=(0.9, 0.999), weight_decay=0.01)
     config.lr_scheduler = d(name="cosine", warmup_steps=500)
     # conditioning_channels = 0: those of the masks; one width more than the codec halves images
@@ -45,8 +46,8 @@ def get_config():
                        mask_values=(), mask_names=(), mask_max=255, group_column="", weight_column="weight", classes=(),
                        drop_classes=(), window=(), upscale=False)
     # masks: the split whose masks are asked for; '' that of config.dataset
-    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=1_000, mini_batch_size=16, guidance=3.0,
-                      controlnet_scale=1.0, labels="data", masks="val", path="", npz="")
+    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, weights="average", spacing="", n_samples=1_000,
+                      mini_batch_size=16, guidance=3.0, controlnet_scale=1.0, labels="data", masks="val", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=500, algorithm="dpmpp_2m", sample_steps=20)
     return config

@@ -17,11 +17,11 @@ from configs.common import adamw, d, filtering, metrics
 def get_config():
     config = d()
     config.seed = 42
-    config.train = d(mode="cond", n_steps=100_000, batch_size=32, accumulation=1, mixed_precision="", compile=False, workers=4,
-                     balanced=False, weighting="min_snr", p_uncond=0.1, ema_rate=0.9999, grad_clip=1.0, init="",
-                     init_without=(), keep_checkpoints=3, log_interval=50, preview_interval=2_500, eval_interval=0,
-                     save_interval=2_500, validation_interval=2_500, validation_size=512, validation_split="val",
-                     best_metric="validation_loss")
+    config.train = d(mode="cond", n_steps=100_000, batch_size=32, accumulation=1, mixed_precision="auto", compile=False,
+                     workers=4, balanced=False, weighting="min_snr", p_uncond=0.1, ema_rate=0.9999, ema_warmup=True,
+                     grad_clip=1.0, init="", init_without=(), keep_checkpoints=3, log_interval=50, preview_interval=2_500,
+                     eval_interval=0, save_interval=2_500, validation_interval=2_500, validation_size=512,
+                     validation_split="val", best_metric="validation_loss")
     config.optimizer = adamw(1e-4, betas=(0.9, 0.999), weight_decay=0.01)
     config.lr_scheduler = d(name="cosine", warmup_steps=500)
     # num_classes = 0: as many as the data have; attention_head_dim: heads, as in diffusers
@@ -38,8 +38,8 @@ def get_config():
     config.dataset = d(name="folder", path="", resolution=256, channels=3, split="train", holdout=0.1, crop="center",
                        random_flip=False, label_column="label", group_column="", weight_column="weight", classes=(),
                        drop_classes=(), window=(), upscale=False)
-    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=10_000, mini_batch_size=16, guidance=3.0,
-                      labels="data", path="", npz="")
+    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, weights="average", spacing="", n_samples=10_000,
+                      mini_batch_size=16, guidance=3.0, labels="data", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="dpmpp_2m", sample_steps=20)
     return config

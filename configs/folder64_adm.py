@@ -15,12 +15,13 @@ from configs.common import adamw, d, filtering, gradient, metrics
 def get_config():
     config = d()
     config.seed = 1234
-    config.train = d(mode="cond", n_steps=50_000, batch_size=64, accumulation=1, mixed_precision="", fp16_scale_growth=0.0,
-                     compile=False, attention="auto", workers=4, balanced=False, weighting="clamped_snr",
-                     rescale_learned_sigmas=True, use_kl=False, time_sampler="uniform", respacing="", p_uncond=0.1, ema_rate=0.999,
-                     more_ema_rates=(), grad_clip=1.0, init="", init_without=(), keep_checkpoints=3, log_interval=50,
-                     preview_interval=2_500, eval_interval=10_000, save_interval=2_500, validation_interval=2_500,
-                     validation_size=512, validation_split="val", best_metric="frechet")
+    config.train = d(mode="cond", n_steps=50_000, batch_size=64, accumulation=1, mixed_precision="auto",
+                     fp16_scale_growth=0.0, compile=False, attention="auto", workers=4, balanced=False,
+                     weighting="clamped_snr", rescale_learned_sigmas=True, use_kl=False, time_sampler="uniform", respacing="",
+                     p_uncond=0.1, ema_rate=0.999, ema_warmup=True, more_ema_rates=(), grad_clip=1.0, init="",
+                     init_without=(), keep_checkpoints=3, log_interval=50, preview_interval=2_500, eval_interval=10_000,
+                     save_interval=2_500, validation_interval=2_500, validation_size=512, validation_split="val",
+                     best_metric="frechet")
     config.optimizer = adamw(5e-4, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="linear", warmup_steps=200)
     # num_classes = 0: as many as the data have
@@ -33,8 +34,8 @@ def get_config():
     config.codec = d(name="pixels")
     config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.1, random_flip=False,
                        label_column="label", group_column="", weight_column="weight", drop_classes=(), window=())
-    config.sample = d(algorithm="ddim", sample_steps=50, spacing="stride", eta=0.0, n_samples=10_000, mini_batch_size=50,
-                      guidance=1.5, gradient=gradient(), ema_rate=0.0, labels="data", path="", npz="")
+    config.sample = d(algorithm="ddim", sample_steps=50, weights="average", spacing="stride", eta=0.0, n_samples=10_000,
+                      mini_batch_size=50, guidance=1.5, gradient=gradient(), ema_rate=0.0, labels="data", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="ddim", sample_steps=25)
     return config

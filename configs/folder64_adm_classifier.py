@@ -13,10 +13,10 @@ from configs.common import adamw, d
 def get_config():
     config = d()
     config.seed = 1234
-    config.train = d(n_steps=5_000, batch_size=64, accumulation=1, mixed_precision="", fp16_scale_growth=0.0, compile=False,
-                     attention="auto", workers=4, balanced=False, noised=True, respacing="", init="", init_without=(),
-                     ema_rate=0.0, grad_clip=1.0, keep_checkpoints=3, log_interval=50, eval_interval=500, save_interval=500,
-                     validation_split="val", best_metric="nll")
+    config.train = d(n_steps=5_000, batch_size=64, accumulation=1, mixed_precision="auto", fp16_scale_growth=0.0,
+                     compile=False, attention="auto", workers=4, balanced=False, noised=True, respacing="", init="",
+                     init_without=(), ema_rate=0.0, ema_warmup=True, grad_clip=1.0, keep_checkpoints=3, log_interval=50,
+                     eval_interval=500, save_interval=500, validation_split="val", best_metric="nll")
     config.optimizer = adamw(5e-4, betas=(0.9, 0.99), weight_decay=0.05)
     config.lr_scheduler = d(name="linear", warmup_steps=100)
     # out_channels = 0: as many as the data have classes

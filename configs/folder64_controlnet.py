@@ -16,10 +16,11 @@ from configs.common import adamw, d, filtering, metrics
 def get_config():
     config = d()
     config.seed = 1234
-    config.train = d(mode="cond", ldm="", n_steps=10_000, batch_size=32, accumulation=1, mixed_precision="auto", compile=False,
-                     workers=4, balanced=False, weighting="clamped_snr", p_uncond=0.1, ema_rate=0.999, grad_clip=1.0,
-                     keep_checkpoints=3, log_interval=50, preview_interval=1_000, eval_interval=0, save_interval=1_000,
-                     validation_interval=1_000, validation_size=512, validation_split="val", best_metric="validation_loss")
+    config.train = d(mode="cond", ldm="", n_steps=10_000, batch_size=32, accumulation=1, mixed_precision="auto",
+                     compile=False, workers=4, balanced=False, weighting="clamped_snr", p_uncond=0.1, ema_rate=0.999,
+                     ema_warmup=True, grad_clip=1.0, keep_checkpoints=3, log_interval=50, preview_interval=1_000,
+                     eval_interval=0, save_interval=1_000, validation_interval=1_000, validation_size=512,
+                     validation_split="val", best_metric="validation_loss")
     config.optimizer = adamw(5e-4, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="linear", warmup_steps=200)
     # conditioning_channels = 0: those of the masks; one width more than the codec halves images
@@ -40,8 +41,8 @@ def get_config():
                        masks_folder="masks", image_prefix="", mask_prefix="", mask_values=(), mask_names=(), mask_max=255,
                        group_column="", weight_column="weight", classes=(), drop_classes=(), window=(), upscale=False)
     # masks: the split whose masks are asked for; '' that of config.dataset
-    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=1_000, mini_batch_size=50, guidance=1.5,
-                      controlnet_scale=1.0, labels="data", masks="val", path="", npz="")
+    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, weights="average", spacing="", n_samples=1_000,
+                      mini_batch_size=50, guidance=1.5, controlnet_scale=1.0, labels="data", masks="val", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=500, algorithm="dpmpp_2m", sample_steps=20)
     return config

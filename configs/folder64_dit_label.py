@@ -14,12 +14,12 @@ from configs.common import adamw, d, filtering, metrics
 def get_config():
     config = d()
     config.seed = 1234
-    config.train = d(mode="cond", n_steps=50_000, batch_size=64, accumulation=1, mixed_precision="", compile=False,
+    config.train = d(mode="cond", n_steps=50_000, batch_size=64, accumulation=1, mixed_precision="auto", compile=False,
                      attention="auto", tf32=True, workers=4, balanced=False, weighting="clamped_snr",
                      rescale_learned_sigmas=True, use_kl=False, time_sampler="uniform", p_uncond=0.1, ema_rate=0.999,
-                     grad_clip=1.0, init="", init_without=(), keep_checkpoints=3, log_interval=50, preview_interval=2_500,
-                     eval_interval=10_000, save_interval=2_500, validation_interval=2_500, validation_size=512,
-                     validation_split="val", best_metric="frechet")
+                     ema_warmup=True, grad_clip=1.0, init="", init_without=(), keep_checkpoints=3, log_interval=50,
+                     preview_interval=2_500, eval_interval=10_000, save_interval=2_500, validation_interval=2_500,
+                     validation_size=512, validation_split="val", best_metric="frechet")
     config.optimizer = adamw(3e-4, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="constant", warmup_steps=500)
     # num_classes = 0: as many as the data have
@@ -33,8 +33,9 @@ def get_config():
     config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.1, crop="center",
                        random_flip=False, label_column="label", group_column="", weight_column="weight", classes=(),
                        drop_classes=(), window=(), upscale=False)
-    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=10_000, mini_batch_size=50, guidance=1.5,
-                      guided_channels="all", guidance_interval=(0.0, 1.0), labels="data", path="", npz="")
+    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, weights="average", spacing="", n_samples=10_000,
+                      mini_batch_size=50, guidance=1.5, guided_channels="all", guidance_interval=(0.0, 1.0), labels="data",
+                      path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="dpmpp_2m", sample_steps=20)
     return config

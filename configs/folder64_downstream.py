@@ -16,7 +16,7 @@ def get_config():
     config = d()
     config.seed = 1234
     # threads: of each training on a processor; more processes are faster than more threads
-    config.train = d(n_steps=300, batch_size=32, balanced=True, mixed_precision="", label_smoothing=0.0, random_flip=True,
+    config.train = d(n_steps=300, batch_size=32, balanced=True, mixed_precision="auto", label_smoothing=0.0, random_flip=True,
                      random_vflip=False, random_shift=4, threads=1)
     config.optimizer = adamw(3e-3, betas=(0.9, 0.999), weight_decay=0.05)
     config.lr_scheduler = d(name="cosine", warmup_steps=30)

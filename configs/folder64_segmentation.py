@@ -17,7 +17,7 @@ from configs.common import adamw, d
 def get_config():
     config = d()
     config.seed = 1234
-    config.train = d(n_steps=300, batch_size=8, balanced=False, mixed_precision="", label_smoothing=0.0, random_flip=True,
+    config.train = d(n_steps=300, batch_size=8, balanced=False, mixed_precision="auto", label_smoothing=0.0, random_flip=True,
                      random_vflip=True, random_shift=4, threads=1)
     config.optimizer = adamw(5e-3, betas=(0.9, 0.999), weight_decay=0.01)
     config.lr_scheduler = d(name="cosine", warmup_steps=30)

@@ -15,11 +15,11 @@ from configs.common import adamw, d, filtering, metrics
 def get_config():
     config = d()
     config.seed = 1234
-    config.train = d(mode="cond", n_steps=20_000, batch_size=32, accumulation=1, mixed_precision="auto", compile=False, workers=4,
-                     balanced=False, weighting="clamped_snr", p_uncond=0.1, ema_rate=0.999, grad_clip=1.0, init="",
-                     init_without=(), keep_checkpoints=3, log_interval=50, preview_interval=1_000, eval_interval=0,
-                     save_interval=1_000, validation_interval=1_000, validation_size=512, validation_split="val",
-                     best_metric="validation_loss")
+    config.train = d(mode="cond", n_steps=20_000, batch_size=32, accumulation=1, mixed_precision="auto", compile=False,
+                     workers=4, balanced=False, weighting="clamped_snr", p_uncond=0.1, ema_rate=0.999, ema_warmup=True,
+                     grad_clip=1.0, init="", init_without=(), keep_checkpoints=3, log_interval=50, preview_interval=1_000,
+                     eval_interval=0, save_interval=1_000, validation_interval=1_000, validation_size=512,
+                     validation_split="val", best_metric="validation_loss")
     config.optimizer = adamw(5e-4, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="linear", warmup_steps=200)
     # num_classes = 0: as many as the data have; attention_head_dim: heads, as in diffusers
@@ -36,8 +36,8 @@ def get_config():
     config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.1, crop="center",
                        random_flip=False, label_column="label", group_column="", weight_column="weight", classes=(),
                        drop_classes=(), window=(), upscale=False)
-    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=10_000, mini_batch_size=50, guidance=1.5,
-                      labels="data", path="", npz="")
+    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, weights="average", spacing="", n_samples=10_000,
+                      mini_batch_size=50, guidance=1.5, labels="data", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="dpmpp_2m", sample_steps=20)
     return config

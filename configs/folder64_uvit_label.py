@@ -13,11 +13,11 @@ from configs.common import adamw, d, filtering, metrics, warm_up
 def get_config():
     config = d()
     config.seed = 1234
-    config.train = d(mode="cond", n_steps=100_000, batch_size=128, accumulation=1, mixed_precision="", compile=False,
+    config.train = d(mode="cond", n_steps=100_000, batch_size=128, accumulation=1, mixed_precision="auto", compile=False,
                      attention="auto", workers=4, balanced=False, weighting="clamped_snr", p_uncond=0.1, ema_rate=0.9999,
-                     grad_clip=1.0, init="", keep_checkpoints=3, log_interval=50, preview_interval=2_500, eval_interval=10_000,
-                     save_interval=2_500, validation_interval=2_500, validation_size=512, validation_split="val",
-                     best_metric="frechet")
+                     ema_warmup=True, grad_clip=1.0, init="", keep_checkpoints=3, log_interval=50, preview_interval=2_500,
+                     eval_interval=10_000, save_interval=2_500, validation_interval=2_500, validation_size=512,
+                     validation_split="val", best_metric="frechet")
     config.optimizer = adamw(2e-4, betas=(0.9, 0.99))
     config.lr_scheduler = warm_up(2_500)
     # num_classes = 0: as many as the data have, and the null class of classifier-free guidance
@@ -28,8 +28,8 @@ def get_config():
     config.codec = d(name="pixels")
     config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.1, random_flip=False,
                        label_column="label", group_column="", weight_column="weight", drop_classes=(), window=())
-    config.sample = d(algorithm="dpmpp_2m", sample_steps=50, n_samples=10_000, mini_batch_size=100, guidance=1.5,
-                      labels="data", path="", npz="")
+    config.sample = d(algorithm="dpmpp_2m", sample_steps=50, weights="average", n_samples=10_000, mini_batch_size=100,
+                      guidance=1.5, labels="data", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="dpmpp_2m",
                              sample_steps=20)

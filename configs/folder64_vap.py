@@ -21,9 +21,9 @@ def get_config():
     config.seed = 1234
     config.train = d(mode="cond", n_steps=20_000, batch_size=32, accumulation=1, mixed_precision="auto", compile=False,
                      attention="auto", workers=0, balanced=True, weighting="clamped_snr", p_uncond=0.1, prototype_weight=0.1,
-                     ema_rate=0.999, grad_clip=1.0, init="", keep_checkpoints=2, log_interval=50, preview_interval=1_000,
-                     eval_interval=0, save_interval=1_000, validation_interval=1_000, validation_size=256, validation_split="val",
-                     best_metric="frechet")
+                     ema_rate=0.999, ema_warmup=True, grad_clip=1.0, init="", keep_checkpoints=2, log_interval=50,
+                     preview_interval=1_000, eval_interval=0, save_interval=1_000, validation_interval=1_000,
+                     validation_size=256, validation_split="val", best_metric="frechet")
     config.optimizer = adamw(5e-4, betas=(0.9, 0.99))
     config.lr_scheduler = d(name="cosine", warmup_steps=100)
     # 0 in num_classes, clip_dim and num_clip_token: as many as the data and the encoder give
@@ -38,8 +38,8 @@ def get_config():
     config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.1, random_flip=False,
                        label_column="label", group_column="", weight_column="weight", drop_classes=(), require=("label", "text"),
                        missing_captions="error", doubled_files="error")
-    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, n_samples=1_000, mini_batch_size=100, guidance=2.0,
-                      labels="balanced", prompts="bank", path="", npz="")
+    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, weights="average", n_samples=1_000, mini_batch_size=100,
+                      guidance=2.0, labels="balanced", prompts="bank", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=256, algorithm="dpmpp_2m", sample_steps=20,
                              attributes=dict(size=("small", "medium-sized", "large"), background=("yellow", "grey"),

@@ -24,4 +24,8 @@ def get_config(path):
         config.filter = filtering()
     if config.get("dataset", {}).get("name") in ("folder", "path_text", "image_mask") and "weight_column" not in config.dataset:
         config.dataset.weight_column = ""  # a run that is older than weights did without them
+    if "train" in config and "ema_rate" in config.train and "ema_warmup" not in config.train:
+        config.train.ema_warmup = False  # a run that is older than the warm-up of the average did without it
+    if "denoiser" in config and "sample" in config and "weights" not in config.sample:
+        config.sample.weights = "average"
     return config

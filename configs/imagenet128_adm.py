@@ -17,12 +17,12 @@ from configs.common import adamw, d, filtering, gradient, metrics
 def get_config():
     config = d()
     config.seed = 1234
-    config.train = d(mode="cond", n_steps=4_360_000, batch_size=256, accumulation=1, mixed_precision="", fp16_scale_growth=0.0,
-                     compile=False, attention="auto", workers=8, balanced=False, weighting="eps", rescale_learned_sigmas=False,
-                     use_kl=False, time_sampler="uniform", respacing="", p_uncond=0.0, ema_rate=0.9999, more_ema_rates=(),
-                     grad_clip=0.0, init="", init_without=(), keep_checkpoints=3, log_interval=10, preview_interval=10_000,
-                     eval_interval=50_000, save_interval=10_000, validation_interval=0, validation_size=512,
-                     validation_split="", best_metric="frechet")
+    config.train = d(mode="cond", n_steps=4_360_000, batch_size=256, accumulation=1, mixed_precision="",
+                     fp16_scale_growth=0.0, compile=False, attention="auto", workers=8, balanced=False, weighting="eps",
+                     rescale_learned_sigmas=False, use_kl=False, time_sampler="uniform", respacing="", p_uncond=0.0,
+                     ema_rate=0.9999, ema_warmup=False, more_ema_rates=(), grad_clip=0.0, init="", init_without=(),
+                     keep_checkpoints=3, log_interval=10, preview_interval=10_000, eval_interval=50_000, save_interval=10_000,
+                     validation_interval=0, validation_size=512, validation_split="", best_metric="frechet")
     config.optimizer = adamw(1e-4, betas=(0.9, 0.999), weight_decay=0.0)
     config.lr_scheduler = d(name="customized", warmup_steps=0)
     config.nnet = d(name="adm_unet", image_size=128, in_channels=3, model_channels=256, out_channels=6, num_res_blocks=2,
@@ -33,8 +33,8 @@ def get_config():
     config.denoiser = d(predicts="eps", learned_var=True, clip=True)
     config.codec = d(name="pixels")
     config.dataset = d(name="imagenet", path="assets/datasets/ImageNet", resolution=128, random_flip=True)
-    config.sample = d(algorithm="ddpm", sample_steps=250, spacing="respaced", eta=0.0, n_samples=50_000, mini_batch_size=50,
-                      guidance=1.0, gradient=gradient(), ema_rate=0.0, labels="data", path="", npz="")
+    config.sample = d(algorithm="ddpm", sample_steps=250, weights="average", spacing="respaced", eta=0.0, n_samples=50_000,
+                      mini_batch_size=50, guidance=1.0, gradient=gradient(), ema_rate=0.0, labels="data", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(fid_stat="assets/fid_stats/VIRTUAL_imagenet128_labeled.npz", algorithm="ddim", sample_steps=50)
     return config

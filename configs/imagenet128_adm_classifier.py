@@ -15,10 +15,10 @@ from configs.common import adamw, d
 def get_config():
     config = d()
     config.seed = 1234
-    config.train = d(n_steps=300_000, batch_size=256, accumulation=1, mixed_precision="", fp16_scale_growth=0.0, compile=False,
-                     attention="auto", workers=8, balanced=False, noised=True, respacing="", init="", init_without=(), ema_rate=0.0,
-                     grad_clip=0.0, keep_checkpoints=3, log_interval=50, eval_interval=25_000, save_interval=10_000,
-                     validation_split="val", best_metric="nll")
+    config.train = d(n_steps=300_000, batch_size=256, accumulation=1, mixed_precision="", fp16_scale_growth=0.0,
+                     compile=False, attention="auto", workers=8, balanced=False, noised=True, respacing="", init="",
+                     init_without=(), ema_rate=0.0, ema_warmup=False, grad_clip=0.0, keep_checkpoints=3, log_interval=50,
+                     eval_interval=25_000, save_interval=10_000, validation_split="val", best_metric="nll")
     config.optimizer = adamw(3e-4, betas=(0.9, 0.999), weight_decay=0.05)
     config.lr_scheduler = d(name="linear", warmup_steps=0)
     config.nnet = d(name="adm_classifier", image_size=128, in_channels=3, model_channels=128, out_channels=1000,

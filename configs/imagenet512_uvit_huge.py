@@ -15,9 +15,10 @@ def get_config():
     config = d()
     config.seed = 1234
     config.train = d(mode="cond", n_steps=500_000, batch_size=1024, accumulation=1, mixed_precision="", compile=False,
-                     attention="auto", workers=8, balanced=False, weighting="eps", p_uncond=0.1, ema_rate=0.9999, grad_clip=0.0,
-                     init="", keep_checkpoints=3, log_interval=10, preview_interval=5_000, eval_interval=50_000,
-                     save_interval=50_000, validation_interval=0, validation_size=512, validation_split="", best_metric="frechet")
+                     attention="auto", workers=8, balanced=False, weighting="eps", p_uncond=0.1, ema_rate=0.9999,
+                     ema_warmup=False, grad_clip=0.0, init="", keep_checkpoints=3, log_interval=10, preview_interval=5_000,
+                     eval_interval=50_000, save_interval=50_000, validation_interval=0, validation_size=512,
+                     validation_split="", best_metric="frechet")
     config.optimizer = adamw(2e-4, betas=(0.99, 0.99))
     config.lr_scheduler = warm_up(5_000)
     config.nnet = d(name="uvit", img_size=64, patch_size=4, in_chans=4, embed_dim=1152, depth=28, num_heads=16, mlp_ratio=4,
@@ -28,8 +29,8 @@ def get_config():
     config.features = d(path="assets/datasets/imagenet512_features", dtype="float16")
     config.dataset = d(name="imagenet", path="assets/datasets/ImageNet", resolution=512, split="train", random_flip=True)
     # scale as published: guidance is 1 + scale
-    config.sample = d(algorithm="dpmpp_fast", sample_steps=50, n_samples=50_000, mini_batch_size=50, scale=0.7,
-                      labels="data", path="", npz="")
+    config.sample = d(algorithm="dpmpp_fast", sample_steps=50, weights="average", n_samples=50_000, mini_batch_size=50,
+                      scale=0.7, labels="data", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(fid_stat="assets/fid_stats/fid_stats_imagenet512_guided_diffusion.npz", algorithm="dpmpp_fast")
     return config

@@ -29,10 +29,11 @@ def get_config():
     config = d()
     config.seed = 42
     # 15 epochs of 6,400 images
-    config.train = d(mode="cond", n_steps=96_000, batch_size=1, accumulation=1, mixed_precision="bf16", tf32=False, compile=False,
-                     workers=4, balanced=False, weighting="eps", p_uncond=0.1, noise_offset=0.0, ema_rate=0.0, grad_clip=1.0,
-                     init="", keep_checkpoints=10, log_interval=50, preview_interval=6_400, eval_interval=0, save_interval=12_800,
-                     validation_interval=0, validation_size=256, validation_split="", best_metric="")
+    config.train = d(mode="cond", n_steps=96_000, batch_size=1, accumulation=1, mixed_precision="bf16", tf32=False,
+                     compile=False, workers=4, balanced=False, weighting="eps", p_uncond=0.1, noise_offset=0.0, ema_rate=0.0,
+                     ema_warmup=False, grad_clip=1.0, init="", keep_checkpoints=10, log_interval=50, preview_interval=6_400,
+                     eval_interval=0, save_interval=12_800, validation_interval=0, validation_size=256, validation_split="",
+                     best_metric="")
     config.optimizer = adamw_8bit(1e-4, betas=(0.9, 0.999), weight_decay=0.01)
     config.lr_scheduler = d(name="constant", warmup_steps=0)
     # lora_alpha: what is learned counts lora_alpha / lora_rank; text_targets: 'all' adapts wi_0 and wi_1 of T5 too;
@@ -57,8 +58,8 @@ def get_config():
     config.colour = d(every=500, steps=20, guidance=4.5, last=0, reduction="mean", weight=0.0, checkpoint_steps=True,
                       checkpoint_decoder=True)
     # validation_prompts: a row of each preview for each of them; () takes descriptions of the data
-    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="linspace", n_samples=1_000, mini_batch_size=8, guidance=4.5,
-                      labels="data", prompts="bank", validation_prompts=(), path="", npz="")
+    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, weights="average", spacing="linspace", n_samples=1_000,
+                      mini_batch_size=8, guidance=4.5, labels="data", prompts="bank", validation_prompts=(), path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), algorithm="dpmpp_2m", sample_steps=20, n_samples=1_000,
                              attributes={})

@@ -24,10 +24,11 @@ def get_config():
     config = d()
     config.seed = 1234
     # one step of 64 pairs is taken in parts of 64 / accumulation, on all processes together
-    config.train = d(mode="cond", n_steps=20_000, batch_size=64, accumulation=4, mixed_precision="", compile=False, workers=8,
-                     balanced=False, weighting="min_snr", p_uncond=0.1, noise_offset=0.0, input_perturbation=0.0, ema_rate=0.999,
-                     grad_clip=1.0, keep_checkpoints=2, log_interval=10, preview_interval=500, eval_interval=0,
-                     save_interval=1_000, validation_interval=0, validation_size=512, validation_split="", best_metric="")
+    config.train = d(mode="cond", n_steps=20_000, batch_size=64, accumulation=4, mixed_precision="auto", compile=False,
+                     workers=8, balanced=False, weighting="min_snr", p_uncond=0.1, noise_offset=0.0, input_perturbation=0.0,
+                     ema_rate=0.999, ema_warmup=True, grad_clip=1.0, keep_checkpoints=2, log_interval=10,
+                     preview_interval=500, eval_interval=0, save_interval=1_000, validation_interval=0, validation_size=512,
+                     validation_split="", best_metric="")
     # name: also adamw_8bit; lr: 1e-4 for LoRA
     config.optimizer = adamw(1e-5, betas=(0.9, 0.999), weight_decay=0.01)
     config.lr_scheduler = d(name="constant", warmup_steps=0)
@@ -47,8 +48,8 @@ def get_config():
                        weight_column="weight", missing_captions="error", doubled_files="keep", crop="center", random_flip=False,
                        upscale=False)
     # validation_prompts: a row of each preview for each of them; () takes descriptions of the data
-    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="linspace", n_samples=1_000, mini_batch_size=8, guidance=7.5,
-                      labels="data", prompts="bank", validation_prompts=(), path="", npz="")
+    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, weights="average", spacing="linspace", n_samples=1_000,
+                      mini_batch_size=8, guidance=7.5, labels="data", prompts="bank", validation_prompts=(), path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(algorithm="dpmpp_2m", sample_steps=20, n_samples=1_000, attributes={})
     return config

@@ -14,10 +14,10 @@ def get_config():
     config.seed = 1234
     config.train = d(mode="cond", n_steps=1_500, batch_size=32, accumulation=1, mixed_precision="auto", fp16_scale_growth=0.0,
                      compile=False, attention="auto", workers=0, balanced=False, weighting="clamped_snr",
-                     rescale_learned_sigmas=True, use_kl=False, time_sampler="uniform", respacing="", p_uncond=0.1, ema_rate=0.995,
-                     more_ema_rates=(), grad_clip=1.0, init="", init_without=(), keep_checkpoints=2, log_interval=20,
-                     preview_interval=500, eval_interval=750, save_interval=500, validation_interval=500, validation_size=512,
-                     validation_split="val", best_metric="frechet")
+                     rescale_learned_sigmas=True, use_kl=False, time_sampler="uniform", respacing="", p_uncond=0.1,
+                     ema_rate=0.995, ema_warmup=True, more_ema_rates=(), grad_clip=1.0, init="", init_without=(),
+                     keep_checkpoints=2, log_interval=20, preview_interval=500, eval_interval=750, save_interval=500,
+                     validation_interval=500, validation_size=512, validation_split="val", best_metric="frechet")
     config.optimizer = adamw(1e-3, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="linear", warmup_steps=100)
     # num_classes = 0: as many as the data have
@@ -29,8 +29,8 @@ def get_config():
     config.denoiser = d(predicts="v", learned_var=True, clip=True)
     config.codec = d(name="pixels")
     config.dataset = d(name="phantoms", resolution=32, size=4_000, seed=0, split="train", random_flip=True)
-    config.sample = d(algorithm="ddim", sample_steps=50, spacing="stride", eta=0.0, n_samples=1_000, mini_batch_size=100,
-                      guidance=1.5, gradient=gradient(), ema_rate=0.0, labels="balanced", path="", npz="")
+    config.sample = d(algorithm="ddim", sample_steps=50, weights="average", spacing="stride", eta=0.0, n_samples=1_000,
+                      mini_batch_size=100, guidance=1.5, gradient=gradient(), ema_rate=0.0, labels="balanced", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("classifier",), n_samples=256, algorithm="ddim", sample_steps=25)
     return config

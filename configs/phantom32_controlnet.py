@@ -12,9 +12,10 @@ def get_config():
     config = d()
     config.seed = 1234
     config.train = d(mode="cond", ldm="", n_steps=1_000, batch_size=32, accumulation=1, mixed_precision="auto", compile=False,
-                     workers=0, balanced=False, weighting="clamped_snr", p_uncond=0.1, ema_rate=0.995, grad_clip=1.0,
-                     keep_checkpoints=2, log_interval=20, preview_interval=250, eval_interval=0, save_interval=250,
-                     validation_interval=250, validation_size=512, validation_split="val", best_metric="validation_loss")
+                     workers=0, balanced=False, weighting="clamped_snr", p_uncond=0.1, ema_rate=0.995, ema_warmup=True,
+                     grad_clip=1.0, keep_checkpoints=2, log_interval=20, preview_interval=250, eval_interval=0,
+                     save_interval=250, validation_interval=250, validation_size=512, validation_split="val",
+                     best_metric="validation_loss")
     config.optimizer = adamw(1e-3, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="linear", warmup_steps=100)
     # conditioning_channels = 0: those of the masks; one width more than the codec halves images
@@ -30,8 +31,9 @@ def get_config():
     config.features = d(path="", dtype="float16")
     config.dataset = d(name="phantoms", resolution=32, size=4_000, seed=0, split="train", random_flip=True, masks=True)
     # masks: the split whose masks are asked for; '' that of config.dataset
-    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, spacing="", n_samples=1_000, mini_batch_size=100, guidance=1.5,
-                      controlnet_scale=1.0, labels="balanced", masks="test", path="", npz="")
+    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, weights="average", spacing="", n_samples=1_000,
+                      mini_batch_size=100, guidance=1.5, controlnet_scale=1.0, labels="balanced", masks="test", path="",
+                      npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("classifier",), n_samples=256, algorithm="dpmpp_2m", sample_steps=20)
     return config

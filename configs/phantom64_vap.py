@@ -19,9 +19,9 @@ def get_config():
     config.seed = 1234
     config.train = d(mode="cond", n_steps=2_200, batch_size=48, accumulation=1, mixed_precision="auto", compile=False,
                      attention="auto", workers=0, balanced=True, weighting="clamped_snr", p_uncond=0.1, prototype_weight=0.1,
-                     ema_rate=0.995, grad_clip=1.0, init="", keep_checkpoints=2, log_interval=20, preview_interval=550,
-                     eval_interval=0, save_interval=550, validation_interval=0, validation_size=256, validation_split="",
-                     best_metric="frechet")
+                     ema_rate=0.995, ema_warmup=True, grad_clip=1.0, init="", keep_checkpoints=2, log_interval=20,
+                     preview_interval=550, eval_interval=0, save_interval=550, validation_interval=0, validation_size=256,
+                     validation_split="", best_metric="frechet")
     config.optimizer = adamw(1e-3, betas=(0.9, 0.99))
     config.lr_scheduler = d(name="cosine", warmup_steps=100)
     # 0 in num_classes, clip_dim and num_clip_token: as many as the data and the encoder give
@@ -35,8 +35,8 @@ def get_config():
     config.features = d(path="workdir/features/phantom64_vap", dtype="float16")
     config.dataset = d(name="phantoms", resolution=64, size=4_000, seed=0, split="train", tell_class=False, wordings=4,
                        random_flip=True)
-    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, n_samples=600, mini_batch_size=100, guidance=2.5,
-                      labels="balanced", prompts="bank", path="", npz="")
+    config.sample = d(algorithm="dpmpp_2m", sample_steps=20, weights="average", n_samples=600, mini_batch_size=100,
+                      guidance=2.5, labels="balanced", prompts="bank", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("classifier",), n_samples=256, algorithm="dpmpp_2m", sample_steps=20, measure="phantoms",
                              attributes=dict(size=("small", "medium", "large"), shape=("round", "oval", "irregular"),

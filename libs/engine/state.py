@@ -29,8 +29,8 @@ class State:
         best: {'step', 'metric', 'value', 'judged_by'} of the best evaluation so far, or {}.
     """
 
-    def __init__(self, run, net, *, optimizer, lr_scheduler, n_steps, ema_rate=0.9999, more_ema_rates=(), grad_clip=0.0,
-                 compile=False, keep=None):
+    def __init__(self, run, net, *, optimizer, lr_scheduler, n_steps, ema_rate=0.9999, more_ema_rates=(), ema_warmup=True,
+                 grad_clip=0.0, compile=False, keep=None):
         """
         Args:
             run: engine.Run.
@@ -40,6 +40,8 @@ class State:
             n_steps: steps of the whole training, which a falling learning rate must know.
             ema_rate: share of the average that is kept at each step, in [0, 1).
             more_ema_rates: further averages, which checkpoints hold beside that one (see load_weights).
+            ema_warmup: limit each rate to (1 + step) / (10 + step), see `warmed_up`, so that the random start does not stay in
+                the average of a short training; False keeps the rates as they are, as most published trainings did.
             grad_clip: largest norm of the gradient; 0 is off.
             compile: pass the network through torch.compile.
             keep: {name: nn.Module}, what else has a state of its own that a resume must find, as buffers.
@@ -51,6 +53,7 @@ class State:
             raise ValueError(f"train.more_ema_rates={tuple(more_ema_rates)}: one is there twice, is train.ema_rate={ema_rate}, or "
                              "is 0, the weights themselves")
         self.run, self.module, self.ema_rate = run, net.to(run.device), ema_rate
+        self.ema_warmup = ema_warmup
         trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
         if not trained:
             raise ValueError("the network has no parameter that requires a gradient: nothing to train")
@@ -79,10 +82,11 @@ class State:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         verdict = self.update(loss)
+        self.step += 1
         with torch.no_grad():
             for rate, averages in {self.ema_rate: self._averages, **self._more}.items():
+                rate = warmed_up(rate, self.step) if self.ema_warmup else rate
                 torch._foreach_lerp_(averages, self._weights, 1.0 - rate)
-        self.step += 1
         return verdict
 
     def averaged(self):
@@ -162,6 +166,15 @@ class State:
         """While `later` is true, gradients are summed on each process and not yet exchanged (accumulation)."""
         with self.run.accelerator.no_sync(self.net) if later else contextlib.nullcontext():
             yield
+
+
+def warmed_up(rate, step):
+    """The rate of the average at the update number `step`, 1 being the first: min(rate, (1 + step) / (10 + step)).
+
+    The warm-up of latent diffusion's LitEma, torch_ema and diffusers' EMAModel: the average begins as a mean over the recent
+    tenth of the training, and the random start leaves it within some hundred steps.
+    """
+    return min(rate, (1.0 + step) / (10.0 + step))
 
 
 def averaged_name(rate, record=None):
