@@ -10,6 +10,7 @@ import contextlib
 import copy
 import json
 import logging
+import math
 from pathlib import Path
 
 import torch
@@ -177,6 +178,16 @@ def warmed_up(rate, step):
     return min(rate, (1.0 + step) / (10.0 + step))
 
 
+def start_share(rate, steps, *, warmup):
+    """How much of the weights that a training began with is left in its average after so many steps: a share in [0, 1].
+
+    The product of the rates of all updates; 0.9999 without warm-up leaves 0.96 after 400 steps and 0.05 after 30,000.
+    """
+    if not warmup:
+        return rate ** steps
+    return math.prod(warmed_up(rate, step) for step in range(1, min(steps, 2_000) + 1)) * rate ** max(0, steps - 2_000)
+
+
 def averaged_name(rate, record=None):
     """The file stem of the average of one rate in a checkpoint; 0 or that of the `record` is the run's first, train.ema_rate."""
     return f"nnet_ema_{rate:g}" if rate and rate != (record or {}).get("ema_rate") else "nnet_ema"
@@ -222,14 +233,15 @@ def load_weights(path, *, averaged=True, ema_rate=0.0):
     return foreign.read(path), None, path
 
 
-def weights_hash(path, *, ema_rate=0.0):
-    """SHA-256 (first 16 hex digits) of the weights at a path that `load_weights` returned, with the same `ema_rate`."""
+def weights_hash(path, *, averaged=True, ema_rate=0.0):
+    """SHA-256 (first 16 hex digits) of the weights at a path that `load_weights` returned, with the same other arguments."""
     path = Path(path)
     if len(foreign.split(path)) > 1 or foreign.is_folder(path):
         return foreign.digest(path)[:16]
     if path.is_dir():
         record = json.loads((path / "state.json").read_text())
-        digest = checkpoint.read_manifest(path)[f"{averaged_name(ema_rate, record)}.safetensors"]["sha256"]
+        name = averaged_name(ema_rate, record) if averaged else "nnet"
+        digest = checkpoint.read_manifest(path)[f"{name}.safetensors"]["sha256"]
         return hash_with_frozen(digest, path)[:16]
     return checkpoint.sha256(path)[:16]
 
