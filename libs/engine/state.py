@@ -185,7 +185,7 @@ def start_share(rate, steps, *, warmup):
     """
     if not warmup:
         return rate ** steps
-    return math.prod(warmed_up(rate, step) for step in range(1, min(steps, 2_000) + 1)) * rate ** max(0, steps - 2_000)
+    return math.prod(warmed_up(rate, step) for step in range(1, steps + 1))
 
 
 def averaged_name(rate, record=None):
