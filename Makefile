@@ -24,7 +24,7 @@ demo: $(VENV)/.ready
 
 # One thread per worker: two OpenMP pools on two cores are slower than one thread each.
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q tests
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q -rs tests
 
 benchmarks: $(VENV)/.ready
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -20,7 +20,7 @@ PHONE = dict(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=T
 def chromium():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
     if not BROWSER:
-        pytest.skip("no Chromium or Chrome on this machine")
+        pytest.skip("no Chromium or Chrome on this machine; on Debian: apt-get install chromium")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=BROWSER, args=FLAGS)
         yield browser
