@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .base import fail, one_of
 from .split import choose
-from .table import _read_csv, _read_jsonl
+from .table import read
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def compare(name, what, count, published):
 def records(table, needed):
     """[('table:line', {column: value})] of a .csv or .jsonl file that has the columns `needed`."""
     problems = []
-    header, found = (_read_jsonl if table.suffix.lower() == ".jsonl" else _read_csv)(table, problems)
+    header, found = read(table, problems)
     missing = [column for column in needed if column not in header]
     if missing and not problems:
         problems.append(f"{table.name}:1: no column {', '.join(missing)}; expected {', '.join(needed)}, found "
