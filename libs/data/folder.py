@@ -1,7 +1,10 @@
 """One's own images: class folders, or a table of files with labels, texts and masks."""
 
 import logging
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
+
+from libs import names, tables
 
 from . import official, weights
 from .base import did_you_mean, fail, one_of
@@ -9,7 +12,7 @@ from .files import ImageFiles, check_options
 from .masks import MaskCode
 from .paths import natural
 from .scan import look, unlisted
-from .split import choose, hold_out, leaks
+from .split import advise_holdout, choose, hold_out, leaks
 from .table import Columns
 
 log = logging.getLogger(__name__)
@@ -82,12 +85,13 @@ class Folder(ImageFiles):
         asked = tuple(what for what in require if not (what == "text" and missing_captions == "skip"))
         if found.problems:  # what is wrong with the rows is said together with what is wrong with the files
             fail(path, found.problems + (_faults_of_rows(found.rows, found, asked, columns, doubled_files) if found.rows else []))
-        names, rows = _classes(found, list(classes), set(drop_classes), path)
+        _one_spelling(found, path)
+        class_names, rows = _classes(found, list(classes), set(drop_classes), path)
         rows = _rows_of_split(found, rows, split, holdout, holdout_seed, columns, path)
         if missing_captions == "skip" and "text" in found.fields:
             rows = official.described(rows, path, "skip")
         fail(path, _faults_of_rows(rows, found, require, columns, doubled_files) + _no_weight(rows, weight_column, split)
-             + _small_classes(rows, names, min_per_class, split))
+             + _small_classes(rows, class_names, min_per_class, split))
         if doubled_files == "keep" and (doubled := official.doubles(rows)):
             log.warning("%s: %d rows name a file that another row names, and each counts as an image: %s", path, len(doubled),
                         _listed(doubled))
@@ -97,7 +101,7 @@ class Folder(ImageFiles):
         self.rows = [{"file_name": r.name, "label": r.label, "text": r.text, "split": r.split,
                       "group": r.group, **r.extra} for r in rows] if found.table else []
         super().__init__(found.root, rows, resolution, channels, name=found.root.resolve().name,
-                         classes=names, texts="text" in found.fields, masks="mask" in found.fields, crop=crop,
+                         classes=class_names, texts="text" in found.fields, masks="mask" in found.fields, crop=crop,
                          random_flip=random_flip, random_vflip=random_vflip, mask_max=mask_max,
                          mask_values=mask_values, mask_names=mask_names, window=window, upscale=upscale,
                          cache=cache, cache_gb=cache_gb)
@@ -125,10 +129,13 @@ def _classes(found, classes, drop, path):
             raise ValueError(f"{path}: classes={tuple(classes)}, drop_classes={tuple(drop)}, but the "
                              "data are unlabelled")
         return [], found.rows
+    problems = _one_name_each(found, classes)
     there = {row.label for row in found.rows} | found.folders
-    problems = [f"drop_classes: no class {name!r}{did_you_mean(name, there)}"
-                for name in sorted(drop - there - set(classes))]
+    drop = {names.match(name, there) for name in drop}
+    problems += [f"drop_classes: no class {name!r}{did_you_mean(name, there)}"
+                 for name in sorted(drop - there - set(classes))]
     rows = [row for row in found.rows if row.label not in drop]
+    problems += _missing_labels(found, rows, set(classes))
     if not classes:
         classes = sorted(there - drop, key=natural)
         doubled = [n for n, k in Counter(name.lower() for name in classes).items() if k > 1]
@@ -140,7 +147,76 @@ def _classes(found, classes, drop, path):
     problems += [f"{row.where}: class {row.label!r} is not among {shown}{did_you_mean(row.label, classes)}"
                  for row in rows if row.label not in known]
     fail(path, problems)
+    for alike in names.equal_numbers(classes):
+        log.warning("%s: the classes %s are one number, as spreadsheets rewrite them: are they one class?", path,
+                    " and ".join(alike))
     return classes, rows
+
+
+def _one_name_each(found, classes):
+    """Give each class one name, where the splits spell it in ways that look equal; what a single split spells so, as sentences.
+
+    A name of `classes` counts as it is.
+    """
+    problems, new = [], {}
+    folded = {}
+    for alike in names.spellings([row.label for row in found.rows] + sorted(found.folders)).values():
+        unsure = [name for name in alike if name not in classes]
+        target = [name for name in classes if names.visible(name) == names.visible(alike[0])]
+        splits = Counter(split for name in alike for split in {row.split for row in found.rows if row.label == name})
+        if len(target) == 1:
+            new |= dict.fromkeys(unsure, target[0])
+        elif unsure and (max(splits.values(), default=0) > 1 or found.folders.issuperset(alike) and not splits):
+            problems.append(f"classes {' and '.join(map(names.escaped, alike))} look equal and are not: give them one name, or "
+                            "names that a person can tell apart")
+        elif unsure:
+            first = next((name for name in alike if name == unicodedata.normalize("NFC", name)), alike[0])
+            new |= {name: first for name in alike if name != first}
+            folded[first] = alike
+    for name in {row.label for row in found.rows} | found.folders:
+        if name not in new and name not in classes and names.match(name, classes) != name:
+            new[name] = names.match(name, classes)
+    for row in found.rows:
+        row.label = new.get(row.label, row.label)
+    found.folders = {new.get(name, name) for name in found.folders}
+    for first, alike in folded.items():
+        log.warning("%s: the splits spell a class in ways that look equal, %s: one class, %r", found.root,
+                    " and ".join(map(names.escaped, alike)), first)
+    return problems
+
+
+def _missing_labels(found, rows, classes):
+    """Labels that programs write where a value is missing, such as 'nan', unless `classes` names them; as sentences."""
+    lines = defaultdict(list)
+    for row in rows:
+        if row.label and tables.is_missing(row.label) and row.label not in classes and (
+                found.table or row.label.lower() == "nan"):
+            lines[row.label].append(row.where)
+    others = sorted({row.label for row in rows} - set(lines), key=natural)
+    return [f"label {label!r} of {len(where)} image{'s' * (len(where) > 1)} ({_listed(where, 10)}) is what programs write where a "
+            f"value is missing: write the labels; or leave the images out, --config.dataset.drop_classes=\"({label!r},)\"; or "
+            f"name the classes if one is really called so, --config.dataset.classes=\"{(label, *others)!r}\""
+            for label, where in lines.items()]
+
+
+def _one_spelling(found, path):
+    """Give each group (patient) and split one name where spellings look equal, and tell of names that may be meant to be one."""
+    for what in ("group", "split"):
+        alike = names.spellings(getattr(row, what) for row in found.rows if getattr(row, what))
+        first = {name: each[0] for each in alike.values() for name in each}
+        for row in found.rows:
+            setattr(row, what, first.get(getattr(row, what), getattr(row, what)))
+        if alike:
+            log.warning("%s: %d %ss are spelled in ways that look equal, such as %s, and each is one", path, len(alike), what,
+                        " and ".join(map(names.escaped, next(iter(alike.values())))))
+    groups = {row.group for row in found.rows} - {""}
+    cases = defaultdict(set)
+    for name in groups:
+        cases[name.lower()].add(name)
+    unsure = [*names.equal_numbers(sorted(groups)), *(sorted(each) for each in cases.values() if len(each) > 1)]
+    if unsure:
+        log.warning("%s: %d groups (patients) have names that may mean one, such as %s, and count as several: write each in one "
+                    "way", path, len(unsure), " and ".join(map(names.escaped, unsure[0])))
 
 
 def _rows_of_split(found, rows, split, holdout, holdout_seed, columns, path):
@@ -156,15 +232,17 @@ def _rows_of_split(found, rows, split, holdout, holdout_seed, columns, path):
     if holdout:
         hold_out(rows, holdout, holdout_seed)
     chosen, fault = choose(rows, split)
+    if fault and holdout and split == "val":
+        fault = advise_holdout(rows, holdout, holdout_seed)
     fail(path, problems + ([fault] if fault else []))
     return chosen
 
 
 def _look_for_unlisted(found, unlisted_files, path):
     """Tell of images beside a table that no row names: in the log, or as a problem of `found`."""
-    names = unlisted(found) if found.table and unlisted_files != "ignore" else []
-    if names:
-        said = f"{len(names)} image{'s' * (len(names) > 1)} in the folder without a row: {_listed(names)}"
+    files = unlisted(found) if found.table and unlisted_files != "ignore" else []
+    if files and not (unlisted_files == "warn" and found.problems):  # beside faults of the table it would be noise
+        said = f"{len(files)} image{'s' * (len(files) > 1)} in the folder without a row: {_listed(files)}"
         if unlisted_files == "error":
             found.problems.append(f"{said}; add rows, take the files away, or set unlisted_files='warn' to leave them out")
         else:
@@ -205,8 +283,8 @@ def _lacking(what, found, columns):
     return f": the table has no column {column!r}, only {found.columns}{hint}"
 
 
-def _listed(names, shown=5):
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+def _listed(files, shown=5):
+    return ", ".join(files[:shown]) + (f" and {len(files) - shown} more" if len(files) > shown else "")
 
 
 def _small_classes(rows, classes, min_per_class, split):
