@@ -9,6 +9,7 @@ from libs import names, tables
 from . import official, weights
 from .base import did_you_mean, fail, one_of
 from .files import ImageFiles, check_options
+from .mask_like import check_masks
 from .masks import MaskCode
 from .paths import natural
 from .scan import look, unlisted
@@ -61,23 +62,32 @@ class Folder(ImageFiles):
         upscale: whether images smaller than `resolution` (by the short side, by the long one with crop='pad') are
             enlarged instead of being a fault.
         follow_links: whether symbolic links may leave the folder.
+        ignore_files: glob patterns of files that are no images, such as ('*_mask.*', 'thumbnails/*'); each is compared with a
+            file's name and with its path below the data folder, in any case of letters. Rows of a table that name one are left
+            out too.
+        mask_like_files: 'error' stops where files look like masks of others: names such as 1_mask.png beside 1.png, or 1.png beside
+            1.bmp, with few grey levels or hardly any but black and white; folders called masks. 'keep' takes them for images.
         cache: 'auto' keeps decoded images in memory where all fit in `cache_gb`, 'memory' as many as fit, ''
             none. Not with crop='random'.
     Raises:
         ValueError: for all faults of the structure at once; `preflight` finds those inside image files.
     """
 
+    MAY_HOLD_MASKS = True  # whether its images may be mixed with masks unnoticed
+
     def __init__(self, path, resolution, channels=3, split="", *, holdout=0.0, holdout_seed=0, crop="center",
                  random_flip=False, random_vflip=False, label_column="label", text_column="text",
                  mask_column="mask_file_name", split_column="split", group_column="", weight_column=weights.COLUMN,
                  classes=(), drop_classes=(), min_per_class=1, require=(), missing_captions="error",
                  doubled_files="error", unlisted_files="warn", mask_max=255, mask_values=(), mask_names=(), window=(),
-                 upscale=False, follow_links=False, cache="auto", cache_gb=1.0):
+                 upscale=False, follow_links=False, ignore_files=(), mask_like_files="error", cache="auto", cache_gb=1.0):
         check_options(resolution, channels, crop, window, cache)
         MaskCode(mask_values, mask_max, mask_names)  # its faults are told before a file is looked for
         _check_choice(holdout, split, require, missing_captions)
         one_of("doubled_files", doubled_files, ("error", "keep"))
         one_of("unlisted_files", unlisted_files, ("warn", "error", "ignore"))
+        one_of("mask_like_files", mask_like_files, ("error", "keep"))
+        self.ignore_files = (ignore_files,) if isinstance(ignore_files, str) else tuple(ignore_files)
         columns = Columns(label_column, text_column, mask_column, split_column, group_column, weight_column)
         found = self._find(path, columns, follow_links)
         path = str(path)
@@ -87,6 +97,8 @@ class Folder(ImageFiles):
             fail(path, found.problems + (_faults_of_rows(found.rows, found, asked, columns, doubled_files) if found.rows else []))
         _one_spelling(found, path)
         class_names, rows = _classes(found, list(classes), set(drop_classes), path)
+        if mask_like_files == "error" and self.MAY_HOLD_MASKS:
+            _refuse_masks(found, rows, set(class_names) & found.folders, path)
         rows = _rows_of_split(found, rows, split, holdout, holdout_seed, columns, path)
         if missing_captions == "skip" and "text" in found.fields:
             rows = official.described(rows, path, "skip")
@@ -109,7 +121,7 @@ class Folder(ImageFiles):
 
     def _find(self, path, columns, follow_links):
         """What the data hold, as `scan.Found`; data sets of another structure override this."""
-        return look(path, columns, follow_links=follow_links)
+        return look(path, columns, follow_links=follow_links, ignore_files=self.ignore_files)
 
 
 def _check_choice(holdout, split, require, missing_captions):
@@ -138,8 +150,10 @@ def _classes(found, classes, drop, path):
     problems += _missing_labels(found, rows, set(classes))
     if not classes:
         classes = sorted(there - drop, key=natural)
-        doubled = [n for n, k in Counter(name.lower() for name in classes).items() if k > 1]
-        problems += [f"classes {[c for c in classes if c.lower() == n]} differ only in case" for n in doubled]
+        cases = defaultdict(dict)
+        for name in classes:
+            cases[names.visible(name).lower()][names.visible(name)] = name
+        problems += [f"classes {list(alike.values())} differ only in case" for alike in cases.values() if len(alike) > 1]
     elif len(set(classes)) < len(classes):
         problems.append(f"classes={tuple(classes)}: one occurs twice")
     classes = [name for name in classes if name not in drop]
@@ -197,6 +211,17 @@ def _missing_labels(found, rows, classes):
             f"value is missing: write the labels; or leave the images out, --config.dataset.drop_classes=\"({label!r},)\"; or "
             f"name the classes if one is really called so, --config.dataset.classes=\"{(label, *others)!r}\""
             for label, where in lines.items()]
+
+
+def _refuse_masks(found, rows, folders, path):
+    """ValueError where files of a split look like masks of its other files; a warning where that are few."""
+    for split in dict.fromkeys(row.split for row in rows):
+        files = [row.name for row in rows if row.split == split]
+        fault, warning = check_masks(files, found.root, folders, path=path, table=found.table)
+        if fault:
+            raise ValueError(f"{path}{f', split {split!r}' if split else ''}: {fault}")
+        if warning:
+            log.warning("%s: %s", path, warning)
 
 
 def _one_spelling(found, path):

@@ -1,6 +1,6 @@
 """One image file -> pixels, at the depth the file has.
 
-Read: PNG, JPEG, BMP and TIFF, told by their content. Colour becomes grey by ITU-R 601 luma and grey becomes
+Read: PNG, JPEG, BMP, TIFF and PPM (with PGM, PBM), told by their content. Colour becomes grey by ITU-R 601 luma and grey becomes
 colour by repetition, as `channels` asks; palettes and CMYK are converted; transparency is laid over black;
 the EXIF rotation is applied. Greyscale of 16 bits keeps all of them; colour of 16 bits per channel is read at
 8 (Pillow knows no more).
@@ -12,8 +12,8 @@ import stat
 import numpy as np
 from PIL import Image, ImageOps
 
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "PPM")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".jpe", ".jfif", ".dib", ".ppm", ".pgm", ".pbm", ".pnm")
 DEEP = 65535  # the largest value of a 16-bit grey level
 
 
