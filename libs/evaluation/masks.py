@@ -5,7 +5,9 @@ A mask is brought to the network's size as the data layer does it: resized to th
 
 import functools
 import hashlib
+import logging
 import os
+import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -15,6 +17,7 @@ import torch
 
 from libs import data
 from libs.data.base import did_you_mean, fail
+from libs.data.files import describe_constant_masks, kind_of_mask
 from libs.data.scan import find
 from libs.data.table import Columns
 from libs.data.transforms import apply_crop_to_mask, plan_crop
@@ -52,13 +55,18 @@ class AskedMasks:
         """
         self.code, self.of_image, self.names, self.sources = code, list(of_image), list(names), list(sources)
         self.read = functools.lru_cache(KEPT)(read)
-        self.hashes, problems = [], []
+        self.hashes, problems, kinds = [], [], []
         for number in range(len(self.names)):
             try:
-                self.hashes.append(hashlib.sha256(np.ascontiguousarray(self.read(number)).tobytes()).hexdigest()[:16])
+                index = np.ascontiguousarray(self.read(number))
+                self.hashes.append(hashlib.sha256(index.tobytes()).hexdigest()[:16])
+                kinds.append(kind_of_mask(index, code))
             except (OSError, ValueError) as error:
                 problems.append(str(error))
         fail("the masks", problems)
+        strange = describe_constant_masks(kinds)
+        if strange:
+            logging.warning("the masks that images are asked for: %s", strange)
 
     def __len__(self):
         return len(self.of_image)
@@ -99,7 +107,8 @@ def find_masks(path, classes, options):
     if root.is_file() and root.suffix.lower() not in (".csv", ".jsonl"):
         return [MaskFile(root, root.name, "")]
     try:
-        found = find(root, Columns(label="", text="", split=""), follow_links=options.get("follow_links", False))
+        found = find(root, Columns(label="", text="", split=""), follow_links=options.get("follow_links", False),
+                     path_option="--mask_path")
     except ValueError as error:
         raise ValueError(f"--mask_path={path}: no masks can be had from there. {error}") from None
     if found.table:
@@ -109,6 +118,7 @@ def find_masks(path, classes, options):
     else:
         names = _without_images([row.name for row in found.rows], options.get("images_folder", "") or "images",
                                 options.get("masks_folder", "") or "masks")
+        names = _with_suffix(names, options.get("mask_suffix", ""), options.get("mask_prefix", ""))
         said = [next((part for part in PurePosixPath(name).parts[:-1] if part in classes), "") for name in names]
     return [MaskFile(found.root / name, name, label) for name, label in zip(names, said, strict=True)]
 
@@ -206,6 +216,15 @@ def _without_images(names, images, masks):
     beside = {parts[:k] for parts in split for k, part in enumerate(parts[:-1]) if part == masks}
     return [name for name, parts in zip(names, split)
             if not any(part == images and parts[:k] in beside for k, part in enumerate(parts[:-1]))]
+
+
+def _with_suffix(names, suffix, prefix):
+    """The names of masks where images lie beside them: those with the data's suffix and prefix, if any has them; else all."""
+    def is_mask(name):
+        path = PurePosixPath(name)
+        end = path.name.endswith(suffix) if "." in suffix else re.fullmatch(rf".*{re.escape(suffix)}([ _.-]?\(?\d{{1,3}}\)?)?", path.stem)
+        return bool(end) and path.name.startswith(prefix)
+    return [name for name in names if is_mask(name)] or names
 
 
 def _nearest(path):
