@@ -17,6 +17,8 @@ def visible(name):
     Composed (NFC), blanks of every kind squeezed and cut at the ends, without characters that have no shape (zero-width ones,
     soft hyphens, marks of direction); full-width letters, ligatures and look-alikes of other alphabets as plain ones.
     """
+    if name.isascii() and name.isprintable():
+        return " ".join(name.split())
     if not name.isascii():
         name = "".join(unicodedata.normalize("NFKC", each) if unicodedata.decomposition(each).startswith(ALIKE_TAGS) else each
                        for each in unicodedata.normalize("NFC", name))

@@ -77,14 +77,14 @@ def read_jsonl(table, problems, *, first="file_name"):
     return list(header), records
 
 
-def read(table, needed=(), *, loose=False):
-    """(header, [(line, {column: value})]) of a .csv or .jsonl that has the columns `needed`.
+def read(table, needed=(), *, loose=False, first=""):
+    """(header, [(line, {column: value})]) of a .csv or .jsonl that has the columns `needed`; see `read_csv`.
 
     Raises:
         ValueError: with every fault of the file, each with its line.
     """
     table, problems = Path(table), []
-    first = needed[0] if needed else "file_name"
+    first = first or (needed[0] if needed else "file_name")
     if table.suffix.lower() == ".jsonl":
         header, records = read_jsonl(table, problems, first=first)
     else:

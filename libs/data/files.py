@@ -190,12 +190,12 @@ def describe_constant_masks(kinds):
     empty, full = (sum(int(kind) == each for kind in kinds) for each in (EMPTY, FULL))
     if not len(kinds) or empty + full < len(kinds):
         return ""
-    which = {"empty: all of it is the first class, the background": empty,
-             "full: none of it is the first class, the background": full}
-    what = " and ".join(f"{'every' if count == len(kinds) else count} mask {'is' if count == len(kinds) else 'are'} {text}"
-                        for text, count in which.items() if count)
-    return (f"{what} ({len(kinds)} mask{'s' * (len(kinds) > 1)}): compare the files with --config.dataset.mask_values (the first value "
-            "is the background) and mask_max")
+    total = len(kinds)
+    parts = [f"{'all' if count == total else count} of the {total} masks {'is' if count == 1 < total else 'are'} {what}"
+             for count, what in ((empty, "empty, nothing but the first class (the background)"),
+                                 (full, "full, without a pixel of the first class (the background)")) if count]
+    return (f"{' and '.join(parts)}, and none holds two classes: compare the files with --config.dataset.mask_values (the first "
+            "value is the background) and mask_max")
 
 
 def check_options(resolution, channels, crop, window, cache):

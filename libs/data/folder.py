@@ -9,7 +9,7 @@ from libs import names, tables
 from . import official, weights
 from .base import did_you_mean, fail, one_of
 from .files import ImageFiles, check_options
-from .mask_like import check_masks
+from .mask_like import check_masks, masks_among
 from .masks import MaskCode
 from .paths import natural
 from .scan import look, unlisted
@@ -268,6 +268,10 @@ def _look_for_unlisted(found, unlisted_files, path):
     files = unlisted(found) if found.table and unlisted_files != "ignore" else []
     if files and not (unlisted_files == "warn" and found.problems):  # beside faults of the table it would be noise
         said = f"{len(files)} image{'s' * (len(files) > 1)} in the folder without a row: {_listed(files)}"
+        masks = masks_among(files, [row.name for row in found.rows], found.root) if unlisted_files == "warn" else []
+        if masks:
+            said += (f"; {len(masks)} of them look like masks of images with a row, such as {masks[0]}: a column mask_file_name "
+                     "would pair them")
         if unlisted_files == "error":
             found.problems.append(f"{said}; add rows, take the files away, or set unlisted_files='warn' to leave them out")
         else:

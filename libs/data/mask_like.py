@@ -235,6 +235,17 @@ def check_masks(files, root, folders, *, path, table):
     return "", ""
 
 
+def masks_among(files, images, root):
+    """Those of `files` whose names and contents are of masks of `images`."""
+    others = set(files)
+    for pairs in find_pairs([*files[:LARGEST], *images[:LARGEST]]):
+        if pairs.plain and are_masks(pairs, root):
+            return [mask for _, mask in pairs.pairs if mask in others]
+    stems = {PurePosixPath(name).stem for name in images}
+    twins = [name for name in files if PurePosixPath(name).stem in stems]
+    return twins if _hold_masks(twins, root) and not _hold_masks(images, root) else []
+
+
 def describe_pairing(files, root):
     """The options of 'image_mask' for images and masks in one folder, in a sentence; '' where none would pair them."""
     for pairs in find_pairs(sorted(set(files))[:LARGEST]):
@@ -283,8 +294,8 @@ def _pairing(pairs):
 
 
 def _apart(first, second):
-    """What two texts have behind the beginning that they share."""
-    shared = len(os.path.commonprefix([first, second]))
+    """What two texts have behind the beginning that they share, in whole words: ('_image', '_mask') of '1_image', '1_mask'."""
+    shared = len(re.sub(r"[^\W\d_]*$", "", os.path.commonprefix([first, second])).rstrip(" _.-"))
     return first[shared:], second[shared:]
 
 
@@ -311,8 +322,8 @@ def _describe_folders(files, masks, images, classes, path, table):
     elif (image or others[0]) != "images":
         settings.append(_option("images_folder", image or others[0]))
     settings += [_option("masks_folder", mask)] if mask != "masks" else []
-    stems = [[PurePosixPath(name).stem for name in files if (mask in PurePosixPath(name).parts[:-1]) == of_mask]
-             for of_mask in (False, True)]
+    stems = [[PurePosixPath(name).stem for name in files if wanted(set(PurePosixPath(name).parts[:-1]))]
+             for wanted in (lambda parts: not masks & parts, lambda parts: mask in parts)]
     suffix = "" if set(stems[0]) & set(stems[1]) else common_suffix(*stems)
     settings += [_option("mask_suffix", suffix)] if suffix else []
     beside = f" beside {', '.join(map(repr, sorted(images) or others or ['images']))}" if images or others else ""

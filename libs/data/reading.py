@@ -98,7 +98,7 @@ def opaque_mask(image, path, values=(), foreground=255):
     colours = [value if isinstance(value, tuple) else (value,) * 3 for value in values] or [(0, 0, 0), (foreground,) * 3]
     visible = np.unique(planes[alpha > 0].reshape(-1, 3), axis=0)
     constant = len(visible) <= 1 and ((planes == planes[:1, :1]).all() or not len(visible) or tuple(visible[0]) == colours[0])
-    if deep and not (constant and np.isin(alpha, (0, 255)).all()):
+    if deep and not (constant and set(np.unique(alpha)) == {0, 255}):
         raise ValueError(f"{path}: {NO_DEEP_ALPHA}")
     numbered = image.mode == "P" and values and isinstance(values[0], int) and not _is_grey(image)
     if constant:

@@ -161,7 +161,7 @@ def describe_passed(root, files):
         return ""
     by_extension = defaultdict(list)
     for name in files:
-        by_extension[PurePosixPath(name).suffix.lower()].append(name)
+        by_extension["folders of images" if name.endswith("/") else PurePosixPath(name).suffix.lower()].append(name)
     shown = []
     for extension, of in sorted(by_extension.items(), key=lambda item: -len(item[1])):
         note = ", an archive: unpack it" if extension in ARCHIVES else ""

@@ -4,6 +4,8 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 
+from libs import names
+
 from .base import did_you_mean
 
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)  # of held-out images, tried for advice
@@ -38,7 +40,7 @@ def advise_holdout(rows, share, seed):
     if not best:
         what = "groups (patients)" if grouped else "images"
         return f"{fault}, as a class needs 2 {what} for one to be held out: {none}, or add some"
-    return f"{fault}: {none}, or hold out a larger share, --config.dataset.holdout={best:g}"
+    return f"{fault}: hold out a larger share, --config.dataset.holdout={best:g}; or {none}"
 
 
 def _enough(rows, seed, shares):
@@ -54,7 +56,7 @@ def _classes_held_out(rows, share, seed):
     for row in rows:
         if row.split in ("", "train"):
             groups[row.label].add(row.group or row.name)
-    possible = {label for label, names in groups.items() if len(names) > 1}
+    possible = {label for label, members in groups.items() if len(members) > 1}
     taken = _held_out(rows, share, seed)
     reached = {row.label for row in rows if row.split in ("", "train") and (row.group or row.name) in taken}
     return len(reached & possible) / max(1, len(possible)) if reached else 0.0
@@ -69,10 +71,10 @@ def _held_out(rows, share, seed):
     by_class, held = defaultdict(list), set()
     for group, members in groups.items():
         by_class[members[0].label].append(group)
-    for names in by_class.values():
-        names.sort(key=lambda name: _drawn(name, seed))
-        wanted, taken = round(share * sum(len(groups[name]) for name in names)), 0
-        for name in names[:-1]:
+    for order in by_class.values():
+        order.sort(key=lambda name: _drawn(name, seed))
+        wanted, taken = round(share * sum(len(groups[name]) for name in order)), 0
+        for name in order[:-1]:
             if taken < wanted and taken + len(groups[name]) <= 2 * wanted:
                 taken += len(groups[name])
                 held.add(name)
@@ -113,14 +115,18 @@ def leaks(rows):
 
 
 def choose(rows, split):
-    """(rows of one split, '' or what is wrong with asking for it); split '' is all of them."""
+    """(rows of one split, '' or what is wrong with asking for it); split '' is all of them, and so is 'train' where the data are
+    not divided."""
     if not split:
         return rows, ""
     there = sorted({row.split for row in rows} - {""})
+    split = names.match(split, there)
+    if not there and split == "train":
+        return rows, ""
     if split in there:
         return [row for row in rows if row.split == split], ""
     if there:
         return [], f"no split {split!r} in the data; they have {there}{did_you_mean(split, there)}"
-    share = _enough(rows, 0, [share for share in SHARES if share >= 0.1]) if split in ("train", "val") else 0
+    share = _enough(rows, 0, [share for share in SHARES if share >= 0.1]) if split == "val" else 0
     return [], f"no split {split!r} in the data; they have none" + (
         f": --config.dataset.holdout={share:g} makes 'train' and 'val'" if share else "")

@@ -21,6 +21,7 @@ from libs.data.files import describe_constant_masks, kind_of_mask
 from libs.data.scan import find
 from libs.data.table import Columns
 from libs.data.transforms import apply_crop_to_mask, plan_crop
+from libs.names import match
 
 FOLDER = "masks"  # of the copies, beside the images
 RESERVED = ("grid", "comparison")  # what else lies beside the images
@@ -114,12 +115,14 @@ def find_masks(path, classes, options):
     if found.table:
         columns = [options.get("label_column", ""), "label"]
         said = [next((str(row.extra[key] or "") for key in columns if key in row.extra), "").strip() for row in found.rows]
+        said = [match(label, classes) for label in said]
         names = [row.mask or row.name for row in found.rows]
     else:
         names = _without_images([row.name for row in found.rows], options.get("images_folder", "") or "images",
                                 options.get("masks_folder", "") or "masks")
         names = _with_suffix(names, options.get("mask_suffix", ""), options.get("mask_prefix", ""))
-        said = [next((part for part in PurePosixPath(name).parts[:-1] if part in classes), "") for name in names]
+        said = [next((match(part, classes) for part in PurePosixPath(name).parts[:-1] if match(part, classes) in classes), "")
+                for name in names]
     return [MaskFile(found.root / name, name, label) for name, label in zip(names, said, strict=True)]
 
 
