@@ -191,7 +191,8 @@ def describe_constant_masks(kinds):
     if not len(kinds) or empty + full < len(kinds):
         return ""
     total = len(kinds)
-    parts = [f"{'all' if count == total else count} of the {total} masks {'is' if count == 1 < total else 'are'} {what}"
+    parts = [("the only mask is " if total == 1 else f"{'all' if count == total else count} of the {total} masks "
+              f"{'is' if count == 1 else 'are'} ") + what
              for count, what in ((empty, "empty, nothing but the first class (the background)"),
                                  (full, "full, without a pixel of the first class (the background)")) if count]
     return (f"{' and '.join(parts)}, and none holds two classes: compare the files with --config.dataset.mask_values (the first "

@@ -10,7 +10,7 @@ import glob
 import os
 import re
 import shlex
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -138,10 +138,14 @@ def ignore_pattern(pairs, files):
     suffix = glob.escape(pairs.suffix)
     if pairs.suffix.lower().endswith(EXTENSIONS):
         tries = [(f"*{suffix}",)]
-    else:
+    elif pairs.suffix:
         tries = [(f"*{suffix}.*",), (f"*{suffix}.*", f"*{suffix}[ _-][0-9]*.*"), (f"*{suffix}*",)]
+    else:
+        kinds = _affixes(pairs)
         words = {word for mask in masks for word in _words(PurePosixPath(mask).stem) & MASK_WORDS}
-        tries = (tries if pairs.suffix else []) + [tuple(f"*{word}*" for word in sorted(words))] * bool(words)
+        tries = [(f"*{glob.escape(kinds['mask_suffix'])}.*",)] if "mask_suffix" in kinds else []
+        tries += [(f"{glob.escape(kinds['mask_prefix'])}*",)] if "mask_prefix" in kinds else []
+        tries += [tuple(f"*{word}*" for word in sorted(words))] if words else []
 
     def fits(name, patterns):
         base = PurePosixPath(name).name.lower()
@@ -226,11 +230,11 @@ def check_masks(files, root, folders, *, path, table):
     files = sorted(set(files))[:LARGEST]
     masks, images = mask_folders(files, folders, root)
     if masks:
-        return _describe_folders(files, masks, images, set(folders), path, table), ""
+        return _describe_folders(files, masks, images, set(folders), path, table, root), ""
     for pairs in find_pairs(files):
         if are_masks(pairs, root):
             covered = len({image for image, _ in pairs.pairs})
-            text = _describe_pairs(pairs, files)
+            text = _describe_pairs(pairs, files, root)
             return (text, "") if 2 * covered >= pairs.images else ("", text)
     return "", ""
 
@@ -257,7 +261,7 @@ def describe_pairing(files, root):
     return ""
 
 
-def _describe_pairs(pairs, files):
+def _describe_pairs(pairs, files, root):
     shown = "; ".join(f"{image} and {mask}" for image, mask in pairs.pairs[:3])
     advice, settings = [], _pairing(pairs)
     patterns = ignore_pattern(pairs, files)
@@ -265,7 +269,7 @@ def _describe_pairs(pairs, files):
         advice.append(f"leave them out, --config.dataset.ignore_files=\"{patterns!r}\"")
     if settings:
         advice.append("pair them with their images, --config.dataset.name=image_mask --config.dataset.images_folder= "
-                      f"--config.dataset.masks_folder= {settings}")
+                      f"--config.dataset.masks_folder= {settings}{_values_option([mask for _, mask in pairs.pairs], root)}")
     advice = advice or ["move them into a folder of their own, outside of the data"]
     return (f"{len(pairs.pairs)} files look like masks of other images, not like images: {shown}{' ...' * (len(pairs.pairs) > 3)}. "
             f"Do one of these: {'; '.join(advice)}; or take them for images, {KEEP}")
@@ -281,16 +285,40 @@ def _pairing(pairs):
         return _option("mask_suffix", next(iter(mine)))
     if pairs.suffix:
         return _option("mask_suffix", pairs.suffix)
+    return " ".join(_option(kind, text) for kind, text in _affixes(pairs).items() if text)
+
+
+def _affixes(pairs):
+    """{'image_suffix': ..., 'mask_suffix': ...} (or prefixes) that all pairs differ by; {} where there are none."""
     stems = [(PurePosixPath(image).stem, PurePosixPath(mask).stem) for image, mask in pairs.pairs]
-    begins = {_apart(image, mask) for image, mask in stems}
-    if len(begins) == 1:
-        kinds = ("image_suffix", "mask_suffix")
-    else:
-        begins, kinds = {tuple(text[::-1] for text in _apart(image[::-1], mask[::-1])) for image, mask in stems}, (
-            "image_prefix", "mask_prefix")
-    if len(begins) != 1:
+    ends = {_apart(image, mask) for image, mask in stems}
+    if len(ends) == 1:
+        return dict(zip(("image_suffix", "mask_suffix"), ends.pop()))
+    begins = {tuple(text[::-1] for text in _apart(image[::-1], mask[::-1])) for image, mask in stems}
+    return dict(zip(("image_prefix", "mask_prefix"), begins.pop())) if len(begins) == 1 else {}
+
+
+def _values_option(masks, root):
+    """The option that declares the values of these mask files, with a blank before it; '' where none is needed."""
+    chosen, met, grey = masks[::max(1, len(masks) // SAMPLED_PAIRS)], Counter(), True
+    for name in chosen:
+        try:
+            image = decode(Path(root) / name)
+        except ValueError:
+            return ""
+        if image.mode not in ("1", "L", "P", "RGB"):
+            return ""
+        colours, counts = np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0, return_counts=True)
+        grey = grey and bool((colours == colours[:, :1]).all())
+        if len(colours) > FEW_LEVELS:
+            return ""
+        for colour, count in zip(colours.tolist(), counts.tolist()):
+            met[tuple(colour)] += count
+    background = (0, 0, 0) if (0, 0, 0) in met else met.most_common(1)[0][0]
+    values = [background, *sorted(set(met) - {background})]
+    if len(values) < 2 or len(values) > FEW_LEVELS or grey and max(values)[0] > 127:
         return ""
-    return " ".join(_option(kind, text) for kind, text in zip(kinds, next(iter(begins))) if text)
+    return f" --config.dataset.mask_values=\"{tuple(value[0] if grey else value for value in values)!r}\""
 
 
 def _apart(first, second):
@@ -303,7 +331,7 @@ def _option(name, value):
     return shlex.quote(f"--config.dataset.{name}={value}")
 
 
-def _describe_folders(files, masks, images, classes, path, table):
+def _describe_folders(files, masks, images, classes, path, table, root):
     mask, image = sorted(masks)[0], sorted(images)[0] if images else ""
     others = sorted(classes - masks)
     count = sum(bool(masks & set(PurePosixPath(name).parts[:-1])) for name in files)
@@ -322,6 +350,7 @@ def _describe_folders(files, masks, images, classes, path, table):
     elif (image or others[0]) != "images":
         settings.append(_option("images_folder", image or others[0]))
     settings += [_option("masks_folder", mask)] if mask != "masks" else []
+    of_mask = [name for name in files if mask in PurePosixPath(name).parts[:-1]]
     stems = [[PurePosixPath(name).stem for name in files if wanted(set(PurePosixPath(name).parts[:-1]))]
              for wanted in (lambda parts: not masks & parts, lambda parts: mask in parts)]
     suffix = "" if set(stems[0]) & set(stems[1]) else common_suffix(*stems)
@@ -329,4 +358,4 @@ def _describe_folders(files, masks, images, classes, path, table):
     beside = f" beside {', '.join(map(repr, sorted(images) or others or ['images']))}" if images or others else ""
     return (f"{', '.join(map(repr, sorted(masks)))}{beside} look{'s' * (len(masks) == 1)} like a folder of masks, not of images: "
             f"{count} of {len(files)} files. Do one of these: leave them out, {alone}; pair them with their images, "
-            f"{' '.join(settings)}; or take them for images, {KEEP}")
+            f"{' '.join(settings)}{_values_option(of_mask, root)}; or take them for images, {KEEP}")

@@ -142,7 +142,7 @@ def look(path, columns, *, follow_links=False, read=None, ignore_files=(), path_
         log.warning("%s: %s", path, passed)
     if not found.table:
         _log_other_tables(root, parts, walk, found, path_option)
-    if walk.ignore_files and not walk.ignored and not problems:
+    if walk.ignore_files and not walk.ignored and not problems and not found.table:
         log.warning("%s: no file is called as ignore_files=%s says", path, walk.ignore_files)
     found.problems = problems
     return found
