@@ -109,12 +109,12 @@ def test_stops_and_each_advice_works_as_typed(tmp_path, layout):
     with pytest.raises(ValueError) as error:
         folder(tmp_path, **options)
     said = str(error.value)
-    assert "mask" in said and "Do one of these: " in said
+    assert "mask" in said and "Do one of these:" in said
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
     masks = {name for name in files if re.search(r"(?i)mask|seg|@|lesion|label|_gt|/gt|ground|annotation|\d\d\d.png$", name)}
     masks -= {name for name in files if "Img_" in name}
     images = {name for name in files - masks if not options or name.startswith("train/")}
-    given = [typed(part) for part in said.split("Do one of these: ")[1].split("; ")]
+    given = [typed(part.split(": ", 1)[1]) for part in said.split("Do one of these:")[1].splitlines() if part]
     assert [set(each) & {"mask_like_files", "name"} for each in given] == [set(), {"name"}, {"mask_like_files"}]
     for each in given:
         dataset = folder(**{"path": tmp_path, **options, **each})

@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from pathlib import PurePosixPath
 
-from libs.names import visible
+from libs.names import escaped, visible
 
 from .files import MASKS_APART
 from .folder import Folder
@@ -156,9 +156,9 @@ class ImageMask(Folder):
             masks_of[self._key(name, 1)].append(name)
         for row in rows:
             row.mask = MASKS_APART.join(sorted(masks_of[self._key(row.name, 0)], key=natural))
-        problems += [f"{found[0]}: {len(found)} masks: {', '.join(found)}; keep one"
+        problems += [f"{found[0]}: {len(found)} masks: {_told_apart(found)}; keep one"
                      for key, found in masks_of.items() if len({self._bare(name, 1)[1] for name in found}) < len(found)]
-        problems += [f"{masks_of[key][0]}: the mask of {len(found)} images: {', '.join(found)}; rename them"
+        problems += [f"{masks_of[key][0]}: the mask of {len(found)} images: {_told_apart(found)}; rename them"
                      for key, found in images_of.items() if len(found) > 1 and masks_of[key]]
         alone = [name for key, found in images_of.items() if not masks_of[key] for name in found]
         widows = [name for key, found in masks_of.items() if key not in images_of for name in found]
@@ -209,6 +209,12 @@ class ImageMask(Folder):
         from .mask_like import describe_pairing
         text = describe_pairing(images_in(folder, prefix, walk), walk.inside.root)
         return f"; {text}" if text else ""
+
+
+def _told_apart(files):
+    """The names, with escapes where some of them look equal."""
+    alike = len({visible(name) for name in files}) < len(files)
+    return ", ".join(escaped(name) if alike else name for name in files)
 
 
 def _fault(folder, name, inside):

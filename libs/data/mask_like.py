@@ -266,13 +266,13 @@ def _describe_pairs(pairs, files, root):
     advice, settings = [], _pairing(pairs)
     patterns = ignore_pattern(pairs, files)
     if patterns:
-        advice.append(f"leave them out, --config.dataset.ignore_files=\"{patterns!r}\"")
+        advice.append(f"to leave them out: --config.dataset.ignore_files=\"{patterns!r}\"")
     if settings:
-        advice.append("pair them with their images, --config.dataset.name=image_mask --config.dataset.images_folder= "
+        advice.append("to pair them with their images: --config.dataset.name=image_mask --config.dataset.images_folder= "
                       f"--config.dataset.masks_folder= {settings}{_values_option([mask for _, mask in pairs.pairs], root)}")
-    advice = advice or ["move them into a folder of their own, outside of the data"]
+    advice = [*(advice or ["move them into a folder outside of the data"]), f"to take them for images: {KEEP}"]
     return (f"{len(pairs.pairs)} files look like masks of other images, not like images: {shown}{' ...' * (len(pairs.pairs) > 3)}. "
-            f"Do one of these: {'; '.join(advice)}; or take them for images, {KEEP}")
+            f"Do one of these:{_lines(advice)}")
 
 
 def _pairing(pairs):
@@ -327,6 +327,10 @@ def _apart(first, second):
     return first[shared:], second[shared:]
 
 
+def _lines(advice):
+    return "".join(f"\n  {each}" for each in advice)
+
+
 def _option(name, value):
     return shlex.quote(f"--config.dataset.{name}={value}")
 
@@ -357,5 +361,7 @@ def _describe_folders(files, masks, images, classes, path, table, root):
     settings += [_option("mask_suffix", suffix)] if suffix else []
     beside = f" beside {', '.join(map(repr, sorted(images) or others or ['images']))}" if images or others else ""
     return (f"{', '.join(map(repr, sorted(masks)))}{beside} look{'s' * (len(masks) == 1)} like a folder of masks, not of images: "
-            f"{count} of {len(files)} files. Do one of these: leave them out, {alone}; pair them with their images, "
-            f"{' '.join(settings)}{_values_option(of_mask, root)}; or take them for images, {KEEP}")
+            f"{count} of {len(files)} files. Do one of these:"
+            + _lines([f"to leave them out: {alone}",
+                      f"to pair them with their images: {' '.join(settings)}{_values_option(of_mask, root)}",
+                      f"to take them for images: {KEEP}"]))
