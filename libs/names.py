@@ -43,16 +43,16 @@ def match(name, names):
 
 def spellings(names):
     """{visible name: its spellings, in the order of `names`} of those that have several."""
-    found = defaultdict(dict)
+    alike = defaultdict(dict)
     for name in dict.fromkeys(names):
-        found[visible(name)][name] = None
-    return {key: list(each) for key, each in found.items() if len(each) > 1}
+        alike[visible(name)][name] = None
+    return {key: list(each) for key, each in alike.items() if len(each) > 1}
 
 
 def equal_numbers(names):
     """[[names]] that are one number, as spreadsheets rewrite them: ['1', '1.0', '001']."""
-    found = defaultdict(list)
+    equal = defaultdict(list)
     for name in dict.fromkeys(map(visible, names)):
         if re.fullmatch(r"[+-]?\d+(\.0*)?", name):
-            found[int(name.split(".")[0])].append(name)
-    return [each for each in found.values() if len(each) > 1]
+            equal[int(name.split(".")[0])].append(name)
+    return [each for each in equal.values() if len(each) > 1]

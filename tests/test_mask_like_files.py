@@ -244,3 +244,16 @@ def test_the_command_line_stops_before_anything_is_written(tmp_path):
     said = done.stdout + done.stderr
     assert "9 files look like masks of other images" in said and "--config.dataset.ignore_files" in said
     assert "Traceback" not in said and not list((tmp_path / "run").glob("*.json"))
+
+
+def test_pictures_of_one_colour(tmp_path):
+    """Images as tests of other software draw them, of one colour: their copies are no masks, their masks are."""
+    for k in range(4):
+        for name in ("copies", "pairs"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new("RGB", (24, 24), (50 * k, 90, 10)).save(tmp_path / name / f"{k}.bmp")
+        Image.new("RGB", (24, 24), (50 * k, 90, 10)).save(tmp_path / "copies" / f"{k}.png")
+        mask(tmp_path / "pairs" / f"{k}.png")
+    assert len(folder(tmp_path / "copies")) == 8
+    with pytest.raises(ValueError, match="4 files look like masks of other images, not like images: 0.bmp and 0.png"):
+        folder(tmp_path / "pairs")

@@ -63,15 +63,20 @@ def find_pairs(files):
                 _by_extension(name, same, kinds)
                 _by_suffix(name, stem, stems, kinds)
         _by_words(stems, kinds)
-    found = []
+    ranked = []
     for (suffix, plain), partner in kinds.items():
         images = [name for name in files if name not in partner]
         covered = set(partner.values()) - set(partner)
         pairs = sorted((image, mask) for mask, image in partner.items() if image in covered)
         if pairs:
-            found.append((len(covered) / len(images), Pairs(pairs, suffix, plain, len(images))))
-    return [pairs for share, pairs in sorted(found, key=lambda each: (-each[0], not each[1].plain, -len(each[1].suffix)))
+            ranked.append((len(covered) / len(images), Pairs(pairs, suffix, plain, len(images))))
+    return [pairs for share, pairs in sorted(ranked, key=_rank)
             if share >= 0.5 or pairs.plain]
+
+
+def _rank(each):
+    share, pairs = each
+    return -share, not pairs.plain, -len(pairs.suffix)
 
 
 def common_suffix(images, masks):
@@ -87,26 +92,36 @@ def common_suffix(images, masks):
 
 def looks_like_mask(path):
     """Whether an image file holds few colours, or hardly any but black and white; False where it cannot be read."""
+    return _count_colours(path) <= FEW_LEVELS
+
+
+def _count_colours(path):
+    """How many colours an image file holds, 2 where nearly all of it is black or white; infinity where it cannot be read."""
     try:
         image = decode(path)
     except ValueError:
-        return False
+        return np.inf
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return len(np.unique(np.asarray(image))) <= FEW_LEVELS
+        return len(np.unique(np.asarray(image)))
     colours = np.asarray(image.convert("RGBA")).reshape(-1, 4).astype(np.uint32)
-    if len(np.unique(colours @ (1 << np.arange(0, 32, 8, dtype=np.uint32)))) <= FEW_LEVELS:
-        return True
+    count = len(np.unique(colours @ (1 << np.arange(0, 32, 8, dtype=np.uint32))))
     grey = colours[:, :3]
-    return bool(((grey < EXTREME) | (grey > 255 - EXTREME)).all(1).mean() > 0.9)
+    extreme = ((grey < EXTREME) | (grey > 255 - EXTREME)).all(1).mean() > 0.9
+    return 2 if extreme and count > 2 else count
 
 
 def are_masks(pairs, root):
-    """Whether a sample of `Pairs` holds masks: half of them do where a word says so, else most, and their images are none."""
+    """Whether a sample of `Pairs` holds masks: half of them do where a word says so, else most, and their images are none.
+
+    An image of one colour is no mask; a mask may be of one.
+    """
     chosen = np.unique(np.linspace(0, len(pairs.pairs) - 1, SAMPLED_PAIRS).round().astype(int))
-    masks = np.mean([looks_like_mask(root / pairs.pairs[k][1]) for k in chosen])
+    masks = np.array([_count_colours(root / pairs.pairs[k][1]) for k in chosen])
     if pairs.plain:
-        return masks >= 0.5
-    return masks >= 0.75 and np.mean([looks_like_mask(root / pairs.pairs[k][0]) for k in chosen]) < 0.5
+        return (masks <= FEW_LEVELS).mean() >= 0.5
+    images = np.array([_count_colours(root / pairs.pairs[k][0]) for k in chosen])
+    return bool((masks <= FEW_LEVELS).mean() >= 0.75 and (masks > 1).any()
+                and ((images > 1) & (images <= FEW_LEVELS)).mean() < 0.5)
 
 
 def mask_folders(files, folders, root):

@@ -102,8 +102,8 @@ def opaque_mask(image, path, values=(), foreground=255):
         raise ValueError(f"{path}: {NO_DEEP_ALPHA}")
     numbered = image.mode == "P" and values and isinstance(values[0], int) and not _is_grey(image)
     if constant:
-        told = len(visible) and tuple(map(int, visible[0])) in colours[1:] and len(colours) > 2
-        opaque = visible[0] if told else np.array(colours[1] if len(colours) == 2 else (255,) * 3)
+        declared = len(visible) and tuple(map(int, visible[0])) in colours[1:] and len(colours) > 2
+        opaque = visible[0] if declared else np.array(colours[1] if len(colours) == 2 else (255,) * 3)
         return _laid(np.broadcast_to(opaque, planes.shape), alpha, colours[0])
     if numbered:
         number = np.array(image)

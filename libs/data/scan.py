@@ -4,6 +4,7 @@ import fnmatch
 import logging
 import os
 import posixpath
+import re
 import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ BY_NAMES = ("readme", "license", "licence", "copying", "citation", "makefile", "
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".npz", ".h5", ".hdf5", ".mat", ".pkl", ".tfrecord",
             ".lmdb", ".zst")
 OTHER_TABLES = (".csv", ".tsv", ".jsonl", ".xlsx", ".xls", ".ods", ".parquet", ".csv.gz")
+JSON_TABLES = re.compile(r"(meta|label|caption|annot|prompt)[^/]*\.json$")
 SNIFFED_FILES = 50  # of those that are passed over, whose first bytes are read
 
 
@@ -196,15 +198,17 @@ def _log_other_tables(root, parts, walk, found, path_option):
     places = {root: ""} | {root / split: f"{split}/" for split, _ in parts if split}
     files = sorted({*walk.by_files, *(before + entry.name for place, before in places.items() for entry in visible(place)
                                       if entry.is_file())}, key=natural)
-    others = [name for name in files if name.lower().endswith(OTHER_TABLES) and not is_ignored(name, walk.ignore_files)]
+    others = [name for name in files if (name.lower().endswith(OTHER_TABLES) or JSON_TABLES.search(name.lower()))
+              and not is_ignored(name, walk.ignore_files)]
     if others:
         readable = [name for name in others if name.lower().endswith((".csv", ".jsonl"))]
         first = (readable or others)[0]
         instead = "folder names are the labels" if "label" in found.fields else "the images have no labels and no texts"
         if readable:
             name = "--config.dataset.name=folder " if path_option == "--config.dataset.path" else ""
-            advice = (f"{name}{path_option}={root / first} reads it, or rename it "
-                      f"metadata{PurePosixPath(first).suffix.lower()}{_lacks_files(root / first)}")
+            rename = f", or rename it metadata{PurePosixPath(first).suffix.lower()}"
+            advice = (f"{name}{path_option}={root / first} reads it{rename * (PurePosixPath(first).name not in TABLES)}"
+                      f"{_lacks_files(root / first)}")
         else:
             advice = "save it as CSV in UTF-8 under the name metadata.csv, with a column file_name"
         log.warning("%s: %s %s not read, and %s: %s", root, text_of(others), "are" if len(others) > 1 else "is", instead,
