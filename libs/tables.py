@@ -13,7 +13,8 @@ MISSING_EXACTLY = ("NA", "#NA", "None")
 
 
 def is_missing(value):
-    """Whether a text is what a program writes where there is no value: 'nan', 'NULL', 'NA', 'None', 'N/A', ''."""
+    """Whether a text is what a program writes where there is no value: 'nan', 'NULL', 'NA', 'None', 'N/A',
+    ''."""
     value = value.strip()
     return not value or value.lower() in MISSING or value in MISSING_EXACTLY
 
@@ -43,9 +44,14 @@ def read_csv(table, problems, *, first="file_name", loose=False):
                 if loose:
                     fields = [value.strip() for value in fields] if "".join(fields).strip() else []
                 if fields and len(fields) != len(header):
-                    advice = "put a text that holds a comma in double quotes" if len(fields) > len(header) else \
-                        "add what is missing"
-                    problems.append(f"{table}:{line}: {len(fields)} fields where the header has {len(header)}; {advice}")
+                    advice = (
+                        "put a text that holds a comma in double quotes"
+                        if len(fields) > len(header)
+                        else "add what is missing"
+                    )
+                    problems.append(
+                        f"{table}:{line}: {len(fields)} fields where the header has {len(header)}; {advice}"
+                    )
                 elif fields:
                     records.append((line, dict(zip(header, fields, strict=True))))
                 line = reader.line_num + 1
@@ -57,7 +63,8 @@ def read_csv(table, problems, *, first="file_name", loose=False):
 
 
 def read_jsonl(table, problems, *, first="file_name"):
-    """(every key, [(line, {key: value})]) of a file with a JSON object in each line; arguments as for `read_csv`."""
+    """(every key, [(line, {key: value})]) of a file with a JSON object in each line; arguments as for
+    `read_csv`."""
     header, records = {}, []
     try:
         with open(table, encoding="utf-8-sig") as file:
@@ -91,8 +98,10 @@ def read(table, needed=(), *, loose=False, first=""):
         header, records = read_csv(table, problems, first=first, loose=loose)
     lacking = [column for column in needed if column not in header]
     if lacking and not problems:
-        problems.append(f"{table}:1: its columns are {', '.join(header)}; {', '.join(map(repr, lacking))} "
-                        f"{'are' if len(lacking) > 1 else 'is'} needed")
+        problems.append(
+            f"{table}:1: its columns are {', '.join(header)}; {', '.join(map(repr, lacking))} "
+            f"{'are' if len(lacking) > 1 else 'is'} needed"
+        )
     refuse(table, problems)
     return header, records
 

@@ -1,4 +1,4 @@
-"""Held-out images of little data: what is typed works, whole patients move, and every class keeps a training image."""
+"""Held-out images of little data: advice works as typed, patients stay whole, classes keep a training image."""
 
 import hashlib
 import os
@@ -14,9 +14,16 @@ from libs.data.table import Row
 from tests.commands import call
 from tests.layouts import folder, image, mask, typed
 
-TINY = ["--config.nnet.embed_dim=32", "--config.nnet.depth=2", "--config.nnet.num_heads=2", "--config.train.n_steps=1",
-        "--config.train.batch_size=4", "--config.train.preview_interval=0", "--config.train.eval_interval=0",
-        "--config.train.validation_interval=1"]
+TINY = [
+    "--config.nnet.embed_dim=32",
+    "--config.nnet.depth=2",
+    "--config.nnet.num_heads=2",
+    "--config.train.n_steps=1",
+    "--config.train.batch_size=4",
+    "--config.train.preview_interval=0",
+    "--config.train.eval_interval=0",
+    "--config.train.validation_interval=1",
+]
 
 
 def classes_of_four(root, side=24, draw=image, below=""):
@@ -72,12 +79,17 @@ def test_splits_are_those_of_earlier_versions_unless_a_class_was_lost(seed):
 
 
 def test_a_class_keeps_a_training_image():
-    """Every patient with 'rare' shows 'common' first, so that the class was held out with whoever happened to be."""
+    """Every patient with 'rare' shows 'common' first, so that the class was held out with any of them."""
     lost = 0
     for seed in range(30):
+
         def rows():
-            return [Row(f"{p}_{k}.png", "", "common" if k == 0 or p > 2 else "rare", group=f"p{p}") for p in range(6)
-                    for k in range(2)]
+            return [
+                Row(f"{p}_{k}.png", "", "common" if k == 0 or p > 2 else "rare", group=f"p{p}")
+                for p in range(6)
+                for k in range(2)
+            ]
+
         before, now, again = rows(), rows(), rows()
         former(before, 0.5, seed)
         hold_out(now, 0.5, seed)
@@ -95,7 +107,12 @@ def test_a_class_keeps_a_training_image():
 @pytest.mark.parametrize("sizes", [(4, 4, 4, 4), (4, 3, 2), (1, 4), (2, 2), (9, 1), (3,)])
 def test_the_share_that_is_advised_holds_out_an_image(sizes):
     def rows(grouped=False):
-        return [Row(f"{c}/{k}.png", "", f"c{c}", group=f"{c}{k // 2}" if grouped else "") for c, n in enumerate(sizes) for k in range(n)]
+        return [
+            Row(f"{c}/{k}.png", "", f"c{c}", group=f"{c}{k // 2}" if grouped else "")
+            for c, n in enumerate(sizes)
+            for k in range(n)
+        ]
+
     for grouped in (False, True):
         text = advise_holdout(rows(grouped), 0.01, 0)
         assert f"holdout=0.01 of {sum(sizes)} image" in text and "holds out none" in text
@@ -121,8 +138,12 @@ def test_the_message_and_what_it_says(tmp_path):
     larger = typed(re.search(r"--config.dataset.holdout=0\.\d+", said)[0])
     assert Counter(data.held_out(options | larger, "val").labels.tolist()) == {0: 1, 1: 1, 2: 1, 3: 1}
     assert "--config.dataset.holdout=0 --config.train.validation_split=" in said
-    assert len(data.get(**options | {"holdout": 0})) == 16, "split 'train' of data that are not divided is all of them"
-    with pytest.raises(ValueError, match=r"no split 'val' .*they have none: --config.dataset.holdout=0.15 makes"):
+    assert len(data.get(**options | {"holdout": 0})) == 16, (
+        "split 'train' of data that are not divided is all of them"
+    )
+    with pytest.raises(
+        ValueError, match=r"no split 'val' .*they have none: --config.dataset.holdout=0.15 makes"
+    ):
         data.held_out(options | {"holdout": 0}, "val")
 
 
@@ -138,25 +159,42 @@ def test_pairs_texts_and_patients(tmp_path):
         data.held_out({"name": "path_text", "path": str(tmp_path / "pairs" / "t.csv"), **options}, "val")
     rows = [f"images/{label}/{k}.png,{label},person{label}\n" for label in "ab" for k in range(4)]
     (tmp_path / "pairs" / "metadata.csv").write_text("file_name,label,patient\n" + "".join(rows))
-    with pytest.raises(ValueError, match=r"of 8 images of 2 groups \(patients\) in 2 classes holds out none, as a class needs 2 groups"):
-        data.held_out({"name": "folder", "path": str(tmp_path / "pairs"), **options, "group_column": "patient"}, "val")
+    with pytest.raises(
+        ValueError,
+        match=r"of 8 images of 2 groups \(patients\) in 2 classes holds out none, as a class needs 2 groups",
+    ):
+        data.held_out(
+            {"name": "folder", "path": str(tmp_path / "pairs"), **options, "group_column": "patient"}, "val"
+        )
 
 
 def test_commands(tmp_path):
     classes_of_four(tmp_path / "data", side=64)
-    command = ["train.py", "--config=configs/folder64_uvit_label.py", f"--config.dataset.path={tmp_path / 'data'}", *TINY]
+    command = [
+        "train.py",
+        "--config=configs/folder64_uvit_label.py",
+        f"--config.dataset.path={tmp_path / 'data'}",
+        *TINY,
+    ]
     said = call(*command, f"--workdir={tmp_path / 'a'}", fails=True).stderr
     assert "holds out none" in said and "Traceback" not in said
     share = re.search(r"--config.dataset.holdout=0\.\d+", said)[0]
-    for number, options in enumerate(([share], ["--config.dataset.holdout=0", "--config.train.validation_split="])):
+    for number, options in enumerate(
+        ([share], ["--config.dataset.holdout=0", "--config.train.validation_split="])
+    ):
         call(*command, *options, f"--workdir={tmp_path / str(number)}")
         assert (tmp_path / str(number) / "ckpts" / "1.ckpt").is_dir()
 
 
 def test_another_family_says_the_same(tmp_path):
     classes_of_four(tmp_path / "data", side=64)
-    said = call("train_class_ldm.py", "--config=configs/folder64_unet_label.py", f"--config.dataset.path={tmp_path / 'data'}",
-                f"--workdir={tmp_path / 'a'}", fails=True).stderr
+    said = call(
+        "train_class_ldm.py",
+        "--config=configs/folder64_unet_label.py",
+        f"--config.dataset.path={tmp_path / 'data'}",
+        f"--workdir={tmp_path / 'a'}",
+        fails=True,
+    ).stderr
     assert "holds out none" in said
 
 

@@ -13,5 +13,7 @@ def test_one_limit(tmp_path, monkeypatch, side):
     with pytest.raises(ValueError) as error:
         read_image(tmp_path / "1.png")
     said = str(error.value)
-    assert said.count("100") == 1 and "200" not in said and "MAX_IMAGE_PIXELS = 100: tile or shrink it" in said
+    assert (
+        said.count("100") == 1 and "200" not in said and "MAX_IMAGE_PIXELS = 100: tile or shrink it" in said
+    )
     assert str(side * side) in said or f"{side}x{side}" in said

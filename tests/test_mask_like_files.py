@@ -1,4 +1,4 @@
-"""Masks that lie among images: a training stops with one message, and whatever the message says works when typed."""
+"""Masks among images: a training stops with one message, and whatever the message says works when typed."""
 
 import re
 import shutil
@@ -56,7 +56,9 @@ def smooth(root):
     """Masks that JPEG smoothed: many grey levels, nearly all of them black or white."""
     by_suffix(root, "_segmentation", classes=("a/",))
     for path in root.rglob("*_segmentation.png"):
-        Image.open(path).resize((96, 96), Image.Resampling.BILINEAR).save(path.with_suffix(".jpg"), quality=80)
+        Image.open(path).resize((96, 96), Image.Resampling.BILINEAR).save(
+            path.with_suffix(".jpg"), quality=80
+        )
         path.unlink()
     for path in root.rglob("x (?).png"):
         Image.open(path).resize((96, 96)).save(path)
@@ -87,18 +89,32 @@ def divided(make):
     def divide(root):
         make(root / "train")
         make(root / "test")
+
     return divide
 
 
 LAYOUTS = {
-    "BUSI": several, "loose": lambda root: by_suffix(root, "@", classes=("",)), "WBC": twins, "both sides": both_sides,
-    "prefix": by_prefix, "palette": palettes, "JPEG": smooth, "blank": lambda root: by_suffix(root, " mask"),
-    "hyphen": lambda root: by_suffix(root, "-Label"), "other word": lambda root: by_suffix(root, ".lesion"),
-    "upper case": lambda root: by_suffix(root, "_GT"), "HAM": ham, "folders": folders,
+    "BUSI": several,
+    "loose": lambda root: by_suffix(root, "@", classes=("",)),
+    "WBC": twins,
+    "both sides": both_sides,
+    "prefix": by_prefix,
+    "palette": palettes,
+    "JPEG": smooth,
+    "blank": lambda root: by_suffix(root, " mask"),
+    "hyphen": lambda root: by_suffix(root, "-Label"),
+    "other word": lambda root: by_suffix(root, ".lesion"),
+    "upper case": lambda root: by_suffix(root, "_GT"),
+    "HAM": ham,
+    "folders": folders,
     "Images, Labels": lambda root: folders(root, "Images", "Labels"),
     "annotations": lambda root: folders(root, "photos", "annotation"),
-    "Ground_Truth": lambda root: folders(root, "x", "Ground_Truth"), "in classes": in_classes, "below classes": below_classes,
-    "divided": divided(several), "divided folders": divided(folders), "divided classes": divided(in_classes),
+    "Ground_Truth": lambda root: folders(root, "x", "Ground_Truth"),
+    "in classes": in_classes,
+    "below classes": below_classes,
+    "divided": divided(several),
+    "divided folders": divided(folders),
+    "divided classes": divided(in_classes),
 }
 
 
@@ -111,11 +127,19 @@ def test_stops_and_each_advice_works_as_typed(tmp_path, layout):
     said = str(error.value)
     assert "mask" in said and "Do one of these:" in said
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
-    masks = {name for name in files if re.search(r"(?i)mask|seg|@|lesion|label|_gt|/gt|ground|annotation|\d\d\d.png$", name)}
+    masks = {
+        name
+        for name in files
+        if re.search(r"(?i)mask|seg|@|lesion|label|_gt|/gt|ground|annotation|\d\d\d.png$", name)
+    }
     masks -= {name for name in files if "Img_" in name}
     images = {name for name in files - masks if not options or name.startswith("train/")}
     given = [typed(part.split(": ", 1)[1]) for part in said.split("Do one of these:")[1].splitlines() if part]
-    assert [set(each) & {"mask_like_files", "name"} for each in given] == [set(), {"name"}, {"mask_like_files"}]
+    assert [set(each) & {"mask_like_files", "name"} for each in given] == [
+        set(),
+        {"name"},
+        {"mask_like_files"},
+    ]
     for each in given:
         dataset = folder(**{"path": tmp_path, **options, **each})
         data.preflight(dataset)
@@ -124,7 +148,11 @@ def test_stops_and_each_advice_works_as_typed(tmp_path, layout):
             assert names & masks and names & images
         else:
             base = len(tmp_path.parts)
-            below = "/".join((*map(str, tmp_path.joinpath(each["path"]).parts[base:]), "")) if "path" in each else ""
+            below = (
+                "/".join((*map(str, tmp_path.joinpath(each["path"]).parts[base:]), ""))
+                if "path" in each
+                else ""
+            )
             assert {below + name for name in names} == images, each
         if "name" in each:
             found = [dataset.masks[i] for i in range(len(dataset))]
@@ -132,15 +160,25 @@ def test_stops_and_each_advice_works_as_typed(tmp_path, layout):
             assert [dataset[i]["mask"].mean() > 0.01 for i in range(len(dataset))] == [True] * len(dataset)
 
 
-@pytest.mark.parametrize("make", [
-    lambda root: [image(root / f"{a}/{k}{a}.png", seed=k) for a in "ab" for k in range(4)],
-    lambda root: [image(root / f"{a}/{k}.png", seed=k) for a in ("with_mask", "without_mask") for k in range(4)],
-    lambda root: [image(root / f"a/{k}{end}", seed=k) for k in range(4) for end in (".png", ".jpg", "_copy.png", " (2).png")],
-    lambda root: [image(root / f"{a}/{k}.png", seed=k) for a in ("seg", "band", "gt") for k in range(4)],
-    lambda root: [mask(root / f"a/{k}{k}{end}.png") for k in range(4) for end in ("", "b")],
-    lambda root: [image(root / f"images/{k}.png", seed=k) for k in range(4)],
-    lambda root: [mask(root / f"masks/{k}.png") for k in range(4)],
-    lambda root: [image(root / f"{k}.png", seed=k) for k in range(1, 120)]])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda root: [image(root / f"{a}/{k}{a}.png", seed=k) for a in "ab" for k in range(4)],
+        lambda root: [
+            image(root / f"{a}/{k}.png", seed=k) for a in ("with_mask", "without_mask") for k in range(4)
+        ],
+        lambda root: [
+            image(root / f"a/{k}{end}", seed=k)
+            for k in range(4)
+            for end in (".png", ".jpg", "_copy.png", " (2).png")
+        ],
+        lambda root: [image(root / f"{a}/{k}.png", seed=k) for a in ("seg", "band", "gt") for k in range(4)],
+        lambda root: [mask(root / f"a/{k}{k}{end}.png") for k in range(4) for end in ("", "b")],
+        lambda root: [image(root / f"images/{k}.png", seed=k) for k in range(4)],
+        lambda root: [mask(root / f"masks/{k}.png") for k in range(4)],
+        lambda root: [image(root / f"{k}.png", seed=k) for k in range(1, 120)],
+    ],
+)
 def test_ordinary_names_do_not_stop(tmp_path, make, caplog):
     make(tmp_path)
     assert len(folder(tmp_path)) == len(list(tmp_path.rglob("*.*"))) and not caplog.text
@@ -160,14 +198,21 @@ def test_tables_too(tmp_path, caplog):
     """A table that was made of all files; and one of the images alone, whose masks lie beside them."""
     several(tmp_path)
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
-    (tmp_path / "metadata.csv").write_text("file_name,label\n" + "".join(f"{name},{name[0]}\n" for name in files))
+    (tmp_path / "metadata.csv").write_text(
+        "file_name,label\n" + "".join(f"{name},{name[0]}\n" for name in files)
+    )
     with pytest.raises(ValueError, match="9 files look like masks of other images"):
         folder(tmp_path)
     assert len(folder(tmp_path, ignore_files=("*_mask*",))) == 8
-    (tmp_path / "metadata.csv").write_text("file_name,label\n" + "".join(f"{n},{n[0]}\n" for n in files if "mask" not in n))
+    (tmp_path / "metadata.csv").write_text(
+        "file_name,label\n" + "".join(f"{n},{n[0]}\n" for n in files if "mask" not in n)
+    )
     caplog.clear()
     assert len(folder(tmp_path)) == 8
-    assert "9 images in the folder without a row" in caplog.text and "9 of them look like masks of images" in caplog.text
+    assert (
+        "9 images in the folder without a row" in caplog.text
+        and "9 of them look like masks of images" in caplog.text
+    )
     caplog.clear()
     folder(tmp_path, ignore_files="*_mask*")
     assert not caplog.text
@@ -193,7 +238,10 @@ def test_patterns_of_ignored_files(tmp_path, caplog):
 
 
 def pairs(path, **options):
-    return folder(path, **{"name": "image_mask", "images_folder": "", "masks_folder": "", "mask_suffix": "_mask"} | options)
+    return folder(
+        path,
+        **{"name": "image_mask", "images_folder": "", "masks_folder": "", "mask_suffix": "_mask"} | options,
+    )
 
 
 def test_several_masks_of_an_image_are_united(tmp_path):
@@ -210,7 +258,9 @@ def test_several_masks_of_an_image_are_united(tmp_path):
     mask(tmp_path / "a" / "1_mask_1.png", (16, 16), slice(0, 0))
     assert pairs(tmp_path, mask_values=(0, 1, 2)).fingerprint != before, "each file counts"
     mask(tmp_path / "a" / "1_mask_1.png", (16, 20))
-    with pytest.raises(ValueError, match="a/1_mask_1.png: the mask has 20x16 pixels, its image a/1.png 16x16"):
+    with pytest.raises(
+        ValueError, match="a/1_mask_1.png: the mask has 20x16 pixels, its image a/1.png 16x16"
+    ):
         data.preflight(pairs(tmp_path))
     mask(tmp_path / "a" / "1_mask_1.png", (16, 16))
     mask(tmp_path / "a" / "1_mask_1.bmp", (16, 16))
@@ -224,7 +274,9 @@ def test_what_is_alone_is_named_with_the_suffix_that_pairs(tmp_path):
         folder(tmp_path, name="image_mask")
     assert len(folder(tmp_path, name="image_mask", mask_suffix="_segmentation")) == 4
     several(tmp_path / "b")
-    with pytest.raises(ValueError, match="images_folder= --config.dataset.masks_folder= --config.dataset.mask_suffix=_mask"):
+    with pytest.raises(
+        ValueError, match="images_folder= --config.dataset.masks_folder= --config.dataset.mask_suffix=_mask"
+    ):
         folder(tmp_path / "b", name="image_mask")
     image(tmp_path / "b" / "benign" / "alone.png")
     mask(tmp_path / "b" / "benign" / "none_mask.png")
@@ -233,21 +285,28 @@ def test_what_is_alone_is_named_with_the_suffix_that_pairs(tmp_path):
     assert "1 image without a mask: benign/alone.png (expected benign/alone_mask.*)" in str(error.value)
     assert "1 mask without an image: benign/none_mask.png (expected benign/none.*)" in str(error.value)
     for options in ({"mask_suffix": ""}, {"mask_suffix": "", "images_folder": "x", "masks_folder": "x"}):
-        with pytest.raises(ValueError, match="expected the names of two folders, or what tells masks from images in one"):
+        with pytest.raises(
+            ValueError, match="expected the names of two folders, or what tells masks from images in one"
+        ):
             pairs(tmp_path / "b", **options)
 
 
 def test_the_command_line_stops_before_anything_is_written(tmp_path):
     several(tmp_path / "data")
-    done = call("train.py", "--config=configs/folder64_uvit_label.py", f"--config.dataset.path={tmp_path / 'data'}",
-                f"--workdir={tmp_path / 'run'}", fails=True)
+    done = call(
+        "train.py",
+        "--config=configs/folder64_uvit_label.py",
+        f"--config.dataset.path={tmp_path / 'data'}",
+        f"--workdir={tmp_path / 'run'}",
+        fails=True,
+    )
     said = done.stdout + done.stderr
     assert "9 files look like masks of other images" in said and "--config.dataset.ignore_files" in said
     assert "Traceback" not in said and not list((tmp_path / "run").glob("*.json"))
 
 
 def test_pictures_of_one_colour(tmp_path):
-    """Images as tests of other software draw them, of one colour: their copies are no masks, their masks are."""
+    """Images of one colour, as tests of other software draw them: their copies are no masks."""
     for k in range(4):
         for name in ("copies", "pairs"):
             (tmp_path / name).mkdir(exist_ok=True)
@@ -255,5 +314,7 @@ def test_pictures_of_one_colour(tmp_path):
         Image.new("RGB", (24, 24), (50 * k, 90, 10)).save(tmp_path / "copies" / f"{k}.png")
         mask(tmp_path / "pairs" / f"{k}.png")
     assert len(folder(tmp_path / "copies")) == 8
-    with pytest.raises(ValueError, match="4 files look like masks of other images, not like images: 0.bmp and 0.png"):
+    with pytest.raises(
+        ValueError, match="4 files look like masks of other images, not like images: 0.bmp and 0.png"
+    ):
         folder(tmp_path / "pairs")

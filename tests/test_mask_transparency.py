@@ -1,4 +1,4 @@
-"""Transparency of mask files: it is the mask, or background, in every mode and by every way to declare masks; never dropped."""
+"""Transparency of mask files is the mask, or background, in every mode; it is never dropped."""
 
 import numpy as np
 import pytest
@@ -29,13 +29,17 @@ def drawn(kind):
         "cut out": (Image.fromarray(np.dstack([ALPHA, ALPHA, ALPHA, ALPHA])), {}),
         "hidden": (Image.fromarray(np.dstack([WHITE, WHITE, np.where(LESION, WHITE, 9), ALPHA])), {}),
         "entry of grey": (Image.fromarray(np.where(LESION, WHITE, np.uint8(7))), {"transparency": 7}),
-        "entry of colour": (Image.fromarray(np.where(LESION[..., None].repeat(3, 2), np.uint8(255), np.uint8(7))),
-                            {"transparency": (7, 7, 7)}),
+        "entry of colour": (
+            Image.fromarray(np.where(LESION[..., None].repeat(3, 2), np.uint8(255), np.uint8(7))),
+            {"transparency": (7, 7, 7)},
+        ),
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["white", "black", "red", "grey", "cut out", "hidden", "entry of grey", "entry of colour",
-                                  "palette"])
+@pytest.mark.parametrize(
+    "kind",
+    ["white", "black", "red", "grey", "cut out", "hidden", "entry of grey", "entry of colour", "palette"],
+)
 @pytest.mark.parametrize("values", [(), (0, 255), ((0, 0, 0), (255, 255, 255))])
 def test_an_eighth_is_foreground(tmp_path, kind, values):
     picture, options = drawn(kind)
@@ -70,12 +74,16 @@ def test_numbers_of_a_palette_stay_numbers(tmp_path):
     assert (MaskCode((0, 1, 2)).read(tmp_path / "opaque.png") == numbers).all()
     assert (MaskCode((0, 1, 2)).read(tmp_path / "m.png") == LESION).all(), "transparent is background"
     picture.save(tmp_path / "half.png", transparency=bytes([255, 255, 100]))
-    with pytest.raises(ValueError, match="half.png: a mask of palette numbers with pixels that are half transparent"):
+    with pytest.raises(
+        ValueError, match="half.png: a mask of palette numbers with pixels that are half transparent"
+    ):
         MaskCode((0, 1, 2)).read(tmp_path / "half.png")
     inverted = Image.fromarray(1 - LESION)
     inverted.putpalette([255, 0, 0, 0, 0, 0])
     inverted.save(tmp_path / "red.png", transparency=bytes([255, 0]))
-    assert (MaskCode((0, 1)).read(tmp_path / "red.png") == LESION).all(), "the only opaque number is no background"
+    assert (MaskCode((0, 1)).read(tmp_path / "red.png") == LESION).all(), (
+        "the only opaque number is no background"
+    )
 
 
 def test_smooth_transparency_is_a_grey_level_or_refused(tmp_path):
@@ -91,10 +99,22 @@ def test_sixteen_bits_with_transparency(tmp_path):
     import zlib
 
     def png(path, grey, alpha):
-        rows = b"".join(b"\0" + b"".join(struct.pack(">HH", int(g), int(a)) for g, a in zip(*row)) for row in zip(grey, alpha))
-        chunks = [(b"IHDR", struct.pack(">IIBBBBB", 16, 8, 16, 4, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks))
+        rows = b"".join(
+            b"\0" + b"".join(struct.pack(">HH", int(g), int(a)) for g, a in zip(*row))
+            for row in zip(grey, alpha)
+        )
+        chunks = [
+            (b"IHDR", struct.pack(">IIBBBBB", 16, 8, 16, 4, 0, 0, 0)),
+            (b"IDAT", zlib.compress(rows)),
+            (b"IEND", b""),
+        ]
+        path.write_bytes(
+            b"\x89PNG\r\n\x1a\n"
+            + b"".join(
+                struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+                for kind, body in chunks
+            )
+        )
 
     png(tmp_path / "m.png", np.full((8, 16), 65535), LESION.astype(np.int64) * 65535)
     for values in ((), (0, 255), ((0, 0, 0), (255, 255, 255))):
@@ -110,10 +130,16 @@ def test_in_a_data_set_and_by_mask_path(tmp_path):
     (tmp_path / "masks").mkdir()
     Image.fromarray(np.dstack([WHITE, WHITE, WHITE, ALPHA])).save(tmp_path / "masks" / "1.png")
     for values in ((), (0, 255)):
-        dataset = data.get(name="image_mask", path=str(tmp_path), resolution=8, crop="pad", mask_values=values, upscale=True)
+        dataset = data.get(
+            name="image_mask", path=str(tmp_path), resolution=8, crop="pad", mask_values=values, upscale=True
+        )
         data.preflight(dataset)
-        assert dataset[0]["mask"].mean().item() == pytest.approx(0.125 / 2, abs=0.01), "half of the square is padded"
-        asked = of_files("m", find_masks(tmp_path / "masks", [], {}), [0], MaskCode(values), side=8, crop="pad")
+        assert dataset[0]["mask"].mean().item() == pytest.approx(0.125 / 2, abs=0.01), (
+            "half of the square is padded"
+        )
+        asked = of_files(
+            "m", find_masks(tmp_path / "masks", [], {}), [0], MaskCode(values), side=8, crop="pad"
+        )
         assert torch.equal(asked[[0]][0], dataset[0]["mask"])
 
 
@@ -122,7 +148,13 @@ def test_masks_without_two_classes_are_told(tmp_path, caplog, values):
     for k in range(3):
         image(tmp_path / "images" / f"{k}.png")
         mask(tmp_path / "masks" / f"{k}.png", level=0)
-    options = {"name": "image_mask", "path": str(tmp_path), "resolution": 16, "mask_values": values, "cache": ""}
+    options = {
+        "name": "image_mask",
+        "path": str(tmp_path),
+        "resolution": 16,
+        "mask_values": values,
+        "cache": "",
+    }
     data.preflight(data.get(**options))
     assert "all of the 3 masks are empty" in caplog.text
     caplog.clear()

@@ -1,4 +1,4 @@
-"""Names that look equal and are not: labels, folders, patients, splits, pairs, options; files keep their real names."""
+"""Names that look equal and are not: labels, folders, patients, splits, pairs, options."""
 
 import unicodedata
 
@@ -9,10 +9,25 @@ from libs.evaluation.masks import find_masks
 from tests.layouts import folder, image, mask
 
 COMPOSED, APART = unicodedata.normalize("NFC", "läsion"), unicodedata.normalize("NFD", "läsion")
-ALIKE = [(COMPOSED, APART), ("nevus", "nevus\u200b"), ("nevus a", "nevus\u00a0a"), ("nevus a", "nevus  a"), ("nevus", "ne\u00advus"),
-         ("nevus", "\ufeffnevus"), ("Nevus", "Νevus"), ("nevus", "nеvus"), ("T-1", "T‑1"), ("µm", "μm"), ("nevus", "ｎevus"),
-         ("Crohn's", "Crohn’s"), ("fibroma", "ﬁbroma"), ("nevus", "nevus\u2060"), ("nevus", "\u202anevus\u202c"),
-         ("nevus a", "nevus\u2003a"), ("nevus", "nevus\ufe0f")]
+ALIKE = [
+    (COMPOSED, APART),
+    ("nevus", "nevus\u200b"),
+    ("nevus a", "nevus\u00a0a"),
+    ("nevus a", "nevus  a"),
+    ("nevus", "ne\u00advus"),
+    ("nevus", "\ufeffnevus"),
+    ("Nevus", "Νevus"),
+    ("nevus", "nеvus"),
+    ("T-1", "T‑1"),
+    ("µm", "μm"),
+    ("nevus", "ｎevus"),
+    ("Crohn's", "Crohn’s"),
+    ("fibroma", "ﬁbroma"),
+    ("nevus", "nevus\u2060"),
+    ("nevus", "\u202anevus\u202c"),
+    ("nevus a", "nevus\u2003a"),
+    ("nevus", "nevus\ufe0f"),
+]
 
 
 def table(root, rows, name="metadata.csv"):
@@ -29,8 +44,19 @@ def test_what_a_person_sees(one, other):
     assert names.match(other, [one, other]) == other and names.escaped(one) != names.escaped(other)
 
 
-@pytest.mark.parametrize("one, other", [("a", "b"), ("T2", "T²"), ("a", "A"), ("läsion", "lasion"), ("1", "l"), ("a b", "ab"),
-                                        ("a_b", "a-b"), ("漢字", "漢")])
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("a", "b"),
+        ("T2", "T²"),
+        ("a", "A"),
+        ("läsion", "lasion"),
+        ("1", "l"),
+        ("a b", "ab"),
+        ("a_b", "a-b"),
+        ("漢字", "漢"),
+    ],
+)
 def test_what_a_person_can_tell_apart(one, other):
     assert names.visible(one) != names.visible(other)
 
@@ -43,7 +69,9 @@ def test_class_folders_that_look_equal_are_named_by_escapes(tmp_path, one, other
         folder(tmp_path)
     said = str(error.value)
     assert "look equal and are not" in said and ascii(one) in said and ascii(other) in said
-    assert sorted(folder(tmp_path, classes=(one, other)).labels.tolist()) == [0, 1], "as runs of earlier versions have them"
+    assert sorted(folder(tmp_path, classes=(one, other)).labels.tolist()) == [0, 1], (
+        "as runs of earlier versions have them"
+    )
 
 
 @pytest.mark.parametrize("one, other", ALIKE)
@@ -64,7 +92,9 @@ def test_splits_may_spell_a_class_in_two_ways(tmp_path, spell, caplog):
     options = {"name": "folder", "path": str(tmp_path), "resolution": 16, "split": "train"}
     train, val = data.get(**options), data.held_out(options, "val")
     first = spell[0] if spell[0].startswith("nevus") else COMPOSED
-    assert train.classes == val.classes == sorted(["b", first]) and val.labels.tolist() == train.labels.tolist() == [0, 1]
+    assert train.classes == val.classes == sorted(
+        ["b", first]
+    ) and val.labels.tolist() == train.labels.tolist() == [0, 1]
     assert "one class" in caplog.text and ascii(spell[0]) in caplog.text
     assert val[1]["image"].shape == (3, 16, 16), "its file has its real name"
     assert folder(tmp_path, split="val", classes=(spell[0], "b"), drop_classes=(spell[1],)).classes == ["b"]
@@ -85,13 +115,21 @@ def test_case_and_what_cannot_be_seen_together(tmp_path):
 
 
 def test_patients_and_splits(tmp_path, caplog):
-    rows = ["file_name,label,patient,split", "0.png,a,P001,train", "1.png,a,P001 ,train", "2.png,b,P\u200b001,test", "3.png,a,P2,test"]
+    rows = [
+        "file_name,label,patient,split",
+        "0.png,a,P001,train",
+        "1.png,a,P001 ,train",
+        "2.png,b,P\u200b001,test",
+        "3.png,a,P2,test",
+    ]
     with pytest.raises(ValueError, match="group 'P001' is in more than one split: 'train'.*'test'"):
         folder(table(tmp_path, rows), group_column="patient")
     rows[3] = "2.png,b,P\u00a0001,train"
     rows[2] = "1.png,a,P001,train\u200b"
     dataset = folder(table(tmp_path, rows), group_column="patient", split="train")
-    assert [dataset.groups[i] for i in range(3)] == ["P001", "P001", "P\u00a0001"], "one blank is a blank, none is none"
+    assert [dataset.groups[i] for i in range(3)] == ["P001", "P001", "P\u00a0001"], (
+        "one blank is a blank, none is none"
+    )
     rows[3] = "2.png,b,P\u200b001,train"
     caplog.clear()
     dataset = folder(table(tmp_path, rows), group_column="patient", split="train\u200b")
@@ -101,7 +139,9 @@ def test_patients_and_splits(tmp_path, caplog):
 
 @pytest.mark.parametrize("groups", [("1", "1.0"), ("7", "007"), ("P1", "p1")])
 def test_patients_that_may_be_one_are_a_warning(tmp_path, caplog, groups):
-    root = table(tmp_path, ["file_name,label,patient", f"0.png,a,{groups[0]}", f"1.png,a,{groups[1]}", "2.png,a,9"])
+    root = table(
+        tmp_path, ["file_name,label,patient", f"0.png,a,{groups[0]}", f"1.png,a,{groups[1]}", "2.png,a,9"]
+    )
     dataset = folder(root, group_column="patient")
     assert "may mean one" in caplog.text and len({dataset.groups[i] for i in range(3)}) == 3
     caplog.clear()
@@ -117,14 +157,20 @@ def test_pairs_of_two_forms(tmp_path):
     dataset = folder(tmp_path, name="image_mask")
     assert len(dataset) == 3 and dataset.classes == [APART]
     shares = {dataset.file_name(i): round(float(dataset[i]["mask"].mean()), 2) for i in range(3)}
-    assert shares == {f"images/{APART}/{COMPOSED}.png": 0.25, f"images/{APART}/{APART}2.png": 0.5, f"images/{APART}/a b.png": 0.75}
+    assert shares == {
+        f"images/{APART}/{COMPOSED}.png": 0.25,
+        f"images/{APART}/{APART}2.png": 0.5,
+        f"images/{APART}/a b.png": 0.75,
+    }
 
 
 def test_tables_and_files_of_two_forms(tmp_path):
     image(tmp_path / APART / f"{COMPOSED}1.png")
     mask(tmp_path / "m" / f"{APART}.png")
     for name in (COMPOSED, APART):
-        (tmp_path / "metadata.csv").write_text(f"file_name,mask_file_name\n{name}/{name}1.png,m/{name}.png\n", encoding="utf-8")
+        (tmp_path / "metadata.csv").write_text(
+            f"file_name,mask_file_name\n{name}/{name}1.png,m/{name}.png\n", encoding="utf-8"
+        )
         dataset = folder(tmp_path)
         data.preflight(dataset)
         assert dataset.file_name(0) == f"{APART}/{COMPOSED}1.png" and dataset[0]["mask"].mean() > 0

@@ -1,4 +1,4 @@
-"""Tables that a user brings: values that are no text, names of missing values, and every reader as strict as that of images."""
+"""Tables that a user brings: values that are no text, names of missing values, strict readers."""
 
 import json
 
@@ -14,8 +14,10 @@ def jsonl(root, *records, name="metadata.jsonl"):
     for k in range(len(records)):
         image(root / f"{k}.png", seed=k)
         mask(root / f"m{k}.png")
-    lines = [record if isinstance(record, str) else json.dumps({"file_name": f"{k}.png"} | record)
-             for k, record in enumerate(records)]
+    lines = [
+        record if isinstance(record, str) else json.dumps({"file_name": f"{k}.png"} | record)
+        for k, record in enumerate(records)
+    ]
     (root / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return root
 
@@ -33,21 +35,51 @@ def refused(root, **options):
     return str(error.value)
 
 
-@pytest.mark.parametrize("field, value, kind", [
-    ("label", ["nevus", "atypia"], "a list"), ("label", {"a": 1}, "an object"), ("label", True, "a truth value"),
-    ("label", 0.5, "a number"), ("label", 1.0, "a number"), ("text", ["a brown mole", "a mole"], "a list"),
-    ("text", ["a mole"], "a list"), ("text", 5, "a number"), ("text", {"en": "a mole"}, "an object"), ("text", False, "a truth value"),
-    ("mask_file_name", ["m0.png", "m1.png"], "a list"), ("mask_file_name", 1, "a number"), ("split", ["train"], "a list"),
-    ("split", 0.1, "a number"), ("patient", [1], "a list"), ("patient", 1.5, "a number"), ("file_name", ["0.png"], "a list"),
-    ("file_name", 1, "a number"), ("modality", ["OCT"], "a list")])
+@pytest.mark.parametrize(
+    "field, value, kind",
+    [
+        ("label", ["nevus", "atypia"], "a list"),
+        ("label", {"a": 1}, "an object"),
+        ("label", True, "a truth value"),
+        ("label", 0.5, "a number"),
+        ("label", 1.0, "a number"),
+        ("text", ["a brown mole", "a mole"], "a list"),
+        ("text", ["a mole"], "a list"),
+        ("text", 5, "a number"),
+        ("text", {"en": "a mole"}, "an object"),
+        ("text", False, "a truth value"),
+        ("mask_file_name", ["m0.png", "m1.png"], "a list"),
+        ("mask_file_name", 1, "a number"),
+        ("split", ["train"], "a list"),
+        ("split", 0.1, "a number"),
+        ("patient", [1], "a list"),
+        ("patient", 1.5, "a number"),
+        ("file_name", ["0.png"], "a list"),
+        ("file_name", 1, "a number"),
+        ("modality", ["OCT"], "a list"),
+    ],
+)
 def test_a_value_of_json_that_is_no_text_is_named(tmp_path, field, value, kind):
-    row = {"label": "a", "text": "x", "mask_file_name": "m1.png", "split": "train", "patient": "p", "modality": "OCT"}
+    row = {
+        "label": "a",
+        "text": "x",
+        "mask_file_name": "m1.png",
+        "split": "train",
+        "patient": "p",
+        "modality": "OCT",
+    }
     root = jsonl(tmp_path, row | {"mask_file_name": "m0.png"}, row | {field: value})
     options = {"group_column": "patient", "split": "train"}
     if field == "modality":
         (root / "metadata.jsonl").rename(root / "t.jsonl")
         with pytest.raises(ValueError) as error:
-            data.get(name="path_text", path=str(root / "t.jsonl"), resolution=16, path_column="file_name", text_column="text")
+            data.get(
+                name="path_text",
+                path=str(root / "t.jsonl"),
+                resolution=16,
+                path_column="file_name",
+                text_column="text",
+            )
         said = str(error.value)
     else:
         said = refused(root, **options)
@@ -66,24 +98,38 @@ def test_the_advice_for_several_texts_works(tmp_path):
 
 
 def test_whole_numbers_are_names_and_null_is_nothing(tmp_path):
-    root = jsonl(tmp_path, *({"label": k, "patient": 10 + k, "split": "train", "text": None} for k in (1, 2, 10)))
+    root = jsonl(
+        tmp_path, *({"label": k, "patient": 10 + k, "split": "train", "text": None} for k in (1, 2, 10))
+    )
     dataset = folder(root, group_column="patient", split="train")
     assert dataset.classes == ["1", "2", "10"] and [dataset.groups[i] for i in range(3)] == ["11", "12", "20"]
     assert dataset.captions == ["", "", ""]
     assert "jsonl:2: label is empty" in refused(jsonl(tmp_path, {"label": "a"}, {"label": None}))
-    assert "jsonl:2: label is empty" in refused(jsonl(tmp_path, {"label": "a"}, '{"file_name": "1.png", "label": NaN}'))
-    assert "keys ['label'] occur twice" in refused(jsonl(tmp_path, '{"file_name": "0.png", "label": "a", "label": "b"}'))
+    assert "jsonl:2: label is empty" in refused(
+        jsonl(tmp_path, {"label": "a"}, '{"file_name": "1.png", "label": NaN}')
+    )
+    assert "keys ['label'] occur twice" in refused(
+        jsonl(tmp_path, '{"file_name": "0.png", "label": "a", "label": "b"}')
+    )
 
 
-@pytest.mark.parametrize("value", ["nan", "NaN", "NAN", "None", "null", "NULL", "NA", "N/A", "n/a", "<NA>", "#N/A", "NaT", " nan "])
+@pytest.mark.parametrize(
+    "value", ["nan", "NaN", "NAN", "None", "null", "NULL", "NA", "N/A", "n/a", "<NA>", "#N/A", "NaT", " nan "]
+)
 def test_labels_that_programs_write_for_nothing(tmp_path, value):
     root = csv(tmp_path, f"file_name,label\n0.png,nevus\n1.png,{value}\n2.png,b\n3.png,{value}\n")
     said, name = refused(root), value.strip()
     assert f"label {name!r} of 2 images (metadata.csv:3, metadata.csv:5)" in said
-    assert folder(root, drop_classes=(name,)).classes == ["b", "nevus"] and f"drop_classes=\"({name!r},)\"" in said
-    assert set(folder(root, classes=(name, "b", "nevus")).classes) == {name, "b", "nevus"}, "classes= says that one is called so"
+    assert (
+        folder(root, drop_classes=(name,)).classes == ["b", "nevus"] and f'drop_classes="({name!r},)"' in said
+    )
+    assert set(folder(root, classes=(name, "b", "nevus")).classes) == {name, "b", "nevus"}, (
+        "classes= says that one is called so"
+    )
     assert f"classes=\"({name!r}, 'b', 'nevus')\"" in said
-    assert f"label {name!r} of 1 image (metadata.jsonl:2)" in refused(jsonl(tmp_path / "b", {"label": "a"}, {"label": value}))
+    assert f"label {name!r} of 1 image (metadata.jsonl:2)" in refused(
+        jsonl(tmp_path / "b", {"label": "a"}, {"label": value})
+    )
 
 
 @pytest.mark.parametrize("value", ["none", "na", "Nathan", "nano", "0", "-", "no"])
@@ -92,8 +138,14 @@ def test_names_that_are_findings(tmp_path, value):
 
 
 def test_missing_patients_splits_and_texts(tmp_path, caplog):
-    said = refused(csv(tmp_path, "file_name,split,patient\n0.png,train,nan\n1.png,NaN,7\n", images=2), group_column="patient")
-    assert "metadata.csv:2: patient is 'nan', which programs write" in said and "metadata.csv:3: split is 'NaN'" in said
+    said = refused(
+        csv(tmp_path, "file_name,split,patient\n0.png,train,nan\n1.png,NaN,7\n", images=2),
+        group_column="patient",
+    )
+    assert (
+        "metadata.csv:2: patient is 'nan', which programs write" in said
+        and "metadata.csv:3: split is 'NaN'" in said
+    )
     root = csv(tmp_path, "file_name,text\n0.png,nan\n1.png,a mole\n", images=2)
     assert folder(root).captions == ["", "a mole"] and "metadata.csv:2: 'nan'" in caplog.text
     assert "metadata.csv:2: text is empty" in refused(root, require=("text",))
@@ -104,7 +156,9 @@ def test_missing_patients_splits_and_texts(tmp_path, caplog):
     image(tmp_path / "c" / "nan" / "1.png")
     image(tmp_path / "c" / "None" / "1.png")
     assert "label 'nan' of 1 image (nan/1.png)" in refused(tmp_path / "c")
-    assert folder(tmp_path / "c", drop_classes=("nan",)).classes == ["None"], "a folder that a person may have called so"
+    assert folder(tmp_path / "c", drop_classes=("nan",)).classes == ["None"], (
+        "a folder that a person may have called so"
+    )
 
 
 def test_a_table_that_cannot_be_read_is_not_preceded_by_noise(tmp_path, caplog):
@@ -124,7 +178,8 @@ PROMPTS = {  # text of a CSV: what its refusal says
     "prompt,label\n,nevus\n": ":2: prompt is empty",
     "prompt,label\nnan,nevus\n": ":2: prompt is 'nan'",
     "prompt\n": "no prompt in it",
-    "": "no header; expected prompt"}
+    "": "no header; expected prompt",
+}
 
 
 @pytest.mark.parametrize("text", PROMPTS)
@@ -138,20 +193,31 @@ def test_prompts_are_never_cut(tmp_path, text):
 
 def test_prompts_as_people_write_them(tmp_path):
     path = tmp_path / "p.CSV"
-    path.write_bytes('\ufeffPrompt , Label, modality\r\n"a red, round cell" ,nevus, OCT\r\n\r\n an oval cell,,\r\n'.encode())
+    path.write_bytes(
+        '\ufeffPrompt , Label, modality\r\n"a red, round cell" ,nevus, OCT\r\n\r\n an oval cell,,\r\n'.encode()
+    )
     assert pipeline.read_prompts(path) == [("OCT: a red, round cell", "nevus"), ("an oval cell", "")]
     assert pipeline.read_modalities(path) == {"OCT: a red, round cell": "OCT"}
-    (tmp_path / "p.jsonl").write_text('{"prompt": "a red, round cell", "label": "nevus"}\n{"prompt": "b", "label": 3}\n')
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "a red, round cell", "label": "nevus"}\n{"prompt": "b", "label": 3}\n'
+    )
     assert pipeline.read_prompts(tmp_path / "p.jsonl") == [("a red, round cell", "nevus"), ("b", "3")]
     (tmp_path / "p.jsonl").write_text('{"prompt": ["a", "b"]}\n')
     with pytest.raises(ValueError, match=r"p.jsonl:1: prompt is \['a', 'b'\]"):
         pipeline.read_prompts(tmp_path / "p.jsonl")
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("p.csv", "prompt\nläsion\n".encode("latin-1"), "p.csv: not UTF-8"), ("p.txt", "läsion\n".encode("latin-1"), "p.txt: not UTF-8"),
-    ("p.txt", "a cell\n".encode("utf-16"), "p.txt: not UTF-8"), ("p.txt", b"prompt,label\na,b\n", "rename it to p.csv"),
-    ("p.tsv", b"prompt\ta\n", "expected a text file"), ("p.xlsx", b"PK\3\4", "expected a text file")])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("p.csv", "prompt\nläsion\n".encode("latin-1"), "p.csv: not UTF-8"),
+        ("p.txt", "läsion\n".encode("latin-1"), "p.txt: not UTF-8"),
+        ("p.txt", "a cell\n".encode("utf-16"), "p.txt: not UTF-8"),
+        ("p.txt", b"prompt,label\na,b\n", "rename it to p.csv"),
+        ("p.tsv", b"prompt\ta\n", "expected a text file"),
+        ("p.xlsx", b"PK\3\4", "expected a text file"),
+    ],
+)
 def test_files_of_prompts_that_are_none(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
@@ -165,10 +231,17 @@ class Pool:
     axes = [Axis]
 
 
-@pytest.mark.parametrize("text, message", [
-    ("rater,item,realism\na,1,3,4\n", ":2: 4 fields where the header has 3"), ("rater,item\na,1\n", "column 'realism' is missing"),
-    ("rater,item,realism\na,1,x\n", ":2: scores"), ("rater,item,realism,realism\na,1,3,1\n", "occur twice"),
-    ("rater;item;realism\na;1;3\n", "separated by ';'"), ("rater,item,realism\nJosé,1,3\n".encode("latin-1"), "not UTF-8")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("rater,item,realism\na,1,3,4\n", ":2: 4 fields where the header has 3"),
+        ("rater,item\na,1\n", "column 'realism' is missing"),
+        ("rater,item,realism\na,1,x\n", ":2: scores"),
+        ("rater,item,realism,realism\na,1,3,1\n", "occur twice"),
+        ("rater;item;realism\na;1;3\n", "separated by ';'"),
+        ("rater,item,realism\nJosé,1,3\n".encode("latin-1"), "not UTF-8"),
+    ],
+)
 def test_ratings_are_read_as_strictly(tmp_path, text, message):
     path = tmp_path / "answers.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -178,9 +251,14 @@ def test_ratings_are_read_as_strictly(tmp_path, text, message):
     assert answers_of_table(path, Pool)[0].scores == {"realism": 3}
 
 
-@pytest.mark.parametrize("text, message", [
-    ("file_name,text\n1.png,a red, round cell\n", ":2: 3 fields where the header has 2"),
-    ("file_name,text,text\n1.png,a,b\n", "occur twice"), ("file_name,text\n1.png,é\n".encode("latin-1"), "metadata.csv: not UTF-8")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("file_name,text\n1.png,a red, round cell\n", ":2: 3 fields where the header has 2"),
+        ("file_name,text,text\n1.png,a,b\n", "occur twice"),
+        ("file_name,text\n1.png,é\n".encode("latin-1"), "metadata.csv: not UTF-8"),
+    ],
+)
 def test_a_folder_that_a_filter_sorts(tmp_path, text, message):
     csv(tmp_path, text)
     with pytest.raises(ValueError, match=message):
@@ -191,7 +269,9 @@ def test_every_fault_of_a_table_at_once(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n1\n1,2\n1,2,3\n")
     with pytest.raises(ValueError) as error:
         tables.read(tmp_path / "t.csv", ("a",))
-    assert "2 problems" in str(error.value) and "t.csv:2" in str(error.value) and "t.csv:4" in str(error.value)
+    assert (
+        "2 problems" in str(error.value) and "t.csv:2" in str(error.value) and "t.csv:4" in str(error.value)
+    )
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     assert tables.read(tmp_path / "t.csv", ("a",)) == (["a", "b"], [(2, {"a": "1", "b": "2"})])
     with pytest.raises(ValueError, match="its columns are a, b; 'c' is needed"):
@@ -201,7 +281,10 @@ def test_every_fault_of_a_table_at_once(tmp_path):
 def test_captions_of_published_sets(tmp_path):
     from libs.data import official
     from libs.data.table import Row
-    (tmp_path / "c.jsonl").write_text('{"file_name": "a.jpg", "text": "red"}\n{"file_name": "b.jpg", "text": "nan"}\n')
+
+    (tmp_path / "c.jsonl").write_text(
+        '{"file_name": "a.jpg", "text": "red"}\n{"file_name": "b.jpg", "text": "nan"}\n'
+    )
     rows = [Row("x/a.jpg", ""), Row("x/b.jpg", "")]
     assert [row.text for row in official.describe(rows, str(tmp_path / "c.jsonl"), "skip")] == ["red"]
     (tmp_path / "c.jsonl").write_text('{"file_name": "a.jpg", "text": ["red", "blue"]}\n')

@@ -16,7 +16,8 @@ from .reading import open_image, pixels, to_float
 from .transforms import CROPS, apply_crop, apply_crop_to_mask, draw_flips, plan_crop, too_small
 
 log = logging.getLogger(__name__)
-MASKS_APART = "\0"  # between the files of several masks of one image, in `table.Row.mask`: no file name holds it
+# between the files of several masks of one image, in `table.Row.mask`: no file name holds it
+MASKS_APART = "\0"
 EMPTY, FULL, MIXED = 1, 2, 3  # what a mask file holds: background alone, none of it, or several classes
 
 
@@ -59,7 +60,8 @@ class ImageFiles(Dataset):
             number = {name: k for k, name in enumerate(self.classes)}
             self.labels = torch.tensor([number[row.label] for row in rows], dtype=torch.long)
         self.mask_peak = 0  # largest grey level met in a mask
-        self.mask_kinds = np.zeros(len(self.names) if masks else 0, np.uint8)  # EMPTY, FULL or MIXED, 0 before it is read
+        # EMPTY, FULL or MIXED, 0 before it is read
+        self.mask_kinds = np.zeros(len(self.names) if masks else 0, np.uint8)
         self.cache = self._make_cache(cache, cache_gb)
 
     def __len__(self):
@@ -182,21 +184,25 @@ class ImageFiles(Dataset):
 def kind_of_mask(index, code):
     """EMPTY, FULL or MIXED of what `MaskCode.read` gave."""
     foreground = index > 0 if code.values else index > code.max / 2
-    return MIXED if (index != index.flat[0]).any() and foreground.any() else FULL if foreground.all() else EMPTY
+    if (index != index.flat[0]).any() and foreground.any():
+        return MIXED
+    return FULL if foreground.all() else EMPTY
 
 
 def describe_constant_masks(kinds):
-    """What is strange about masks of the `kinds` (EMPTY, FULL, MIXED of each file), in a sentence; '' for nothing."""
+    """What is strange about masks of the `kinds` (EMPTY, FULL, MIXED of each file), in a sentence; '' for
+    nothing."""
     empty, full = (sum(int(kind) == each for kind in kinds) for each in (EMPTY, FULL))
     if not len(kinds) or empty + full < len(kinds):
         return ""
     total = len(kinds)
-    parts = [("the only mask is " if total == 1 else f"{'all' if count == total else count} of the {total} masks "
-              f"{'is' if count == 1 else 'are'} ") + what
-             for count, what in ((empty, "empty, nothing but the first class (the background)"),
-                                 (full, "full, without a pixel of the first class (the background)")) if count]
-    return (f"{' and '.join(parts)}, and none holds two classes: compare the files with --config.dataset.mask_values (the first "
-            "value is the background) and mask_max")
+    parts = []
+    for count, what in ((empty, "empty, nothing but the first class (the background)"),
+                        (full, "full, without a pixel of the first class (the background)")):
+        many = f"{'all' if count == total else count} of the {total} masks {'is' if count == 1 else 'are'}"
+        parts += [f"{'the only mask is' if total == 1 else many} {what}"] if count else []
+    return (f"{' and '.join(parts)}, and none holds two classes: compare the files with "
+            "--config.dataset.mask_values (the first value is the background) and mask_max")
 
 
 def check_options(resolution, channels, crop, window, cache):

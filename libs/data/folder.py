@@ -62,11 +62,12 @@ class Folder(ImageFiles):
         upscale: whether images smaller than `resolution` (by the short side, by the long one with crop='pad') are
             enlarged instead of being a fault.
         follow_links: whether symbolic links may leave the folder.
-        ignore_files: glob patterns of files that are no images, such as ('*_mask.*', 'thumbnails/*'); each is compared with a
-            file's name and with its path below the data folder, in any case of letters. Rows of a table that name one are left
-            out too.
-        mask_like_files: 'error' stops where files look like masks of others: names such as 1_mask.png beside 1.png, or 1.png beside
-            1.bmp, with few grey levels or hardly any but black and white; folders called masks. 'keep' takes them for images.
+        ignore_files: glob patterns of files that are no images, such as ('*_mask.*', 'thumbnails/*'); each is
+            compared with a file's name and with its path below the data folder, in any case of letters. Rows
+            of a table that name one are left out too.
+        mask_like_files: 'error' stops where files look like masks of others: names such as 1_mask.png beside
+            1.png, or 1.png beside 1.bmp, with few grey levels or hardly any but black and white; folders
+            called masks. 'keep' takes them for images.
         cache: 'auto' keeps decoded images in memory where all fit in `cache_gb`, 'memory' as many as fit, ''
             none. Not with crop='random'.
     Raises:
@@ -80,7 +81,8 @@ class Folder(ImageFiles):
                  mask_column="mask_file_name", split_column="split", group_column="", weight_column=weights.COLUMN,
                  classes=(), drop_classes=(), min_per_class=1, require=(), missing_captions="error",
                  doubled_files="error", unlisted_files="warn", mask_max=255, mask_values=(), mask_names=(), window=(),
-                 upscale=False, follow_links=False, ignore_files=(), mask_like_files="error", cache="auto", cache_gb=1.0):
+                 upscale=False, follow_links=False, ignore_files=(), mask_like_files="error", cache="auto",
+                 cache_gb=1.0):
         check_options(resolution, channels, crop, window, cache)
         MaskCode(mask_values, mask_max, mask_names)  # its faults are told before a file is looked for
         _check_choice(holdout, split, require, missing_captions)
@@ -113,7 +115,8 @@ class Folder(ImageFiles):
         self.rows = [{"file_name": r.name, "label": r.label, "text": r.text, "split": r.split,
                       "group": r.group, **r.extra} for r in rows] if found.table else []
         super().__init__(found.root, rows, resolution, channels, name=found.root.resolve().name,
-                         classes=class_names, texts="text" in found.fields, masks="mask" in found.fields, crop=crop,
+                         classes=class_names, texts="text" in found.fields, masks="mask" in found.fields,
+                         crop=crop,
                          random_flip=random_flip, random_vflip=random_vflip, mask_max=mask_max,
                          mask_values=mask_values, mask_names=mask_names, window=window, upscale=upscale,
                          cache=cache, cache_gb=cache_gb)
@@ -153,7 +156,8 @@ def _classes(found, classes, drop, path):
         cases = defaultdict(dict)
         for name in classes:
             cases[names.visible(name).lower()][names.visible(name)] = name
-        problems += [f"classes {list(alike.values())} differ only in case" for alike in cases.values() if len(alike) > 1]
+        problems += [f"classes {list(alike.values())} differ only in case" for alike in cases.values()
+                     if len(alike) > 1]
     elif len(set(classes)) < len(classes):
         problems.append(f"classes={tuple(classes)}: one occurs twice")
     classes = [name for name in classes if name not in drop]
@@ -162,13 +166,14 @@ def _classes(found, classes, drop, path):
                  for row in rows if row.label not in known]
     fail(path, problems)
     for alike in names.equal_numbers(classes):
-        log.warning("%s: the classes %s are one number, as spreadsheets rewrite them: are they one class?", path,
-                    " and ".join(alike))
+        log.warning("%s: the classes %s are one number, as spreadsheets rewrite them: are they one class?",
+                    path, " and ".join(alike))
     return classes, rows
 
 
 def _one_name_each(found, classes):
-    """Give each class one name, where the splits spell it in ways that look equal; what a single split spells so, as sentences.
+    """Give each class one name, where the splits spell it in ways that look equal; what a single split spells
+    so, as sentences.
 
     A name of `classes` counts as it is.
     """
@@ -177,12 +182,14 @@ def _one_name_each(found, classes):
     for alike in names.spellings([row.label for row in found.rows] + sorted(found.folders)).values():
         unsure = [name for name in alike if name not in classes]
         target = [name for name in classes if names.visible(name) == names.visible(alike[0])]
-        splits = Counter(split for name in alike for split in {row.split for row in found.rows if row.label == name})
+        splits = Counter(split for name in alike
+                         for split in {row.split for row in found.rows if row.label == name})
         if len(target) == 1:
             new |= dict.fromkeys(unsure, target[0])
-        elif unsure and (max(splits.values(), default=0) > 1 or found.folders.issuperset(alike) and not splits):
-            problems.append(f"classes {' and '.join(map(names.escaped, alike))} look equal and are not: give them one name, or "
-                            "names that a person can tell apart")
+        elif unsure and (max(splits.values(), default=0) > 1
+                         or found.folders.issuperset(alike) and not splits):
+            problems.append(f"classes {' and '.join(map(names.escaped, alike))} look equal and are not: give "
+                            "them one name, or names that a person can tell apart")
         elif unsure:
             first = next((name for name in alike if name == unicodedata.normalize("NFC", name)), alike[0])
             new |= {name: first for name in alike if name != first}
@@ -200,16 +207,18 @@ def _one_name_each(found, classes):
 
 
 def _missing_labels(found, rows, classes):
-    """Labels that programs write where a value is missing, such as 'nan', unless `classes` names them; as sentences."""
+    """Labels that programs write where a value is missing, such as 'nan', unless `classes` names them; as
+    sentences."""
     lines = defaultdict(list)
     for row in rows:
         if row.label and tables.is_missing(row.label) and row.label not in classes and (
                 found.table or row.label.lower() == "nan"):
             lines[row.label].append(row.where)
     others = sorted({row.label for row in rows} - set(lines), key=natural)
-    return [f"label {label!r} of {len(where)} image{'s' * (len(where) > 1)} ({_listed(where, 10)}) is what programs write where a "
-            f"value is missing: write the labels; or leave the images out, --config.dataset.drop_classes=\"({label!r},)\"; or "
-            f"name the classes if one is really called so, --config.dataset.classes=\"{(label, *others)!r}\""
+    return [f"label {label!r} of {len(where)} image{'s' * (len(where) > 1)} ({_listed(where, 10)}) is what "
+            "programs write where a value is missing: write the labels; or leave the images out, "
+            f"--config.dataset.drop_classes=\"({label!r},)\"; or name the classes if one is "
+            f"really called so, --config.dataset.classes=\"{(label, *others)!r}\""
             for label, where in lines.items()]
 
 
@@ -225,23 +234,27 @@ def _refuse_masks(found, rows, folders, path):
 
 
 def _one_spelling(found, path):
-    """Give each group (patient) and split one name where spellings look equal, and tell of names that may be meant to be one."""
+    """Give each group (patient) and split one name where spellings look equal, and tell of names that may be
+    meant to be one."""
     for what in ("group", "split"):
         alike = names.spellings(getattr(row, what) for row in found.rows if getattr(row, what))
         first = {name: each[0] for each in alike.values() for name in each}
         for row in found.rows:
             setattr(row, what, first.get(getattr(row, what), getattr(row, what)))
         if alike:
-            log.warning("%s: %d %ss are spelled in ways that look equal, such as %s, and each is one", path, len(alike), what,
+            log.warning("%s: %d %ss are spelled in ways that look equal, such as %s, and each is one",
+                        path, len(alike), what,
                         " and ".join(map(names.escaped, next(iter(alike.values())))))
     groups = {row.group for row in found.rows} - {""}
     cases = defaultdict(set)
     for name in groups:
         cases[name.lower()].add(name)
-    unsure = [*names.equal_numbers(sorted(groups)), *(sorted(each) for each in cases.values() if len(each) > 1)]
+    unsure = [*names.equal_numbers(sorted(groups)),
+              *(sorted(each) for each in cases.values() if len(each) > 1)]
     if unsure:
-        log.warning("%s: %d groups (patients) have names that may mean one, such as %s, and count as several: write each in one "
-                    "way", path, len(unsure), " and ".join(map(names.escaped, unsure[0])))
+        log.warning("%s: %d groups (patients) have names that may mean one, such as %s, and count as "
+                    "several: write each in one way", path, len(unsure),
+                    " and ".join(map(names.escaped, unsure[0])))
 
 
 def _rows_of_split(found, rows, split, holdout, holdout_seed, columns, path):
@@ -266,12 +279,14 @@ def _rows_of_split(found, rows, split, holdout, holdout_seed, columns, path):
 def _look_for_unlisted(found, unlisted_files, path):
     """Tell of images beside a table that no row names: in the log, or as a problem of `found`."""
     files = unlisted(found) if found.table and unlisted_files != "ignore" else []
-    if files and not (unlisted_files == "warn" and found.problems):  # beside faults of the table it would be noise
+    # beside faults of the table it would be noise
+    if files and not (unlisted_files == "warn" and found.problems):
         said = f"{len(files)} image{'s' * (len(files) > 1)} in the folder without a row: {_listed(files)}"
-        masks = masks_among(files, [row.name for row in found.rows], found.root) if unlisted_files == "warn" else []
+        rows = [row.name for row in found.rows]
+        masks = masks_among(files, rows, found.root) if unlisted_files == "warn" else []
         if masks:
-            said += (f"; {len(masks)} of them look like masks of images with a row, such as {masks[0]}: a column mask_file_name "
-                     "would pair them")
+            said += (f"; {len(masks)} of them look like masks of images with a row, such as {masks[0]}: a "
+                     "column mask_file_name would pair them")
         if unlisted_files == "error":
             found.problems.append(f"{said}; add rows, take the files away, or set unlisted_files='warn' to leave them out")
         else:

@@ -23,19 +23,20 @@ class ImageMask(Folder):
 
     The two folders lie in `path` itself, where folders below them are classes, alike in both (images/a/1.png and
     masks/a/1.png); or in a folder of each class (a/images/1.png, a/masks/1.png); all this also below train/, val/, test/.
-    A mask may have another extension than its image. Images and masks may also lie in one folder: with images_folder='',
-    masks_folder='' and mask_suffix='_mask' the mask of benign/1.png is benign/1_mask.png. Of images_folder='',
-    masks_folder='masks' the masks of benign/1.png lie in benign/masks/.
+    A mask may have another extension than its image. Images and masks may also lie in one folder: with
+    images_folder='', masks_folder='' and mask_suffix='_mask' the mask of benign/1.png is benign/1_mask.png.
+    Of images_folder='', masks_folder='masks' the masks of benign/1.png lie in benign/masks/.
 
-    Several masks of an image, 1_mask.png, 1_mask_1.png, 1_mask_2.png, are united: each pixel gets the last of their classes
-    (the largest of their grey levels).
+    Several masks of an image, 1_mask.png, 1_mask_1.png, 1_mask_2.png, are united: each pixel gets the last of
+    their classes (the largest of their grey levels).
 
     Args:
         images_folder, masks_folder: their names; '' is the folder around, or the class folder.
         image_prefix, mask_prefix: what names of images and of masks begin with and do not share, such as 'Img_' and 'seg_'; ''
             is nothing.
-        image_suffix, mask_suffix: what names of images and of masks end with and do not share, such as '_mask' or '@', with or
-            without an extension; where masks of one folder differ from its images by nothing else, the extension, '.png'.
+        image_suffix, mask_suffix: what names of images and of masks end with and do not share, such as
+            '_mask' or '@', with or without an extension; where masks of one folder differ from its images by
+            nothing else, the extension, '.png'.
         path, resolution, channels, split, options: as in `folder.Folder`; there is no table, hence no column of it.
     Raises:
         ValueError: for all faults of the structure at once: images without a mask, masks without an image, several of one name.
@@ -49,12 +50,14 @@ class ImageMask(Folder):
         self.suffixes = (image_suffix, mask_suffix)
         self.together = images_folder == masks_folder
         if self.together and self.prefixes[0] == self.prefixes[1] and image_suffix == mask_suffix:
-            raise ValueError(f"images_folder={images_folder!r}, masks_folder={masks_folder!r}: expected the names of two folders, or "
-                             "what tells masks from images in one, --config.dataset.mask_suffix=_mask (or .png)")
+            raise ValueError(f"images_folder={images_folder!r}, masks_folder={masks_folder!r}: expected the "
+                             "names of two folders, or what tells masks from images in one, "
+                             "--config.dataset.mask_suffix=_mask (or .png)")
         super().__init__(path, resolution, channels, split, **options)
 
     def _find(self, path, columns, follow_links):
-        return look(path, columns, follow_links=follow_links, read=self._pairs, ignore_files=self.ignore_files)
+        return look(path, columns, follow_links=follow_links, read=self._pairs,
+                    ignore_files=self.ignore_files)
 
     def _pairs(self, folder, prefix, columns, walk):
         """(rows, fields) of a folder with images and masks, or of such folders of classes, as `scan.folder_rows`."""
@@ -101,7 +104,8 @@ class ImageMask(Folder):
         return rows, fields
 
     def _pairs_in_one(self, folder, prefix, columns, walk):
-        """As `_pairs`, where images, masks or both lie in the class folders (or the data folder) themselves."""
+        """As `_pairs`, where images, masks or both lie in the class folders (or the data folder)
+        themselves."""
         rows, masks, empty = [], [], set()
         files = images_in(folder, prefix, walk)
         for name in files:
@@ -111,8 +115,8 @@ class ImageMask(Folder):
         loose = [row.name for row in rows if not row.label]
         if columns.label and len(loose) < len(rows):
             if loose:
-                walk.problems.append(f"{len(loose)} images beside the class folders ({loose[0]} ...): move them into a class, or "
-                                     "set label_column='' for no classes")
+                walk.problems.append(f"{len(loose)} images beside the class folders ({loose[0]} ...): move "
+                                     "them into a class, or set label_column='' for no classes")
             walk.classes |= {row.label for row in rows} - {""}
             met = {PurePosixPath(name.removeprefix(prefix)).parts[0] for name in files}
             empty = {entry.name for entry in entries_of(folder) if entry.is_dir()} - met - set(self.folders)
@@ -121,7 +125,8 @@ class ImageMask(Folder):
         return rows, {"mask"} | ({"label"} if walk.classes else set())
 
     def _label(self, name, prefix):
-        parts = [part for part in PurePosixPath(name.removeprefix(prefix)).parts[:-1] if part not in self.folders]
+        parts = PurePosixPath(name.removeprefix(prefix)).parts[:-1]
+        parts = [part for part in parts if part not in self.folders]
         return parts[0] if parts else ""
 
     def _is_mask(self, name):
@@ -157,29 +162,33 @@ class ImageMask(Folder):
         for row in rows:
             row.mask = MASKS_APART.join(sorted(masks_of[self._key(row.name, 0)], key=natural))
         problems += [f"{found[0]}: {len(found)} masks: {_told_apart(found)}; keep one"
-                     for key, found in masks_of.items() if len({self._bare(name, 1)[1] for name in found}) < len(found)]
+                     for key, found in masks_of.items()
+                     if len({self._bare(name, 1)[1] for name in found}) < len(found)]
         problems += [f"{masks_of[key][0]}: the mask of {len(found)} images: {_told_apart(found)}; rename them"
                      for key, found in images_of.items() if len(found) > 1 and masks_of[key]]
         alone = [name for key, found in images_of.items() if not masks_of[key] for name in found]
         widows = [name for key, found in masks_of.items() if key not in images_of for name in found]
         for what, other, names, kind in (("image", "a mask", alone, 1), ("mask", "an image", widows, 0)):
             if names:
-                problems.append(f"{len(names)} {what}{'s' * (len(names) > 1)} without {other}: {text_of(names, SHOWN)} "
-                                f"(expected {self._expected(names[0], kind)})")
-        suffix = common_suffix([self._bare(name, 0)[0] for name in alone], [PurePosixPath(name).stem for name in widows])
+                problems.append(f"{len(names)} {what}{'s' * (len(names) > 1)} without {other}: "
+                                f"{text_of(names, SHOWN)} (expected {self._expected(names[0], kind)})")
+        suffix = common_suffix([self._bare(name, 0)[0] for name in alone],
+                               [PurePosixPath(name).stem for name in widows])
         if suffix and not any(self.suffixes):
-            problems.append(f"the masks' names have {suffix!r} behind those of their images: --config.dataset.mask_suffix={suffix} "
-                            "pairs them")
+            problems.append(f"the masks' names have {suffix!r} behind those of their images: "
+                            f"--config.dataset.mask_suffix={suffix} pairs them")
 
     def _key(self, name, kind):
-        """What an image (kind 0) and its mask (1) have in common: the folders around theirs and below, the bare name."""
+        """What an image (kind 0) and its mask (1) have in common: the folders around theirs and below, the
+        bare name."""
         folder = self.folders[kind]
         around, _, rest = f"/{name}".partition(f"/{folder}/") if folder else ("", "", name)
         place = PurePosixPath(around.lstrip("/")) / PurePosixPath(rest).parent
         return visible(place.as_posix()), visible(self._bare(name, kind)[0])
 
     def _bare(self, name, kind):
-        """(what an image, kind 0, and its mask, 1, share; '' or the number of a further mask; whether prefix and suffix are there)."""
+        """(what an image, kind 0, and its mask, 1, share; '' or the number of a further mask; whether prefix
+        and suffix are there)."""
         path, prefix, suffix = PurePosixPath(name), self.prefixes[kind], self.suffixes[kind]
         stem, number, whole = path.stem, "", True
         if suffix.lower().endswith(EXTENSIONS):
@@ -198,11 +207,15 @@ class ImageMask(Folder):
         parent, around = PurePosixPath(place), ""
         if folder:
             other = self.folders[1 - kind]
-            before, _, rest = f"/{name}".partition(f"/{other}/") if other else (f"/{PurePosixPath(name).parent}", "", "x")
+            before, rest = f"/{PurePosixPath(name).parent}", "x"
+            if other:
+                before, _, rest = f"/{name}".partition(f"/{other}/")
             around, parent = before.lstrip("/"), PurePosixPath(rest).parent
-        hint = "" if any((*self.prefixes, *self.suffixes)) else "; see image_prefix, mask_prefix, image_suffix, mask_suffix"
+        hint = "; see image_prefix, mask_prefix, image_suffix, mask_suffix"
+        hint = "" if any((*self.prefixes, *self.suffixes)) else hint
         ending = suffix if suffix.lower().endswith(EXTENSIONS) else f"{suffix}.*"
-        return f"{(PurePosixPath(around) / folder / parent).as_posix().lstrip('/')}/{prefix}{stem}{ending}{hint}".lstrip("./")
+        place = (PurePosixPath(around) / folder / parent).as_posix().lstrip("/")
+        return f"{place}/{prefix}{stem}{ending}{hint}".removeprefix("./")
 
     def _hint_of_one(self, folder, prefix, walk):
         """What to type where images and masks lie in one folder, '' where they do not."""

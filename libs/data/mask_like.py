@@ -1,8 +1,8 @@
 """Files among the images of a data set that are their masks: by their names, and by what is in them.
 
-    benign/1.png, benign/1_mask.png     a suffix (or prefix) that at least half of the images have a partner by
-    1.bmp, 1.png                        one name, two extensions
-    images/1.png, masks/1.png           folders called so
+benign/1.png, benign/1_mask.png     a suffix or prefix, of at least half of the images
+1.bmp, 1.png                        one name, two extensions
+images/1.png, masks/1.png           folders called so
 """
 
 import fnmatch
@@ -18,10 +18,47 @@ import numpy as np
 
 from .reading import EXTENSIONS, decode
 
-MASK_WORDS = {"mask", "masks", "segmentation", "segmentations", "segm", "seg", "segs", "gt", "gts", "groundtruth", "groundtruths",
-              "label", "labels", "annotation", "annotations", "annot", "annots", "roi", "rois", "contour", "contours", "superpixels"}
-PLAIN_MASK_WORDS = {"mask", "masks", "segmentation", "segmentations", "groundtruth", "groundtruths"}  # of folders: mean nothing else
-IMAGE_WORDS = {"image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "original", "originals", "scan", "scans"}
+MASK_WORDS = {
+    "mask",
+    "masks",
+    "segmentation",
+    "segmentations",
+    "segm",
+    "seg",
+    "segs",
+    "gt",
+    "gts",
+    "groundtruth",
+    "groundtruths",
+    "label",
+    "labels",
+    "annotation",
+    "annotations",
+    "annot",
+    "annots",
+    "roi",
+    "rois",
+    "contour",
+    "contours",
+    "superpixels",
+}
+# of folders: mean nothing else
+PLAIN_MASK_WORDS = {"mask", "masks", "segmentation", "segmentations", "groundtruth", "groundtruths"}
+IMAGE_WORDS = {
+    "image",
+    "images",
+    "img",
+    "imgs",
+    "photo",
+    "photos",
+    "picture",
+    "pictures",
+    "original",
+    "originals",
+    "scan",
+    "scans",
+}
+ANY_WORD = re.compile("|".join((*MASK_WORDS, "ground[ _-]?truth")), re.IGNORECASE)
 SAMPLED_PAIRS = 8  # decoded to see what is in them
 FEW_LEVELS = 16  # different colours of a mask, at most
 EXTREME = 32  # levels from black or white that count as either: masks that JPEG smoothed
@@ -37,8 +74,8 @@ class Pairs:
 
     Attributes:
         pairs: [(image, mask)], names below the data folder.
-        suffix: what a mask's name has behind its image's, '_mask' or, with equal names, the extension '.png'; '' where it is
-            another word than at the end.
+        suffix: what a mask's name has behind its image's, '_mask' or, with equal names, the extension '.png';
+            '' where it is another word than at the end.
         plain: whether a word says that they are masks.
         images: how many there are, those without a mask too.
     """
@@ -50,7 +87,8 @@ class Pairs:
 
 
 def find_pairs(files):
-    """The `Pairs` among file names that cover most of the images, in the order of their share; names alone count here."""
+    """The `Pairs` among file names that cover most of the images, in the order of their share; names alone
+    count here."""
     files = sorted(set(files))
     by_place = defaultdict(lambda: defaultdict(list))
     for name in files:
@@ -58,11 +96,13 @@ def find_pairs(files):
         by_place[str(path.parent)][path.stem].append(name)
     kinds = defaultdict(dict)  # (suffix, whether a word says so) -> {mask: image}
     for stems in by_place.values():
+        lengths = sorted({len(stem) for stem in stems}, reverse=True)
         for stem, same in stems.items():
             for name in same:
                 _by_extension(name, same, kinds)
-                _by_suffix(name, stem, stems, kinds)
-        _by_words(stems, kinds)
+                _by_suffix(name, stem, stems, lengths, kinds)
+        if ANY_WORD.search("\n".join(stems)):
+            _by_words(stems, kinds)
     ranked = []
     for (suffix, plain), partner in kinds.items():
         images = [name for name in files if name not in partner]
@@ -70,8 +110,7 @@ def find_pairs(files):
         pairs = sorted((image, mask) for mask, image in partner.items() if image in covered)
         if pairs:
             ranked.append((len(covered) / len(images), Pairs(pairs, suffix, plain, len(images))))
-    return [pairs for share, pairs in sorted(ranked, key=_rank)
-            if share >= 0.5 or pairs.plain]
+    return [pairs for share, pairs in sorted(ranked, key=_rank) if share >= 0.5 or pairs.plain]
 
 
 def _rank(each):
@@ -80,7 +119,8 @@ def _rank(each):
 
 
 def common_suffix(images, masks):
-    """What at least half of the stems `masks` have behind a stem of `images`, '' where there is no such thing."""
+    """What at least half of the stems `masks` have behind a stem of `images`, '' where there is no such
+    thing."""
     count, stems = defaultdict(int), set(images)
     for stem in masks:
         for cut in range(max(1, len(stem) - LONGEST_SUFFIX), len(stem)):
@@ -91,12 +131,14 @@ def common_suffix(images, masks):
 
 
 def looks_like_mask(path):
-    """Whether an image file holds few colours, or hardly any but black and white; False where it cannot be read."""
+    """Whether an image file holds few colours, or hardly any but black and white; False where it cannot be
+    read."""
     return _count_colours(path) <= FEW_LEVELS
 
 
 def _count_colours(path):
-    """How many colours an image file holds, 2 where nearly all of it is black or white; infinity where it cannot be read."""
+    """How many colours an image file holds, 2 where nearly all of it is black or white; infinity where it
+    cannot be read."""
     try:
         image = decode(path)
     except ValueError:
@@ -111,7 +153,8 @@ def _count_colours(path):
 
 
 def are_masks(pairs, root):
-    """Whether a sample of `Pairs` holds masks: half of them do where a word says so, else most, and their images are none.
+    """Whether a sample of `Pairs` holds masks: half of them do where a word says so, else most, and their
+    images are none.
 
     An image of one colour is no mask; a mask may be of one.
     """
@@ -120,14 +163,19 @@ def are_masks(pairs, root):
     if pairs.plain:
         return (masks <= FEW_LEVELS).mean() >= 0.5
     images = np.array([_count_colours(root / pairs.pairs[k][0]) for k in chosen])
-    return bool((masks <= FEW_LEVELS).mean() >= 0.75 and (masks > 1).any()
-                and ((images > 1) & (images <= FEW_LEVELS)).mean() < 0.5)
+    return bool(
+        (masks <= FEW_LEVELS).mean() >= 0.75
+        and (masks > 1).any()
+        and ((images > 1) & (images <= FEW_LEVELS)).mean() < 0.5
+    )
 
 
 def mask_folders(files, folders, root):
-    """({folders of masks}, {folders of images}) on the way to `files`, as parts of their paths; empty where there are not both.
+    """({folders of masks}, {folders of images}) on the way to `files`, as parts of their paths; empty where
+    there are not both.
 
-    A folder is of masks where its name says nothing else ('masks', 'GT' beside 'images'), or where it holds such files.
+    A folder is of masks where its name says nothing else ('masks', 'GT' beside 'images'), or where it holds
+    such files.
     folders: class folders, those without images too.
     """
     place = {}
@@ -137,9 +185,17 @@ def mask_folders(files, folders, root):
     parts = set(place) | set(folders)
     words = {part: _words(part) for part in parts}
     images = {part for part in parts if words[part] and words[part] <= IMAGE_WORDS}
-    masks = {part for part in parts if words[part] & MASK_WORDS and (
-        words[part] <= PLAIN_MASK_WORDS or images and words[part] <= MASK_WORDS | IMAGE_WORDS | {"folder", "dir"}
-        or _hold_masks(place.get(part, []), root))}
+    masks = {
+        part
+        for part in parts
+        if words[part] & MASK_WORDS
+        and (
+            words[part] <= PLAIN_MASK_WORDS
+            or images
+            and words[part] <= MASK_WORDS | IMAGE_WORDS | {"folder", "dir"}
+            or _hold_masks(place.get(part, []), root)
+        )
+    }
     of_masks = [name for name in files if masks & set(PurePosixPath(name).parts[:-1])]
     if not masks or len(of_masks) == len(files):
         return set(), set()
@@ -147,7 +203,8 @@ def mask_folders(files, folders, root):
 
 
 def ignore_pattern(pairs, files):
-    """Glob patterns that fit the masks of `pairs` and no other of `files`, as a tuple; () where there are none so simple."""
+    """Glob patterns that fit the masks of `pairs` and no other of `files`, as a tuple; () where there are
+    none so simple."""
     masks = {mask for _, mask in pairs.pairs}
     others = set(files) - masks
     suffix = glob.escape(pairs.suffix)
@@ -179,8 +236,12 @@ def _hold_masks(files, root):
 
 def _words(name):
     """{'left', 'mask'} of 'leftMask_200x150': words without numbers, small."""
-    name = re.sub(r"(?i)ground[ _-]?truth", "groundtruth", name)
-    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+", re.sub(r"\d+x\d+", " ", name))}
+    name = re.sub(r"\d+x\d+", " ", _one_word(name))
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+", name)}
+
+
+def _one_word(name):
+    return re.sub(r"(?i)ground[ _-]?truth", "groundtruth", name)
 
 
 def _without_number(suffix):
@@ -197,8 +258,10 @@ def _by_extension(name, same, kinds):
             kinds[PurePosixPath(name).suffix.lower(), False][name] = other
 
 
-def _by_suffix(name, stem, stems, kinds):
-    for cut in range(len(stem) - 1, max(0, len(stem) - LONGEST_SUFFIX - 1), -1):
+def _by_suffix(name, stem, stems, lengths, kinds):
+    for cut in lengths:
+        if not len(stem) - LONGEST_SUFFIX <= cut < len(stem):
+            continue
         if stem[:cut] in stems and (suffix := _without_number(stem[cut:])):
             kinds[suffix, _is_plain(suffix)][name] = stems[stem[:cut]][0]
             return
@@ -217,14 +280,16 @@ def _by_words(stems, kinds):
         if at is None:
             continue
         rest = [piece for piece in pieces if piece not in MASK_WORDS | IMAGE_WORDS]
-        images = bases.get(tuple(rest)) or (bases.get(tuple(rest[:-1])) if rest and rest[-1].isdigit() and at else None)
+        images = bases.get(tuple(rest))
+        if not images and at and rest and rest[-1].isdigit():  # 001_gt_2: the number of a further mask
+            images = bases.get(tuple(rest[:-1]))
         if images and not any(stem.startswith(PurePosixPath(image).stem) for image in images):
             for name in same:
                 kinds["", True][name] = images[0]
 
 
 def _pieces(stem):
-    return [piece.lower() for piece in re.split(r"[\W_]+", re.sub(r"(?i)ground[ _-]?truth", "groundtruth", stem)) if piece]
+    return [piece.lower() for piece in re.split(r"[\W_]+", _one_word(stem)) if piece]
 
 
 def _is_plain(suffix):
@@ -266,13 +331,16 @@ def masks_among(files, images, root):
 
 
 def describe_pairing(files, root):
-    """The options of 'image_mask' for images and masks in one folder, in a sentence; '' where none would pair them."""
+    """The options of 'image_mask' for images and masks in one folder, in a sentence; '' where none would pair
+    them."""
     for pairs in find_pairs(sorted(set(files))[:LARGEST]):
         settings = _pairing(pairs)
         if settings and are_masks(pairs, Path(root)):
             image, mask = pairs.pairs[0]
-            return (f"images and masks in one folder, such as {image} and {mask}, take --config.dataset.images_folder= "
-                    f"--config.dataset.masks_folder= {settings}")
+            return (
+                f"images and masks in one folder, such as {image} and {mask}, take "
+                f"--config.dataset.images_folder= --config.dataset.masks_folder= {settings}"
+            )
     return ""
 
 
@@ -281,13 +349,21 @@ def _describe_pairs(pairs, files, root):
     advice, settings = [], _pairing(pairs)
     patterns = ignore_pattern(pairs, files)
     if patterns:
-        advice.append(f"to leave them out: --config.dataset.ignore_files=\"{patterns!r}\"")
+        advice.append(f'to leave them out: --config.dataset.ignore_files="{patterns!r}"')
     if settings:
-        advice.append("to pair them with their images: --config.dataset.name=image_mask --config.dataset.images_folder= "
-                      f"--config.dataset.masks_folder= {settings}{_values_option([mask for _, mask in pairs.pairs], root)}")
-    advice = [*(advice or ["move them into a folder outside of the data"]), f"to take them for images: {KEEP}"]
-    return (f"{len(pairs.pairs)} files look like masks of other images, not like images: {shown}{' ...' * (len(pairs.pairs) > 3)}. "
-            f"Do one of these:{_lines(advice)}")
+        advice.append(
+            "to pair them with their images: --config.dataset.name=image_mask "
+            "--config.dataset.images_folder= --config.dataset.masks_folder= "
+            f"{settings}{_values_option([mask for _, mask in pairs.pairs], root)}"
+        )
+    advice = [
+        *(advice or ["move them into a folder outside of the data"]),
+        f"to take them for images: {KEEP}",
+    ]
+    return (
+        f"{len(pairs.pairs)} files look like masks of other images, not like images: "
+        f"{shown}{' ...' * (len(pairs.pairs) > 3)}. Do one of these:{_lines(advice)}"
+    )
 
 
 def _pairing(pairs):
@@ -304,7 +380,8 @@ def _pairing(pairs):
 
 
 def _affixes(pairs):
-    """{'image_suffix': ..., 'mask_suffix': ...} (or prefixes) that all pairs differ by; {} where there are none."""
+    """{'image_suffix': ..., 'mask_suffix': ...} (or prefixes) that all pairs differ by; {} where there are
+    none."""
     stems = [(PurePosixPath(image).stem, PurePosixPath(mask).stem) for image, mask in pairs.pairs]
     ends = {_apart(image, mask) for image, mask in stems}
     if len(ends) == 1:
@@ -314,8 +391,9 @@ def _affixes(pairs):
 
 
 def _values_option(masks, root):
-    """The option that declares the values of these mask files, with a blank before it; '' where none is needed."""
-    chosen, met, grey = masks[::max(1, len(masks) // SAMPLED_PAIRS)], Counter(), True
+    """The option that declares the values of these mask files, with a blank before it; '' where none is
+    needed."""
+    chosen, met, grey = masks[:: max(1, len(masks) // SAMPLED_PAIRS)], Counter(), True
     for name in chosen:
         try:
             image = decode(Path(root) / name)
@@ -323,7 +401,9 @@ def _values_option(masks, root):
             return ""
         if image.mode not in ("1", "L", "P", "RGB"):
             return ""
-        colours, counts = np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0, return_counts=True)
+        colours, counts = np.unique(
+            np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0, return_counts=True
+        )
         grey = grey and bool((colours == colours[:, :1]).all())
         if len(colours) > FEW_LEVELS:
             return ""
@@ -333,11 +413,12 @@ def _values_option(masks, root):
     values = [background, *sorted(set(met) - {background})]
     if len(values) < 2 or len(values) > FEW_LEVELS or grey and max(values)[0] > 127:
         return ""
-    return f" --config.dataset.mask_values=\"{tuple(value[0] if grey else value for value in values)!r}\""
+    return f' --config.dataset.mask_values="{tuple(value[0] if grey else value for value in values)!r}"'
 
 
 def _apart(first, second):
-    """What two texts have behind the beginning that they share, in whole words: ('_image', '_mask') of '1_image', '1_mask'."""
+    """What two texts have behind the beginning that they share, in whole words: ('_image', '_mask') of
+    '1_image', '1_mask'."""
     shared = len(re.sub(r"[^\W\d_]*$", "", os.path.commonprefix([first, second])).rstrip(" _.-"))
     return first[shared:], second[shared:]
 
@@ -354,15 +435,22 @@ def _describe_folders(files, masks, images, classes, path, table, root):
     mask, image = sorted(masks)[0], sorted(images)[0] if images else ""
     others = sorted(classes - masks)
     count = sum(bool(masks & set(PurePosixPath(name).parts[:-1])) for name in files)
-    first = min((PurePosixPath(name).parts.index(part) for name in files for part in masks
-                 if part in PurePosixPath(name).parts[:-1]), default=0)
+    first = min(
+        (
+            PurePosixPath(name).parts.index(part)
+            for name in files
+            for part in masks
+            if part in PurePosixPath(name).parts[:-1]
+        ),
+        default=0,
+    )
     if table or first > 1 or not masks & classes:
         patterns = tuple(f"{before}{glob.escape(part)}/*" for part in sorted(masks) for before in ("", "*/"))
-        alone = f"--config.dataset.ignore_files=\"{patterns!r}\""
+        alone = f'--config.dataset.ignore_files="{patterns!r}"'
     elif len(others) == 1 and first == 0:
         alone = shlex.quote(f"--config.dataset.path={PurePosixPath(path) / others[0]}")
     else:
-        alone = f"--config.dataset.drop_classes=\"{tuple(sorted(masks & classes))!r}\""
+        alone = f'--config.dataset.drop_classes="{tuple(sorted(masks & classes))!r}"'
     settings = ["--config.dataset.name=image_mask"]
     if not image and not (masks & classes and len(others) == 1):
         settings.append("--config.dataset.images_folder=")
@@ -370,13 +458,23 @@ def _describe_folders(files, masks, images, classes, path, table, root):
         settings.append(_option("images_folder", image or others[0]))
     settings += [_option("masks_folder", mask)] if mask != "masks" else []
     of_mask = [name for name in files if mask in PurePosixPath(name).parts[:-1]]
-    stems = [[PurePosixPath(name).stem for name in files if wanted(set(PurePosixPath(name).parts[:-1]))]
-             for wanted in (lambda parts: not masks & parts, lambda parts: mask in parts)]
+    stems = [
+        [PurePosixPath(name).stem for name in files if wanted(set(PurePosixPath(name).parts[:-1]))]
+        for wanted in (lambda parts: not masks & parts, lambda parts: mask in parts)
+    ]
     suffix = "" if set(stems[0]) & set(stems[1]) else common_suffix(*stems)
     settings += [_option("mask_suffix", suffix)] if suffix else []
-    beside = f" beside {', '.join(map(repr, sorted(images) or others or ['images']))}" if images or others else ""
-    return (f"{', '.join(map(repr, sorted(masks)))}{beside} look{'s' * (len(masks) == 1)} like a folder of masks, not of images: "
-            f"{count} of {len(files)} files. Do one of these:"
-            + _lines([f"to leave them out: {alone}",
-                      f"to pair them with their images: {' '.join(settings)}{_values_option(of_mask, root)}",
-                      f"to take them for images: {KEEP}"]))
+    beside = (
+        f" beside {', '.join(map(repr, sorted(images) or others or ['images']))}" if images or others else ""
+    )
+    return (
+        f"{', '.join(map(repr, sorted(masks)))}{beside} look{'s' * (len(masks) == 1)} like a folder of "
+        f"masks, not of images: {count} of {len(files)} files. Do one of these:"
+        + _lines(
+            [
+                f"to leave them out: {alone}",
+                f"to pair them with their images: {' '.join(settings)}{_values_option(of_mask, root)}",
+                f"to take them for images: {KEEP}",
+            ]
+        )
+    )

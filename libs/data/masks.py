@@ -63,8 +63,9 @@ class MaskCode:
     def read(self, path):
         """A mask file as uint8 (H, W): the class of each pixel, or its grey level where values=().
 
-        Colour palettes give their indices where grey levels are declared, and their colours where colours are. Transparent
-        pixels are background; a file of one colour is told by its transparency alone (`reading.opaque_mask`).
+        Colour palettes give their indices where grey levels are declared, and their colours where colours
+        are. Transparent pixels are background; a file of one colour is told by its transparency alone
+        (`reading.opaque_mask`).
 
         Raises:
             ValueError: naming the file, what it holds beside the declared values, and in how many pixels.

@@ -43,8 +43,8 @@ class Inside:
             return f"{shown}: {error}"
 
     def resolve(self, folder, written):
-        """`written` as the file system spells it, where it names no file there but one that looks equal: 'läsion.png' may be
-        composed in a table and decomposed on a disk. Unchanged otherwise."""
+        """`written` as the file system spells it, where it names no file there but one that looks equal:
+        'läsion.png' may be composed in a table and decomposed on a disk. Unchanged otherwise."""
         if not written or "\0" in written or os.path.isabs(written) or written.startswith("~"):
             return written
         try:

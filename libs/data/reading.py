@@ -1,9 +1,9 @@
 """One image file -> pixels, at the depth the file has.
 
-Read: PNG, JPEG, BMP, TIFF and PPM (with PGM, PBM), told by their content. Colour becomes grey by ITU-R 601 luma and grey becomes
-colour by repetition, as `channels` asks; palettes and CMYK are converted; transparency is laid over black;
-the EXIF rotation is applied. Greyscale of 16 bits keeps all of them; colour of 16 bits per channel is read at
-8 (Pillow knows no more).
+Read: PNG, JPEG, BMP, TIFF and PPM (with PGM, PBM), told by their content. Colour becomes grey by ITU-R 601
+luma and grey becomes colour by repetition, as `channels` asks; palettes and CMYK are converted; transparency
+is laid over black; the EXIF rotation is applied. Greyscale of 16 bits keeps all of them; colour of 16 bits
+per channel is read at 8 (Pillow knows no more).
 """
 
 import os
@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "PPM")
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".jpe", ".jfif", ".dib", ".ppm", ".pgm", ".pbm", ".pnm")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".jpe", ".jfif", ".dib", ".ppm", ".pgm",
+              ".pbm", ".pnm")
 DEEP_ALPHA = "16-bit grey with transparency"  # key of PIL's `info` for files that are read at 8 bits
 NO_DEEP_ALPHA = f"{DEEP_ALPHA}; save it without transparency to keep its depth"
 DEEP = 65535  # the largest value of a 16-bit grey level
@@ -69,15 +70,18 @@ def grey_mask(image, path):
 def opaque_mask(image, path, values=(), foreground=255):
     """A decoded mask without its transparency, which belongs to what it means.
 
-    Where the colour says nothing, being the same in every pixel (or in every visible one that of the background), the
+    Where the colour says nothing, being the same in every pixel (or in every visible one that of the
+    background), the
     transparency is the mask: opaque is foreground. Elsewhere the mask lies over the background.
 
     Args:
         image: of `decode`. path: of its file, for messages.
-        values: what the classes are in the file, the background first, as `masks.MaskCode` has them; () for grey levels.
+        values: what the classes are in the file, the background first, as `masks.MaskCode` has them; () for
+            grey levels.
         foreground: the grey level of an opaque pixel where values=() and the transparency is the mask.
     Returns:
-        `image` itself where it is opaque, else one of mode 'L', 'RGB' or, where numbers of a palette count, 'P'.
+        `image` itself where it is opaque, else one of mode 'L', 'RGB' or, where numbers of a palette count,
+        'P'.
     Raises:
         ValueError: naming the file, where pixels of a palette's numbers are half transparent.
     """
@@ -95,9 +99,11 @@ def opaque_mask(image, path, values=(), foreground=255):
     planes, alpha = rgba[..., :3], rgba[..., 3]
     if (alpha == 255).all() and not deep:
         return image
-    colours = [value if isinstance(value, tuple) else (value,) * 3 for value in values] or [(0, 0, 0), (foreground,) * 3]
+    colours = [value if isinstance(value, tuple) else (value,) * 3 for value in values]
+    colours = colours or [(0, 0, 0), (foreground,) * 3]
     visible = np.unique(planes[alpha > 0].reshape(-1, 3), axis=0)
-    constant = len(visible) <= 1 and ((planes == planes[:1, :1]).all() or not len(visible) or tuple(visible[0]) == colours[0])
+    constant = not len(visible) or len(visible) == 1 and (
+        (planes == planes[:1, :1]).all() or tuple(visible[0]) == colours[0])
     if deep and not (constant and set(np.unique(alpha)) == {0, 255}):
         raise ValueError(f"{path}: {NO_DEEP_ALPHA}")
     numbered = image.mode == "P" and values and isinstance(values[0], int) and not _is_grey(image)
@@ -108,12 +114,14 @@ def opaque_mask(image, path, values=(), foreground=255):
     if numbered:
         number = np.array(image)
         if not np.isin(alpha, (0, 255)).all():
-            raise ValueError(f"{path}: a mask of palette numbers with pixels that are half transparent: save it without transparency")
-        if len(values) == 2 and (number[alpha == 255] == values[0]).all():  # the number says nothing, the transparency does
+            raise ValueError(f"{path}: a mask of palette numbers with pixels that are half transparent: save "
+                             "it without transparency")
+        # the number says nothing, the transparency does
+        if len(values) == 2 and (number[alpha == 255] == values[0]).all():
             number[alpha == 255] = values[1]
         elif (number[alpha == 255] == values[0]).all() and (alpha == 255).any():
-            raise ValueError(f"{path}: a mask whose opaque pixels are all of the number {values[0]}, the background: save it "
-                             "without transparency")
+            raise ValueError(f"{path}: a mask whose opaque pixels are all of the number {values[0]}, the "
+                             "background: save it without transparency")
         number[alpha == 0] = values[0]
         solid = Image.fromarray(number)
         solid.putpalette(image.getpalette("RGB"))
@@ -173,7 +181,8 @@ def decode(path, *, deep_alpha=False):
         raise ValueError(f'{path}: not a readable {", ".join(FORMATS)} image') from None
     except Image.DecompressionBombError as error:
         count = re.search(r"\((\d+) pixels\)", str(error))
-        raise ValueError(f"{path}: {_too_large(f'{count[1]} pixels' if count else 'too many pixels')}") from None
+        raise ValueError(f"{path}: "
+                         f"{_too_large(f'{count[1]} pixels' if count else 'too many pixels')}") from None
     except _Refused as error:
         raise ValueError(f"{path}: {error}") from None
     except Exception as error:  # decoders raise nearly anything: struct.error, SyntaxError ...

@@ -23,17 +23,19 @@ TABLES = ("metadata.csv", "metadata.jsonl")
 SPLITS = ("train", "val", "valid", "validation", "test")
 UNREADABLE = (".gif", ".webp", ".dcm", ".dicom", ".nii", ".nii.gz", ".nrrd", ".mha", ".jp2", ".heic", ".svs",
               ".npy")
-OTHER_IMAGES = (*UNREADABLE, ".heif", ".avif", ".j2k", ".jpx", ".tga", ".psd", ".mhd", ".czi", ".ndpi", ".mrxs", ".scn", ".mgz",
-                ".img", ".ima", ".exr", ".pcx", ".sgi", ".ras", ".xcf", ".svg", ".raw", ".dng")
+OTHER_IMAGES = (*UNREADABLE, ".heif", ".avif", ".j2k", ".jpx", ".tga", ".psd", ".mhd", ".czi", ".ndpi",
+                ".mrxs", ".scn", ".mgz", ".img", ".ima", ".exr", ".pcx", ".sgi", ".ras", ".xcf", ".svg",
+                ".raw", ".dng")
 IMAGES = (*EXTENSIONS, *OTHER_IMAGES)
 # what commonly lies beside images and is none
-BY_FILES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".db", ".md", ".html", ".htm", ".pdf", ".ini", ".yaml", ".yml", ".log",
-            ".xlsx", ".xls", ".ods", ".parquet", ".csv.gz", ".doc", ".docx", ".rtf", ".bib", ".url", ".lnk", ".py", ".ipynb", ".sh",
-            ".m", ".sha256", ".md5", ".sqlite", ".cfg", ".toml", ".rst")
-BY_NAMES = ("readme", "license", "licence", "copying", "citation", "makefile", "authors", "notice", "changelog", "md5sums",
-            "sha256sums")
-ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".npz", ".h5", ".hdf5", ".mat", ".pkl", ".tfrecord",
-            ".lmdb", ".zst")
+BY_FILES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".db", ".md", ".html", ".htm", ".pdf",
+            ".ini", ".yaml", ".yml", ".log", ".xlsx", ".xls", ".ods", ".parquet", ".csv.gz", ".doc",
+            ".docx", ".rtf", ".bib", ".url", ".lnk", ".py", ".ipynb", ".sh", ".m", ".sha256", ".md5",
+            ".sqlite", ".cfg", ".toml", ".rst")
+BY_NAMES = ("readme", "license", "licence", "copying", "citation", "makefile", "authors", "notice",
+            "changelog", "md5sums", "sha256sums")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".npz", ".h5", ".hdf5", ".mat",
+            ".pkl", ".tfrecord", ".lmdb", ".zst")
 OTHER_TABLES = (".csv", ".tsv", ".jsonl", ".xlsx", ".xls", ".ods", ".parquet", ".csv.gz")
 JSON_TABLES = re.compile(r"(meta|label|caption|annot|prompt)[^/]*\.json$")
 SNIFFED_FILES = 50  # of those that are passed over, whose first bytes are read
@@ -86,7 +88,8 @@ def find(path, columns, **options):
     return found
 
 
-def look(path, columns, *, follow_links=False, read=None, ignore_files=(), path_option="--config.dataset.path"):
+def look(path, columns, *, follow_links=False, read=None, ignore_files=(),
+         path_option="--config.dataset.path"):
     """Read the structure of a data set; its faults are in `Found.problems`.
 
     Args:
@@ -114,7 +117,8 @@ def look(path, columns, *, follow_links=False, read=None, ignore_files=(), path_
     else:
         raise ValueError(f"{path}: no such folder or file (looked from {Path.cwd()}){_nearest(path)}")
     inside, problems = Inside(root, follow_links, anywhere=columns.loose), []
-    found, have = Found(root, [], set(), set(), any(part.is_file() for _, part in parts), ignore_files=tuple(ignore_files)), {}
+    is_table, have = any(part.is_file() for _, part in parts), {}
+    found = Found(root, [], set(), set(), is_table, ignore_files=tuple(ignore_files))
     walk = Walk(inside, problems, found.folders, found.ignore_files)
     for split, part in parts:
         prefix = f"{split}/" if split else ""
@@ -151,7 +155,8 @@ def look(path, columns, *, follow_links=False, read=None, ignore_files=(), path_
 
 
 def is_ignored(name, patterns):
-    """Whether one of the glob `patterns` fits a file's name or its path below the data folder, in any case of letters."""
+    """Whether one of the glob `patterns` fits a file's name or its path below the data folder, in any case of
+    letters."""
     name = unicodedata.normalize("NFC", name).lower()
     return any(fnmatch.fnmatchcase(each, unicodedata.normalize("NFC", pattern).lower())
                for pattern in patterns for each in (name, posixpath.basename(name)))
@@ -163,16 +168,20 @@ def describe_passed(root, files):
         return ""
     by_extension = defaultdict(list)
     for name in files:
-        by_extension["folders of images" if name.endswith("/") else PurePosixPath(name).suffix.lower()].append(name)
+        extension = "folders of images" if name.endswith("/") else PurePosixPath(name).suffix.lower()
+        by_extension[extension].append(name)
     shown = []
     for extension, of in sorted(by_extension.items(), key=lambda item: -len(item[1])):
         note = ", an archive: unpack it" if extension in ARCHIVES else ""
         shown.append(f"{len(of)} {extension or 'without extension'} ({min(of, key=natural)}{note})")
-    kinds = {name: kind for name in sorted(files, key=natural)[:SNIFFED_FILES] if (kind := _content(root / name))}
-    text = (f"{len(files)} file{'s' * (len(files) > 1)} passed over, with names of no image that is read: {', '.join(shown[:8])}"
-            f"{' ...' * (len(shown) > 8)}")
+    first = sorted(files, key=natural)[:SNIFFED_FILES]
+    kinds = {name: kind for name in first if (kind := _content(root / name))}
+    text = (f"{len(files)} file{'s' * (len(files) > 1)} passed over, with names of no image that is read: "
+            f"{', '.join(shown[:8])}{' ...' * (len(shown) > 8)}")
     for name, kind in list(kinds.items())[:1]:
-        advice = f"rename it to {PurePosixPath(name).stem}{kind}" if kind in EXTENSIONS else f"{kind} is not read: convert it to .png"
+        advice = f"{kind} is not read: convert it to .png"
+        if kind in EXTENSIONS:
+            advice = f"rename it to {PurePosixPath(name).stem}{kind}"
         text += f"; {len(kinds)} of them hold{'s' * (len(kinds) == 1)} an image, such as {name}: {advice}"
     return text
 
@@ -184,7 +193,8 @@ def _content(path):
             begin = file.read(132)
     except OSError:
         return ""
-    kinds = ((b"\x89PNG\r\n", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"II*\0", ".tif"), (b"MM\0*", ".tif"), (b"GIF8", "GIF"))
+    kinds = ((b"\x89PNG\r\n", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"II*\0", ".tif"), (b"MM\0*", ".tif"),
+             (b"GIF8", "GIF"))
     found = next((kind for magic, kind in kinds if begin.startswith(magic)), "")
     if begin[:2] == b"BM" and len(begin) > 30 and begin[6:10] == b"\0\0\0\0":
         return ".bmp"
@@ -196,35 +206,44 @@ def _content(path):
 def _log_other_tables(root, parts, walk, found, path_option):
     """Mention tables and texts beside images that are not read, and how they would be."""
     places = {root: ""} | {root / split: f"{split}/" for split, _ in parts if split}
-    files = sorted({*walk.by_files, *(before + entry.name for place, before in places.items() for entry in visible(place)
-                                      if entry.is_file())}, key=natural)
-    others = [name for name in files if (name.lower().endswith(OTHER_TABLES) or JSON_TABLES.search(name.lower()))
+    beside = {before + entry.name for place, before in places.items() for entry in visible(place)
+              if entry.is_file()}
+    files = sorted({*walk.by_files, *beside}, key=natural)
+    others = [name for name in files
+              if (name.lower().endswith(OTHER_TABLES) or JSON_TABLES.search(name.lower()))
               and not is_ignored(name, walk.ignore_files)]
     if others:
         readable = [name for name in others if name.lower().endswith((".csv", ".jsonl"))]
         first = (readable or others)[0]
-        instead = "folder names are the labels" if "label" in found.fields else "the images have no labels and no texts"
+        instead = "the images have no labels and no texts"
+        if "label" in found.fields:
+            instead = "folder names are the labels"
         if readable:
             name = "--config.dataset.name=folder " if path_option == "--config.dataset.path" else ""
             rename = f", or rename it metadata{PurePosixPath(first).suffix.lower()}"
-            advice = (f"{name}{path_option}={root / first} reads it{rename * (PurePosixPath(first).name not in TABLES)}"
-                      f"{_lacks_files(root / first)}")
+            advice = (f"{name}{path_option}={root / first} reads "
+                      f"it{rename * (PurePosixPath(first).name not in TABLES)}{_lacks_files(root / first)}")
         else:
             advice = "save it as CSV in UTF-8 under the name metadata.csv, with a column file_name"
-        log.warning("%s: %s %s not read, and %s: %s", root, text_of(others), "are" if len(others) > 1 else "is", instead,
+        log.warning("%s: %s %s not read, and %s: "
+                    "%s", root, text_of(others), "are" if len(others) > 1 else "is", instead,
                     advice if len(others) == 1 else f"{advice} (of {first})")
     stems = {row.name.rsplit(".", 1)[0] for row in found.rows}
-    texts = [name for name in files if name.lower().endswith((".txt", ".caption")) and name.rsplit(".", 1)[0] in stems]
+    texts = [name for name in files
+             if name.lower().endswith((".txt", ".caption")) and name.rsplit(".", 1)[0] in stems]
     if texts:
-        log.warning("%s: %d .txt file%s with the name of an image, such as %s, %s not read: captions stand in a table metadata.csv "
-                    "with the columns file_name,text", root, len(texts), "s" * (len(texts) > 1), texts[0],
+        log.warning("%s: %d .txt file%s with the name of an image, such as %s, %s not read: captions stand "
+                    "in a table metadata.csv with the columns "
+                    "file_name,text", root, len(texts), "s" * (len(texts) > 1), texts[0],
                     "are" if len(texts) > 1 else "is")
 
 
 def _lacks_files(table):
     """What a table lacks to be read, in words; ''."""
     header, _ = read_table(table, [])
-    return "" if not header or "file_name" in header else f"; its column of file names has to be called file_name, it has {header}"
+    if not header or "file_name" in header:
+        return ""
+    return f"; its column of file names has to be called file_name, it has {header}"
 
 
 def text_of(files, shown=5):
@@ -233,8 +252,8 @@ def text_of(files, shown=5):
 
 
 def unlisted(found):
-    """Names of the images, of formats that are read or not, beside or below the tables of `found` that no row of them names, as
-    image, mask or in any column."""
+    """Names of the images, of formats that are read or not, beside or below the tables of `found` that no row
+    of them names, as image, mask or in any column."""
     known = {name for row in found.rows for name in (row.name, row.mask)}
     for row in found.rows:
         known |= {posixpath.normpath(posixpath.join(posixpath.dirname(row.where), value)) for value in row.extra.values()
@@ -245,7 +264,8 @@ def unlisted(found):
         below = os.path.relpath(place, found.root).replace(os.sep, "/")
         images += [posixpath.normpath(f"{below}/{name}") for name in files
                   if name.lower().endswith(IMAGES) and not name.startswith(".")]
-    return sorted((name for name in set(images) - known if not is_ignored(name, found.ignore_files)), key=natural)
+    return sorted((name for name in set(images) - known if not is_ignored(name, found.ignore_files)),
+                  key=natural)
 
 
 def _parts(path, table_in):
@@ -296,13 +316,14 @@ def folder_rows(folder, prefix, columns, walk):
             before = len(walk.ignored)
             images = images_in(entry, f"{prefix}{entry.name}/", walk)
             rows += [Row(name, name, label=entry.name if columns.label else "") for name in images]
-            if columns.label and (images or len(walk.ignored) == before):  # a folder of ignored files is no class
+            # a folder of ignored files is no class
+            if columns.label and (images or len(walk.ignored) == before):
                 classes.add(entry.name)
     if not columns.label or len(rows) == loose and not classes:
         return rows, set()
     if loose:
-        walk.problems.append(f"{loose} images beside the class folders ({rows[0].name} ...): move them into a "
-                             "class, or set label_column='' for no classes")
+        walk.problems.append(f"{loose} images beside the class folders ({rows[0].name} ...): move them into "
+                             "a class, or set label_column='' for no classes")
     return rows, {"label"}
 
 
@@ -327,7 +348,8 @@ def images_in(folder, prefix, walk, deep=True):
                     problems.append(f"{name} {LINK}" if inside.escapes(entry.path) else
                                     f"{name} is a link to a folder: copy it, or set follow_links=True")
                 elif entry.is_dir():
-                    queue += [(entry.path, name + "/")] if deep and not entry.name.startswith("__MACOSX") else []
+                    if deep and not entry.name.startswith("__MACOSX"):
+                        queue.append((entry.path, name + "/"))
                 elif walk.ignore_files and is_ignored(name, walk.ignore_files):
                     walk.ignored.append(name)
                 elif lower.endswith(UNREADABLE):

@@ -15,8 +15,9 @@ def hold_out(rows, share, seed):
     """Move about `share` of the training rows of each class to split 'val', whole groups at a time.
 
     Which ones follows from (seed, group) alone, so that neither the order of the rows nor added images move
-    others. A group is a row's `group`, or its file where it has none; it counts for the class of its first row. A class
-    keeps at least one group, and where groups hold several classes, each class keeps a training image where it had one.
+    others. A group is a row's `group`, or its file where it has none; it counts for the class of its first
+    row. A class keeps at least one group, and where groups hold several classes, each class keeps a training
+    image where it had one.
     """
     taken = _held_out(rows, share, seed)
     for row in rows:
@@ -44,7 +45,8 @@ def advise_holdout(rows, share, seed):
 
 
 def _enough(rows, seed, shares):
-    """The smallest of `shares` that holds out an image of as many classes as any of them; 0 where none holds out one."""
+    """The smallest of `shares` that holds out an image of as many classes as any of them; 0 where none holds
+    out one."""
     reached = {share: _classes_held_out(rows, share, seed) for share in shares}
     best = max(shares, key=lambda share: (reached[share], -share))
     return best if reached[best] else 0
@@ -115,8 +117,8 @@ def leaks(rows):
 
 
 def choose(rows, split):
-    """(rows of one split, '' or what is wrong with asking for it); split '' is all of them, and so is 'train' where the data are
-    not divided."""
+    """(rows of one split, '' or what is wrong with asking for it); split '' is all of them, and so is 'train'
+    where the data are not divided."""
     if not split:
         return rows, ""
     there = sorted({row.split for row in rows} - {""})

@@ -76,8 +76,8 @@ def table_rows(table, prefix, columns, inside, problems):
             if used[key] and not value[key]:
                 problems.append(f"{where}: {used[key]} is empty")
             elif used[key] and key != "label" and tables.is_missing(value[key]):
-                problems.append(f"{where}: {used[key]} is {value[key]!r}, which programs write where a value is missing: "
-                                f"write the {key}, or another name for it")
+                problems.append(f"{where}: {used[key]} is {value[key]!r}, which programs write where a value "
+                                f"is missing: write the {key}, or another name for it")
         for key in ("text", "modality"):
             if value[key].strip() and tables.is_missing(value[key]):
                 empty.append(f"{where}: {value[key]!r}")
@@ -95,7 +95,8 @@ def table_rows(table, prefix, columns, inside, problems):
                         {key: v for key, v in record.items()
                          if key not in used.values() or key in (used["modality"], used["weight"])}))
     if empty:
-        log.warning("%s: %d texts are what programs write where a value is missing, and count as empty: %s%s", table, len(empty),
+        log.warning("%s: %d texts are what programs write where a value is missing, and count as empty: "
+                    "%s%s", table, len(empty),
                     ", ".join(empty[:5]), " ..." if len(empty) > 5 else "")
     if strange:
         problems.append(weights.fault(used["weight"], strange))
@@ -124,7 +125,8 @@ def _match_columns(table, header, columns, problems):
 
 
 def read(table, problems, columns=None):
-    """(header, [(line, {column: value})]) of a .csv or .jsonl, as far as it can be read; faults go to `problems`."""
+    """(header, [(line, {column: value})]) of a .csv or .jsonl, as far as it can be read; faults go to
+    `problems`."""
     columns = columns or Columns()
     if table.suffix.lower() == ".jsonl":
         return tables.read_jsonl(table, problems, first=columns.file)
@@ -132,7 +134,8 @@ def read(table, problems, columns=None):
 
 
 def _value(key, value, where, problems):
-    """A field as text, '' where there is none; None for a value of JSON that is no text, which goes to `problems`."""
+    """A field as text, '' where there is none; None for a value of JSON that is no text, which goes to
+    `problems`."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -148,8 +151,10 @@ def _value(key, value, where, problems):
     if isinstance(value, list | dict):
         kind = "a list" if isinstance(value, list) else "an object"
         advice = {"text": "give each text a row of its own with the same file_name, and "
-                          "--config.dataset.doubled_files=keep; or --config.dataset.text_column= reads no texts",
-                  "label": "an image has one label, a text; keep one of them, or join them to one name such as \"a and b\"",
+                          "--config.dataset.doubled_files=keep; or --config.dataset.text_column= reads no "
+                          "texts",
+                  "label": "an image has one label, a text; keep one of them, or join them to one name such "
+                           "as \"a and b\"",
                   }.get(key, "write one text in quotes")
     else:
         kind = {bool: "a truth value", int: "a number", float: "a number"}[type(value)]

@@ -108,8 +108,8 @@ def find_masks(path, classes, options):
     if root.is_file() and root.suffix.lower() not in (".csv", ".jsonl"):
         return [MaskFile(root, root.name, "")]
     try:
-        found = find(root, Columns(label="", text="", split=""), follow_links=options.get("follow_links", False),
-                     path_option="--mask_path")
+        found = find(root, Columns(label="", text="", split=""), path_option="--mask_path",
+                     follow_links=options.get("follow_links", False))
     except ValueError as error:
         raise ValueError(f"--mask_path={path}: no masks can be had from there. {error}") from None
     if found.table:
@@ -121,8 +121,8 @@ def find_masks(path, classes, options):
         names = _without_images([row.name for row in found.rows], options.get("images_folder", "") or "images",
                                 options.get("masks_folder", "") or "masks")
         names = _with_suffix(names, options.get("mask_suffix", ""), options.get("mask_prefix", ""))
-        said = [next((match(part, classes) for part in PurePosixPath(name).parts[:-1] if match(part, classes) in classes), "")
-                for name in names]
+        parts = [[match(part, classes) for part in PurePosixPath(name).parts[:-1]] for name in names]
+        said = [next((part for part in each if part in classes), "") for each in parts]
     return [MaskFile(found.root / name, name, label) for name, label in zip(names, said, strict=True)]
 
 
@@ -222,10 +222,13 @@ def _without_images(names, images, masks):
 
 
 def _with_suffix(names, suffix, prefix):
-    """The names of masks where images lie beside them: those with the data's suffix and prefix, if any has them; else all."""
+    """The names of masks where images lie beside them: those with the data's suffix and prefix, if any has
+    them; else all."""
     def is_mask(name):
         path = PurePosixPath(name)
-        end = path.name.endswith(suffix) if "." in suffix else re.fullmatch(rf".*{re.escape(suffix)}([ _.-]?\(?\d{{1,3}}\)?)?", path.stem)
+        number = r"([ _.-]?\(?\d{1,3}\)?)?"
+        end = re.fullmatch(f".*{re.escape(suffix)}{number}", path.stem)
+        end = path.name.endswith(suffix) if "." in suffix else end
         return bool(end) and path.name.startswith(prefix)
     return [name for name in names if is_mask(name)] or names
 

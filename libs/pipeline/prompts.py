@@ -12,7 +12,8 @@ import torch
 
 from libs import encoders, names, tables
 
-NO_TEXT = (".json", ".tsv", ".xlsx", ".xls", ".ods", ".doc", ".docx", ".pdf", ".rtf", ".parquet", ".gz", ".zip")
+NO_TEXT = (".json", ".tsv", ".xlsx", ".xls", ".ods", ".doc", ".docx", ".pdf", ".rtf", ".parquet", ".gz",
+           ".zip")
 PROMPTS = ("bank", "unseen")
 
 
@@ -79,7 +80,8 @@ def _prompt_rows(path):
     if path.suffix.lower() in (".csv", ".jsonl"):
         found = _rows_of_table(path)
     elif path.suffix.lower() in NO_TEXT:
-        raise ValueError(f"{path}: expected a text file with one description in each line, or a table saved as .csv in UTF-8")
+        raise ValueError(f"{path}: expected a text file with one description in each line, or a table saved "
+                         "as .csv in UTF-8")
     else:
         lines = tables.read_lines(path)
         if re.fullmatch(r'\ufeff?"?prompt"?\s*[,;\t].*', lines[0][1] if lines else "", re.IGNORECASE):
@@ -97,16 +99,20 @@ def _rows_of_table(path):
     header, records = tables.read(path, loose=True, first="prompt")
     column = {name.strip().lower(): name for name in reversed(header)}
     if "prompt" not in column:
-        raise ValueError(f"{path}: its columns are {header}; 'prompt' is needed, 'label' and 'modality' may follow")
+        raise ValueError(f"{path}: its columns are {header}; 'prompt' is needed, 'label' and 'modality' may "
+                         "follow")
     found, problems = [], []
     for line, record in records:
         values = [record.get(column.get(key)) for key in ("prompt", "label", "modality")]
         for key, value in zip(("prompt", "label", "modality"), values):
-            if value is not None and not isinstance(value, str) and not (type(value) is int and key == "label"):
+            is_text = value is None or isinstance(value, str) or type(value) is int and key == "label"
+            if not is_text:
                 problems.append(f"{path}:{line}: {key} is {value!r:.80}: write one text in quotes")
-        prompt, label, modality = (str(value).strip() if isinstance(value, str | int) else "" for value in values)
+        prompt, label, modality = (str(value).strip() if isinstance(value, str | int) else ""
+                                   for value in values)
         if tables.is_missing(prompt) and not any(f"{path}:{line}:" in each for each in problems):
-            problems.append(f"{path}:{line}: prompt is {repr(prompt) if prompt else 'empty'}: write one, or delete the line")
+            problems.append(f"{path}:{line}: prompt is {repr(prompt) if prompt else 'empty'}: write one, or "
+                            "delete the line")
         found.append((prompt, label, "" if tables.is_missing(modality) else modality))
     tables.refuse(path, problems)
     return found

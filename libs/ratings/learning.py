@@ -100,14 +100,14 @@ def answers_of_table(path, pool):
     header, rows = tables.read(path, first="rater")
     lacking = [name for name in ("rater", "item", *names) if name not in header]
     if lacking:
-        raise ValueError(f"{path}: column {lacking[0]!r} is missing; a table of ratings has rater, item and the axes "
-                         f"{', '.join(names)} of the pool")
+        raise ValueError(f"{path}: column {lacking[0]!r} is missing; a table of ratings has rater, item and "
+                         f"the axes {', '.join(names)} of the pool")
     for line, row in rows:
         try:
             scores = {name: int(row[name]) for name in names}
         except (TypeError, ValueError):
-            raise ValueError(f"{path}:{line}: scores {[row[name] for name in names]} of {', '.join(names)}: whole "
-                             "numbers are expected") from None
+            raise ValueError(f"{path}:{line}: scores {[row[name] for name in names]} of {', '.join(names)}: "
+                             "whole numbers are expected") from None
         answers.append(Answer(len(answers) + 1, row["rater"], row["item"], scores, (), "", 0.0, ""))
     return answers
 

@@ -51,7 +51,8 @@ def unguided(folder, settings):
     if differing:
         raise ValueError(f"--compare_path={folder} differs in more than the classifier's guidance: {differing}")
     _, rows = tables.read(folder / "metadata.csv", ("file_name", "source_file"))
-    return {(row["source_file"], row.get("source_label", ""), row.get("label", "")): folder / row["file_name"] for _, row in rows}
+    return {(row["source_file"], row.get("source_label", ""), row.get("label", "")): folder / row["file_name"]
+            for _, row in rows}
 
 
 def _differing(before, now, leave_out=()):
