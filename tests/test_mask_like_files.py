@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from libs import data
+from libs.evaluation.masks import find_masks
 from tests.commands import call
 from tests.layouts import folder, image, mask, typed
 
@@ -85,6 +86,10 @@ def below_classes(root):
         folders(root, images=".", masks="GT", before=label)
 
 
+def loose_and_folder(root):
+    folders(root, images=".")
+
+
 def divided(make):
     def divide(root):
         make(root / "train")
@@ -110,6 +115,7 @@ LAYOUTS = {
     "Images, Labels": lambda root: folders(root, "Images", "Labels"),
     "annotations": lambda root: folders(root, "photos", "annotation"),
     "Ground_Truth": lambda root: folders(root, "x", "Ground_Truth"),
+    "beside a folder": loose_and_folder,
     "in classes": in_classes,
     "below classes": below_classes,
     "divided": divided(several),
@@ -318,3 +324,22 @@ def test_pictures_of_one_colour(tmp_path):
         ValueError, match="4 files look like masks of other images, not like images: 0.bmp and 0.png"
     ):
         folder(tmp_path / "pairs")
+
+
+def test_a_split_and_its_masks(tmp_path):
+    folders(tmp_path, "train", "train_masks")
+    with pytest.raises(ValueError, match="look like splits") as error:
+        folder(tmp_path)
+    assert len(folder(tmp_path / typed(str(error.value).split("masks: ")[1])["path"])) == 4
+
+
+def test_masks_that_images_are_asked_for(tmp_path):
+    several(tmp_path)
+    asked = [each.name for each in find_masks(tmp_path, ["benign"], {})]
+    assert len(asked) == 9 and all("_mask" in name for name in asked)
+    twins(tmp_path / "b")
+    assert [each.name for each in find_masks(tmp_path / "b", [], {})] == [f"{k:03}.png" for k in range(4)]
+    mask(tmp_path / "c" / "1_mask.png")
+    mask(tmp_path / "c" / "2.png")
+    assert len(find_masks(tmp_path / "c", [], {})) == 2, "masks alone are all asked for"
+    assert len(find_masks(tmp_path / "c", [], {"mask_suffix": "_mask"})) == 1

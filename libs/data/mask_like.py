@@ -319,6 +319,15 @@ def check_masks(files, root, folders, *, path, table):
     return "", ""
 
 
+def masks_alone(files, root):
+    """`files` without the images that have a mask among them."""
+    for pairs in find_pairs(files[:LARGEST]):
+        if are_masks(pairs, root):
+            images = {image for image, _ in pairs.pairs}
+            return [name for name in files if name not in images]
+    return files
+
+
 def masks_among(files, images, root):
     """Those of `files` whose names and contents are of masks of `images`."""
     others = set(files)
@@ -444,7 +453,8 @@ def _describe_folders(files, masks, images, classes, path, table, root):
         ),
         default=0,
     )
-    if table or first > 1 or not masks & classes:
+    loose = any(len(PurePosixPath(name).parts) == first + 1 for name in files)  # images beside the folder of masks
+    if table or first > 1 or loose or not masks & classes:
         patterns = tuple(f"{before}{glob.escape(part)}/*" for part in sorted(masks) for before in ("", "*/"))
         alone = f'--config.dataset.ignore_files="{patterns!r}"'
     elif len(others) == 1 and first == 0:
@@ -474,7 +484,7 @@ def _describe_folders(files, masks, images, classes, path, table, root):
             [
                 f"to leave them out: {alone}",
                 f"to pair them with their images: {' '.join(settings)}{_values_option(of_mask, root)}",
-                f"to take them for images: {KEEP}",
+                f"to take them for images: {KEEP}{' --config.dataset.label_column=' * (loose and first == 0)}",
             ]
         )
     )

@@ -277,8 +277,10 @@ def _parts(path, table_in):
     splits = [f for f in folders if names.visible(f.name).lower() in SPLITS]
     others = [f.name for f in folders if f not in splits and holds_images(f)]
     if splits and others:
+        alone = len(splits) == 1 and all("mask" in name.lower() for name in others)
+        advice = f"; to train without these masks: --config.dataset.path={splits[0]}" if alone else ""
         raise ValueError(f"{path}: {[f.name for f in splits]} look like splits and {others} like classes: "
-                         "put the classes below the splits")
+                         f"put the classes below the splits{advice}")
     return [(f.name, table_in(f) or f) for f in splits] or [("", path)]
 
 

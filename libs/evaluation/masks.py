@@ -18,6 +18,7 @@ import torch
 from libs import data
 from libs.data.base import did_you_mean, fail
 from libs.data.files import describe_constant_masks, kind_of_mask
+from libs.data.mask_like import masks_alone
 from libs.data.scan import find
 from libs.data.table import Columns
 from libs.data.transforms import apply_crop_to_mask, plan_crop
@@ -120,6 +121,7 @@ def find_masks(path, classes, options):
     else:
         names = _without_images([row.name for row in found.rows], options.get("images_folder", "") or "images",
                                 options.get("masks_folder", "") or "masks")
+        names = masks_alone(names, found.root)
         names = _with_suffix(names, options.get("mask_suffix", ""), options.get("mask_prefix", ""))
         parts = [[match(part, classes) for part in PurePosixPath(name).parts[:-1]] for name in names]
         said = [next((part for part in each if part in classes), "") for each in parts]
