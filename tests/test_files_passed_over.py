@@ -138,7 +138,7 @@ def test_tables_that_lack_file_names_and_beside_splits(tmp_path, caplog):
     (tmp_path / "HAM_metadata.csv").write_text("image_id,dx\n1,nv\n")
     folder(tmp_path, split="train")
     assert "HAM_metadata.csv is not read" in caplog.text
-    assert "its column of file names has to be called file_name, it has ['image_id', 'dx']" in caplog.text
+    assert "call its column of file names file_name (it has ['image_id', 'dx']), then --config" in caplog.text
     caplog.clear()
     (tmp_path / "HAM_metadata.csv").unlink()
     folder(tmp_path, split="train")

@@ -5,6 +5,7 @@ import logging
 import os
 import posixpath
 import re
+import shlex
 import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -220,9 +221,13 @@ def _log_other_tables(root, parts, walk, found, path_option):
             instead = "folder names are the labels"
         if readable:
             name = "--config.dataset.name=folder " if path_option == "--config.dataset.path" else ""
-            rename = f", or rename it metadata{PurePosixPath(first).suffix.lower()}"
-            advice = (f"{name}{path_option}={root / first} reads "
-                      f"it{rename * (PurePosixPath(first).name not in TABLES)}{_lacks_files(root / first)}")
+            option = f"{name}{path_option}={shlex.quote(str(root / first))}"
+            header = read_table(root / first, [])[0]
+            if header and "file_name" not in header:
+                advice = f"call its column of file names file_name (it has {header}), then {option} reads it"
+            else:
+                rename = f", or rename it metadata{PurePosixPath(first).suffix.lower()}"
+                advice = f"{option} reads it{rename * (PurePosixPath(first).name not in TABLES)}"
         else:
             advice = "save it as CSV in UTF-8 under the name metadata.csv, with a column file_name"
         log.warning("%s: %s %s not read, and %s: "
@@ -236,14 +241,6 @@ def _log_other_tables(root, parts, walk, found, path_option):
                     "in a table metadata.csv with the columns "
                     "file_name,text", root, len(texts), "s" * (len(texts) > 1), texts[0],
                     "are" if len(texts) > 1 else "is")
-
-
-def _lacks_files(table):
-    """What a table lacks to be read, in words; ''."""
-    header, _ = read_table(table, [])
-    if not header or "file_name" in header:
-        return ""
-    return f"; its column of file names has to be called file_name, it has {header}"
 
 
 def text_of(files, shown=5):
