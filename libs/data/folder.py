@@ -98,7 +98,8 @@ class Folder(ImageFiles):
         if found.problems:  # what is wrong with the rows is said together with what is wrong with the files
             if mask_like_files == "error" and self.MAY_HOLD_MASKS:
                 drop = set(drop_classes)
-                _refuse_masks(found, [row for row in found.rows if row.label not in drop], found.folders - drop, path)
+                rows = [row for row in found.rows if row.label not in drop]
+                _refuse_masks(found, rows, found.folders - drop, path)
             fail(path, found.problems + (_faults_of_rows(found.rows, found, asked, columns, doubled_files) if found.rows else []))
         _one_spelling(found, path)
         class_names, rows = _classes(found, list(classes), set(drop_classes), path)

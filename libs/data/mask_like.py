@@ -453,7 +453,8 @@ def _describe_folders(files, masks, images, classes, path, table, root):
         ),
         default=0,
     )
-    loose = any(len(PurePosixPath(name).parts) == first + 1 for name in files)  # images beside the folder of masks
+    # images beside the folder of masks
+    loose = any(len(PurePosixPath(name).parts) == first + 1 for name in files)
     if table or first > 1 or loose or not masks & classes:
         patterns = tuple(f"{before}{glob.escape(part)}/*" for part in sorted(masks) for before in ("", "*/"))
         alone = f'--config.dataset.ignore_files="{patterns!r}"'
@@ -484,7 +485,8 @@ def _describe_folders(files, masks, images, classes, path, table, root):
             [
                 f"to leave them out: {alone}",
                 f"to pair them with their images: {' '.join(settings)}{_values_option(of_mask, root)}",
-                f"to take them for images: {KEEP}{' --config.dataset.label_column=' * (loose and first == 0)}",
+                f"to take them for images: {KEEP}"
+                f"{' --config.dataset.label_column=' * (loose and first == 0)}",
             ]
         )
     )

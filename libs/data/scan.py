@@ -230,16 +230,15 @@ def _log_other_tables(root, parts, walk, found, path_option):
                 advice = f"{option} reads it{rename * (PurePosixPath(first).name not in TABLES)}"
         else:
             advice = "save it as CSV in UTF-8 under the name metadata.csv, with a column file_name"
-        log.warning("%s: %s %s not read, and %s: "
-                    "%s", root, text_of(others), "are" if len(others) > 1 else "is", instead,
+        log.warning("%s: %s %s not read, and %s: %s", root, text_of(others),
+                    "are" if len(others) > 1 else "is", instead,
                     advice if len(others) == 1 else f"{advice} (of {first})")
     stems = {row.name.rsplit(".", 1)[0] for row in found.rows}
     texts = [name for name in files
              if name.lower().endswith((".txt", ".caption")) and name.rsplit(".", 1)[0] in stems]
     if texts:
         log.warning("%s: %d .txt file%s with the name of an image, such as %s, %s not read: captions stand "
-                    "in a table metadata.csv with the columns "
-                    "file_name,text", root, len(texts), "s" * (len(texts) > 1), texts[0],
+                    "in a table metadata.csv with the columns file_name,text", root, len(texts), "s" * (len(texts) > 1), texts[0],
                     "are" if len(texts) > 1 else "is")
 
 
