@@ -1,7 +1,8 @@
 """Write the images that a config trains on as a folder: PNG files of its resolution, and metadata.csv with their labels and texts.
 
-Any data set (DICOM under its window, class folders, drawn lesions) becomes a folder for dataset.name=folder, or for other
-software. The folder appears whole or not at all. Nothing is mirrored; masks, splits and groups are not written.
+Any data set (16-bit images under their window, class folders, drawn lesions) becomes a folder for
+dataset.name=folder, or for other software. The folder appears whole or not at all. Nothing is mirrored; masks,
+splits and groups are not written.
 
     python scripts/export_images.py --config=configs/phantom32_dit_label.py --output=data/lesions
     python scripts/export_images.py --config=configs/phantom32_dit_label.py --config.dataset.cast="(1.0,0.8,0.6)" --output=data/warm

@@ -21,9 +21,7 @@ from libs import cli, pipeline  # noqa: E402
 def extract(config, input_path, output_path, batch_size):
     if not input_path:
         raise ValueError("--input_path is missing: a text file with one prompt per line")
-    prompts = [line.strip() for line in Path(input_path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"{input_path}: no prompts; expected one per line")
+    prompts = [prompt for prompt, _ in pipeline.read_prompts(input_path)]
     encoder = pipeline.text_encoder(config, "cuda" if torch.cuda.is_available() else "cpu")
     if encoder is None:
         raise ValueError("config.encoder is missing: this experiment takes no text")

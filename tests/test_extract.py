@@ -198,5 +198,5 @@ def test_empty_and_prompt_states(inside, place):
     with pytest.raises(ValueError, match="--input_path is missing"):
         prompts(None, "", "", 64)
     (place / "prompts.txt").write_text("\n")
-    with pytest.raises(ValueError, match="prompts.txt: no prompts; expected one per line"):
+    with pytest.raises(ValueError, match="prompts.txt: no prompt in it"):
         prompts(None, str(place / "prompts.txt"), "", 64)

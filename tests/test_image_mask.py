@@ -74,7 +74,7 @@ def test_what_is_alone_is_named_on_both_sides(tmp_path):
         opened(tmp_path)
     text = str(error.value)
     assert "2 problems" in text and "14 images without a mask: images/01.png, images/02.png" in text and "and 4 more" in text
-    assert "(expected masks/01.*; see image_prefix, mask_prefix)" in text
+    assert "(expected masks/01.*; see image_prefix, mask_prefix, image_suffix, mask_suffix)" in text
     assert "1 mask without an image: masks/x.png (expected images/x.*" in text
     with pytest.raises(ValueError, match=r"14 images without .*expected masks/seg_01.\*\)[\s\S]*expected images/Img_x.\*"):
         opened(tmp_path, image_prefix="Img_", mask_prefix="seg_")

@@ -1,6 +1,7 @@
 """Image files as a data set: decoded, cut to a square, flipped, and kept in memory where they fit."""
 
 import functools
+import logging
 import os
 
 import numpy as np
@@ -13,6 +14,11 @@ from .cache import PixelCache
 from .masks import MaskCode
 from .reading import open_image, pixels, to_float
 from .transforms import CROPS, apply_crop, apply_crop_to_mask, draw_flips, plan_crop, too_small
+
+log = logging.getLogger(__name__)
+# between the files of several masks of one image, in `table.Row.mask`: no file name holds it
+MASKS_APART = "\0"
+EMPTY, FULL, MIXED = 1, 2, 3  # what a mask file holds: background alone, none of it, or several classes
 
 
 class ImageFiles(Dataset):
@@ -54,6 +60,8 @@ class ImageFiles(Dataset):
             number = {name: k for k, name in enumerate(self.classes)}
             self.labels = torch.tensor([number[row.label] for row in rows], dtype=torch.long)
         self.mask_peak = 0  # largest grey level met in a mask
+        # EMPTY, FULL or MIXED, 0 before it is read
+        self.mask_kinds = np.zeros(len(self.names) if masks else 0, np.uint8)
         self.cache = self._make_cache(cache, cache_gb)
 
     def __len__(self):
@@ -84,6 +92,7 @@ class ImageFiles(Dataset):
             return [str(error) if where == self.names[i] else f"{where}: {error}"]
 
     def common_faults(self):
+        self._log_constant_masks()
         if self.masks is not None and not self.masks_as.values and 0 < self.mask_peak <= self.mask_max / 2:
             return [f"masks: the largest grey level is {self.mask_peak} where mask_max={self.mask_max} is 1, so that no pixel is "
                     f"above one half, where the foreground begins: set mask_values=(0, ..., {self.mask_peak}), the levels that "
@@ -102,7 +111,8 @@ class ImageFiles(Dataset):
         for k in range(len(self)):
             yield k, self.names[k]
             if self.masks is not None:
-                yield k, self.masks[k]
+                for name in self.masks[k].split(MASKS_APART):
+                    yield k, name
 
     def _path(self, name):
         """Where the file that a row calls `name` lies."""
@@ -152,12 +162,47 @@ class ImageFiles(Dataset):
     def _decode_mask(self, i, size, crop):
         if self.masks is None:
             return None
-        index = self.masks_as.read(self._path(self.masks[i]))
-        if index.shape[::-1] != size:
-            raise ValueError(f"{self.masks[i]}: the mask has {index.shape[1]}x{index.shape[0]} pixels, its image "
-                             f"{self.names[i]} {size[0]}x{size[1]}: they must be equal")
+        index = None
+        for name in self.masks[i].split(MASKS_APART):
+            each = self.masks_as.read(self._path(name))
+            if each.shape[::-1] != size:
+                raise ValueError(f"{name}: the mask has {each.shape[1]}x{each.shape[0]} pixels, its image "
+                                 f"{self.names[i]} {size[0]}x{size[1]}: they must be equal")
+            index = each if index is None else np.maximum(index, each)
         self.mask_peak = max(self.mask_peak, int(index.max()))
+        self.mask_kinds[i] = kind_of_mask(index, self.masks_as)
         return np.asarray(apply_crop_to_mask(Image.fromarray(index), crop))
+
+    def _log_constant_masks(self):
+        """Warn where no mask that was read holds two classes."""
+        met = self.mask_kinds[self.mask_kinds > 0]
+        text = describe_constant_masks(met)
+        if text:
+            log.warning("%s: %s", self.name, text)
+
+
+def kind_of_mask(index, code):
+    """EMPTY, FULL or MIXED of what `MaskCode.read` gave."""
+    foreground = index > 0 if code.values else index > code.max / 2
+    if (index != index.flat[0]).any() and foreground.any():
+        return MIXED
+    return FULL if foreground.all() else EMPTY
+
+
+def describe_constant_masks(kinds):
+    """What is strange about masks of the `kinds` (EMPTY, FULL, MIXED of each file), in a sentence; '' for
+    nothing."""
+    empty, full = (sum(int(kind) == each for kind in kinds) for each in (EMPTY, FULL))
+    if not len(kinds) or empty + full < len(kinds):
+        return ""
+    total = len(kinds)
+    parts = []
+    for count, what in ((empty, "empty, nothing but the first class (the background)"),
+                        (full, "full, without a pixel of the first class (the background)")):
+        many = f"{'all' if count == total else count} of the {total} masks {'is' if count == 1 else 'are'}"
+        parts += [f"{'the only mask is' if total == 1 else many} {what}"] if count else []
+    return (f"{' and '.join(parts)}, and none holds two classes: compare the files with "
+            "--config.dataset.mask_values (the first value is the background) and mask_max")
 
 
 def check_options(resolution, channels, crop, window, cache):

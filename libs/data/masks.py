@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from .base import fail
-from .reading import decode, open_mask
+from .reading import decode, grey_mask, opaque_mask, open_mask
 
 SHOWN = 5  # values named in one message
 
@@ -63,17 +63,19 @@ class MaskCode:
     def read(self, path):
         """A mask file as uint8 (H, W): the class of each pixel, or its grey level where values=().
 
-        Colour palettes give their indices where grey levels are declared, and their colours where colours are.
+        Colour palettes give their indices where grey levels are declared, and their colours where colours
+        are. Transparent pixels are background; a file of one colour is told by its transparency alone
+        (`reading.opaque_mask`).
 
         Raises:
             ValueError: naming the file, what it holds beside the declared values, and in how many pixels.
         """
         if not self.values:
-            levels = np.array(open_mask(path))
+            levels = np.array(open_mask(path, foreground=self.max))
             if levels.max() > self.max:
                 raise ValueError(f"{path}: grey level {levels.max()} is above mask_max={self.max}")
             return levels
-        found = _colours(path) if self._in_colour else _levels(path, self.values)
+        found = _colours(path, self.values) if self._in_colour else _levels(path, self.values)
         index, known = np.zeros(found.shape, np.uint8), np.zeros(found.shape, bool)
         for k, value in enumerate(self.values):
             same = found == _code(value)
@@ -148,7 +150,7 @@ def _checked(values):
 
 def _levels(path, values):
     """The grey levels, or numbers of a colour palette, of a file (H, W)."""
-    image = decode(path)
+    image = opaque_mask(decode(path, deep_alpha=True), path, values)
     if image.mode == "1":
         return np.asarray(image) * (1 if 1 in values and 255 not in values else 255)
     if image.mode == "P":
@@ -157,13 +159,13 @@ def _levels(path, values):
         return palette[number, 0] if (palette == palette[:, :1]).all() else number
     if image.mode == "I" or image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.int64)
-    return np.asarray(open_mask(path))
+    return np.asarray(grey_mask(image, path))
 
 
-def _colours(path):
+def _colours(path, values):
     """The colours of a file as one number each (H, W)."""
-    image = decode(path)
-    if image.mode not in ("1", "L", "P", "RGB", "RGBA", "LA", "PA"):
+    image = opaque_mask(decode(path, deep_alpha=True), path, values)
+    if image.mode not in ("1", "L", "P", "RGB", "RGBA", "RGBa", "LA", "La", "PA"):
         raise ValueError(f"{path}: a mask of type {image.mode!r}; mask_values in colour need 8-bit RGB, a palette or greyscale")
     return _code(np.asarray(image.convert("RGB")).astype(np.int32).transpose(2, 0, 1))
 

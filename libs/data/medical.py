@@ -8,6 +8,8 @@ another one.
 import logging
 from pathlib import Path
 
+from libs import tables
+
 from . import official
 from .base import did_you_mean, fail, one_of
 from .files import ImageFiles
@@ -191,7 +193,7 @@ def _split_by_lists(rows, table, lists):
     """Set the rows' split from the official lists; every image of the table is in exactly one of them."""
     by_name, problems = {row.name: row for row in rows}, []
     for part, path in lists.items():
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        for number, line in tables.read_lines(path):
             row, where = by_name.get(line.strip()), f"{path.name}:{number}"
             if line.strip() and row is None:
                 problems.append(f"{where}: unknown image {line.strip()!r}; it is not in {table.name}")

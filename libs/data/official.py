@@ -5,9 +5,12 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from libs.names import visible
+from libs.tables import is_missing
+
 from .base import fail, one_of
 from .split import choose
-from .table import _read_csv, _read_jsonl
+from .table import read
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ def compare(name, what, count, published):
 def records(table, needed):
     """[('table:line', {column: value})] of a .csv or .jsonl file that has the columns `needed`."""
     problems = []
-    header, found = (_read_jsonl if table.suffix.lower() == ".jsonl" else _read_csv)(table, problems)
+    header, found = read(table, problems)
     missing = [column for column in needed if column not in header]
     if missing and not problems:
         problems.append(f"{table.name}:1: no column {', '.join(missing)}; expected {', '.join(needed)}, found "
@@ -97,14 +100,14 @@ def describe(rows, table, missing):
         raise ValueError(f"captions={str(table)!r}: no such file; expected a .csv or .jsonl with columns file_name and text")
     texts, problems = {}, []
     for where, record in records(table, ("file_name", "text")):
-        name, text = os.path.basename(str(record.get("file_name", ""))), record.get("text") or ""
+        name, text = visible(os.path.basename(str(record.get("file_name", "")))), record.get("text") or ""
         if not isinstance(text, str) or name in texts:
             problems.append(f"{where}: {name} {'has a text already' if name in texts else f'has no text but {text!r:.50}'}")
-        elif text.strip():
+        elif not is_missing(text):
             texts[name] = text
     fail(str(table), problems)
     for row in rows:
-        row.text = texts.get(os.path.basename(row.name), "")
+        row.text = texts.get(visible(os.path.basename(row.name)), "")
     return described(rows, table, missing)
 
 

@@ -52,7 +52,8 @@ class PathText(Folder):
         table = Path(path).expanduser()
         if str(path) and table.exists() and not (table.is_file() and table.suffix.lower() in (".csv", ".jsonl")):
             raise ValueError(f"{path}: expected a .csv with the columns {self.columns['file']} and {columns.text} (or a .jsonl)")
-        return look(path, dataclasses.replace(columns, **self.columns, loose=True), follow_links=follow_links)
+        return look(path, dataclasses.replace(columns, **self.columns, loose=True), follow_links=follow_links,
+                    ignore_files=self.ignore_files)
 
     def _path(self, name):
         return os.path.join(self.root, os.path.expanduser(name))

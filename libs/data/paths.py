@@ -3,6 +3,8 @@
 import os
 import re
 
+from libs import names
+
 from .base import did_you_mean
 
 LINK = "is a link out of the data folder: copy what it points to, or set follow_links=True"
@@ -39,6 +41,24 @@ class Inside:
             return "" if os.path.isfile(path) else f"{shown} is not a file"
         except (OSError, ValueError) as error:  # a name too long for the file system, a surrogate
             return f"{shown}: {error}"
+
+    def resolve(self, folder, written):
+        """`written` as the file system spells it, where it names no file there but one that looks equal:
+        'läsion.png' may be composed in a table and decomposed on a disk. Unchanged otherwise."""
+        if not written or "\0" in written or os.path.isabs(written) or written.startswith("~"):
+            return written
+        try:
+            if os.path.lexists(os.path.join(folder, written)):
+                return written
+            parts, place = [], os.fspath(folder)
+            for part in written.split("/"):
+                if not os.path.lexists(os.path.join(place, part)):
+                    part = names.match(part, os.listdir(place))
+                parts.append(part)
+                place = os.path.join(place, part)
+            return "/".join(parts) if os.path.lexists(place) else written
+        except OSError:
+            return written
 
     def escapes(self, path):
         """Whether links lead from `path` out of the root, where they may not."""

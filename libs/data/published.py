@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from libs import tables
+
 from .base import Dataset, fail, fingerprint, one_of
 from .files import ImageFiles
 from .folder import Folder
@@ -88,6 +90,8 @@ class CIFAR10(Dataset):
 class ImageNet(Folder):
     """ImageNet (ILSVRC 2012) from path/train/<wnid>/*.JPEG; the label is the rank of the sorted wnid."""
 
+    MAY_HOLD_MASKS = False
+
     def __init__(self, path, resolution=64, random_flip=True, split="train", **options):
         if not (Path(path).expanduser() / split).is_dir():
             raise ValueError(f"{path}: expected ImageNet as {split}/n01440764/*.JPEG and so on below it")
@@ -119,7 +123,7 @@ class CelebA(ImageFiles):
                              'list_eval_partition.txt below it: "Align&Cropped Images" of '
                              'mmlab.ie.cuhk.edu.hk/projects/CelebA.html')
         rows, problems = [], []
-        for number, line in enumerate(table.read_text().splitlines(), 1):
+        for number, line in tables.read_lines(table):
             file, part = (line.split() + ["", ""])[:2]
             if part not in self.PARTITION.values() or os.path.basename(file) != file:
                 problems.append(f"{table.name}:{number}: {line[:80]!r}; expected a file name and 0, 1 or 2")

@@ -1,19 +1,23 @@
 """One image file -> pixels, at the depth the file has.
 
-Read: PNG, JPEG, BMP and TIFF, told by their content. Colour becomes grey by ITU-R 601 luma and grey becomes
-colour by repetition, as `channels` asks; palettes and CMYK are converted; transparency is laid over black;
-the EXIF rotation is applied. Greyscale of 16 bits keeps all of them; colour of 16 bits per channel is read at
-8 (Pillow knows no more).
+Read: PNG, JPEG, BMP, TIFF and PPM (with PGM, PBM), told by their content. Colour becomes grey by ITU-R 601
+luma and grey becomes colour by repetition, as `channels` asks; palettes and CMYK are converted; transparency
+is laid over black; the EXIF rotation is applied. Greyscale of 16 bits keeps all of them; colour of 16 bits
+per channel is read at 8 (Pillow knows no more).
 """
 
 import os
+import re
 import stat
 
 import numpy as np
 from PIL import Image, ImageOps
 
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "PPM")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".jpe", ".jfif", ".dib", ".ppm", ".pgm",
+              ".pbm", ".pnm")
+DEEP_ALPHA = "16-bit grey with transparency"  # key of PIL's `info` for files that are read at 8 bits
+NO_DEEP_ALPHA = f"{DEEP_ALPHA}; save it without transparency to keep its depth"
 DEEP = 65535  # the largest value of a 16-bit grey level
 
 
@@ -42,18 +46,99 @@ def open_image(path, *, channels=3, window=()):
     return image.convert("L" if grey else "RGB")
 
 
-def open_mask(path):
-    """The decoded, upright mask in PIL mode 'L'; colour is refused, as the grey levels are the classes."""
-    image = decode(path)
+def open_mask(path, values=(), foreground=255):
+    """The decoded, upright mask in PIL mode 'L'; colour is refused, as the grey levels are the classes.
+
+    values, foreground: as for `opaque_mask`, which lays transparency over the background.
+    """
+    return grey_mask(opaque_mask(decode(path, deep_alpha=True), path, values, foreground), path)
+
+
+def grey_mask(image, path):
+    """A mask of `opaque_mask` in PIL mode 'L'; ValueError for colour, and for 16 bits."""
     if image.mode in ("1", "L"):
         return image.convert("L")
-    if image.mode in ("P", "RGB", "RGBA", "LA", "PA"):
+    if image.mode in ("P", "RGB", "RGBA", "RGBa", "LA", "La", "PA"):
         planes = np.asarray(image.convert("RGB"))
         if (planes == planes[..., :1]).all():
             return Image.fromarray(planes[..., 0])
         raise ValueError(f"{path}: a mask in colour; declare its colours, mask_values=((0, 0, 0), ...), or save it "
                          "as greyscale, one grey level per class")
     raise ValueError(f"{path}: a mask of type {image.mode!r}; save it as 8-bit greyscale")
+
+
+def opaque_mask(image, path, values=(), foreground=255):
+    """A decoded mask without its transparency, which belongs to what it means.
+
+    Where the colour says nothing, being the same in every pixel (or in every visible one that of the
+    background), the
+    transparency is the mask: opaque is foreground. Elsewhere the mask lies over the background.
+
+    Args:
+        image: of `decode`. path: of its file, for messages.
+        values: what the classes are in the file, the background first, as `masks.MaskCode` has them; () for
+            grey levels.
+        foreground: the grey level of an opaque pixel where values=() and the transparency is the mask.
+    Returns:
+        `image` itself where it is opaque, else one of mode 'L', 'RGB' or, where numbers of a palette count,
+        'P'.
+    Raises:
+        ValueError: naming the file, where pixels of a palette's numbers are half transparent.
+    """
+    if image.mode.startswith("I;16") or image.mode == "I":
+        level = image.info.get("transparency")
+        array = np.array(image)
+        if not isinstance(level, int) or not (array == level).any():
+            return image
+        array[array == level] = values[0] if values and isinstance(values[0], int) else 0
+        return Image.fromarray(array)
+    if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
+        return image
+    deep = image.info.get(DEEP_ALPHA)
+    rgba = np.asarray((image.convert("LA") if image.mode == "La" else image).convert("RGBA"))
+    planes, alpha = rgba[..., :3], rgba[..., 3]
+    if (alpha == 255).all() and not deep:
+        return image
+    colours = [value if isinstance(value, tuple) else (value,) * 3 for value in values]
+    colours = colours or [(0, 0, 0), (foreground,) * 3]
+    visible = np.unique(planes[alpha > 0].reshape(-1, 3), axis=0)
+    constant = not len(visible) or len(visible) == 1 and (
+        (planes == planes[:1, :1]).all() or tuple(visible[0]) == colours[0])
+    if deep and not (constant and set(np.unique(alpha)) == {0, 255}):
+        raise ValueError(f"{path}: {NO_DEEP_ALPHA}")
+    numbered = image.mode == "P" and values and isinstance(values[0], int) and not _is_grey(image)
+    if constant:
+        declared = len(visible) and tuple(map(int, visible[0])) in colours[1:] and len(colours) > 2
+        opaque = visible[0] if declared else np.array(colours[1] if len(colours) == 2 else (255,) * 3)
+        return _laid(np.broadcast_to(opaque, planes.shape), alpha, colours[0])
+    if numbered:
+        number = np.array(image)
+        if not np.isin(alpha, (0, 255)).all():
+            raise ValueError(f"{path}: a mask of palette numbers with pixels that are half transparent: save "
+                             "it without transparency")
+        # the number says nothing, the transparency does
+        if len(values) == 2 and (number[alpha == 255] == values[0]).all():
+            number[alpha == 255] = values[1]
+        elif (number[alpha == 255] == values[0]).all() and (alpha == 255).any():
+            raise ValueError(f"{path}: a mask whose opaque pixels are all of the number {values[0]}, the "
+                             "background: save it without transparency")
+        number[alpha == 0] = values[0]
+        solid = Image.fromarray(number)
+        solid.putpalette(image.getpalette("RGB"))
+        return solid
+    return _laid(planes, alpha, colours[0])
+
+
+def _is_grey(image):
+    palette = np.reshape(image.getpalette("RGB"), (-1, 3))
+    return bool((palette == palette[:, :1]).all())
+
+
+def _laid(planes, alpha, background):
+    """Colours (H, W, 3) over a background, mode 'L' where all are grey."""
+    share = alpha[..., None] / 255
+    mixed = (planes * share + np.array(background) * (1 - share)).round().astype(np.uint8)
+    return Image.fromarray(mixed[..., 0] if (mixed == mixed[..., :1]).all() else mixed)
 
 
 def pixels(image):
@@ -73,8 +158,11 @@ def to_float(array):
     return out
 
 
-def decode(path):
-    """The upright PIL image of a file, in whatever mode it has; ValueError that names a file it cannot read."""
+def decode(path, *, deep_alpha=False):
+    """The upright PIL image of a file, in whatever mode it has; ValueError that names a file it cannot read.
+
+    deep_alpha: whether 16-bit grey with transparency may be read, at 8 bits, instead of being refused.
+    """
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -85,14 +173,16 @@ def decode(path):
         raise ValueError(f"{path}: empty (0 bytes)")
     try:
         with Image.open(path, formats=FORMATS) as image:
-            _refuse_ambiguous(image)
+            _refuse_ambiguous(image, deep_alpha)
             image.load()
             turned = ImageOps.exif_transpose(image)
             inverted = image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0
     except Image.UnidentifiedImageError:
         raise ValueError(f'{path}: not a readable {", ".join(FORMATS)} image') from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: {_too_large(error)}") from None
+        count = re.search(r"\((\d+) pixels\)", str(error))
+        raise ValueError(f"{path}: "
+                         f"{_too_large(f'{count[1]} pixels' if count else 'too many pixels')}") from None
     except _Refused as error:
         raise ValueError(f"{path}: {error}") from None
     except Exception as error:  # decoders raise nearly anything: struct.error, SyntaxError ...
@@ -106,7 +196,7 @@ class _Refused(Exception):
     """A readable file that would not be shown truthfully."""
 
 
-def _refuse_ambiguous(image):
+def _refuse_ambiguous(image, deep_alpha=False):
     limit = Image.MAX_IMAGE_PIXELS
     if limit and image.width * image.height > limit:
         raise _Refused(_too_large(f"{image.width}x{image.height} pixels"))
@@ -114,7 +204,9 @@ def _refuse_ambiguous(image):
     if frames > 1 and image.format != "MPO":  # MPO: a JPEG photo with previews behind it
         raise _Refused(f"{frames} frames; save each as a file of its own")
     if image.tile and str(image.tile[0][3]).startswith("LA;16"):
-        raise _Refused("16-bit grey with transparency; save it without transparency to keep its depth")
+        if not deep_alpha:
+            raise _Refused(NO_DEEP_ALPHA)
+        image.info[DEEP_ALPHA] = True
 
 
 def _too_large(what):

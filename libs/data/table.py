@@ -4,17 +4,19 @@
 columns.
 """
 
-import csv
 import json
-import re
+import logging
 from dataclasses import dataclass, field
+
+from libs import tables
 
 from . import weights
 from .base import did_you_mean
 
+log = logging.getLogger(__name__)
 MASK_COLUMNS = ("mask_file_name", "mask_name")
 MODALITY_COLUMNS = ("modality", "modal")
-BLANKS = re.compile(r'"[ \t]+(?=,|\r?\n?$)')  # after a quote that ends a field
+WHOLE_TEXTS = ("label", "split", "group")  # compared as a whole, so that blanks around them do not count
 
 
 @dataclass(slots=True)
@@ -58,19 +60,30 @@ def table_rows(table, prefix, columns, inside, problems):
         prefix: the table's folder below the data folder, '' or 'train/'.
         inside: `paths.Inside` of the data folder.
     """
-    header, records = _read_jsonl(table, problems) if table.suffix.lower() == ".jsonl" else _read_csv(table, problems, columns)
+    header, records = read(table, problems, columns)
     used = header and _match_columns(table, header, columns, problems)
     if not used:
         return [], set(), list(header)
-    rows, strange = [], []
+    rows, strange, empty = [], [], []
     for line, record in records:
         where = f"{prefix}{table.name}:{line}"
-        value = {key: _text(record.get(column)) if column else "" for key, column in used.items()}
-        for key in ("label", "split", "group"):
+        value = {key: _value(key, record.get(column), f"{where}: {column}", problems) if column else ""
+                 for key, column in used.items()}
+        refused = {key for key in value if value[key] is None}
+        value |= dict.fromkeys(refused, "")
+        for key in (each for each in WHOLE_TEXTS if each not in refused):
             value[key] = value[key].strip()
             if used[key] and not value[key]:
                 problems.append(f"{where}: {used[key]} is empty")
-        for key in ("file", "mask") if used["mask"] else ("file",):
+            elif used[key] and key != "label" and tables.is_missing(value[key]):
+                problems.append(f"{where}: {used[key]} is {value[key]!r}, which programs write where a value "
+                                f"is missing: write the {key}, or another name for it")
+        for key in ("text", "modality"):
+            if value[key].strip() and tables.is_missing(value[key]):
+                empty.append(f"{where}: {value[key]!r}")
+                value[key] = ""
+        for key in (each for each in ("file", "mask") if used[each] and each not in refused):
+            value[key] = inside.resolve(table.parent, value[key])
             fault = inside.fault(table.parent, value[key])
             if fault:
                 problems.append(f"{where}: {used[key]} {fault}")
@@ -81,6 +94,10 @@ def table_rows(table, prefix, columns, inside, problems):
                         value["mask"] and _plain(prefix + value["mask"]), value["split"], value["group"], weight,
                         {key: v for key, v in record.items()
                          if key not in used.values() or key in (used["modality"], used["weight"])}))
+    if empty:
+        log.warning("%s: %d texts are what programs write where a value is missing, and count as empty: "
+                    "%s%s", table, len(empty),
+                    ", ".join(empty[:5]), " ..." if len(empty) > 5 else "")
     if strange:
         problems.append(weights.fault(used["weight"], strange))
     return rows, {key for key in ("label", "text", "mask", "split", "group") if used[key]}, list(header)
@@ -107,8 +124,43 @@ def _match_columns(table, header, columns, problems):
     return used if used["file"] else None
 
 
-def _text(value):
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+def read(table, problems, columns=None):
+    """(header, [(line, {column: value})]) of a .csv or .jsonl, as far as it can be read; faults go to
+    `problems`."""
+    columns = columns or Columns()
+    if table.suffix.lower() == ".jsonl":
+        return tables.read_jsonl(table, problems, first=columns.file)
+    return tables.read_csv(table, problems, first=columns.file, loose=columns.loose)
+
+
+def _value(key, value, where, problems):
+    """A field as text, '' where there is none; None for a value of JSON that is no text, which goes to
+    `problems`."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if key == "weight":
+        return json.dumps(value)
+    if isinstance(value, float) and value != value:  # pandas writes NaN
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool) and key in (*WHOLE_TEXTS, "modality"):
+        return str(value)
+    shown = json.dumps(value, ensure_ascii=False)
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    if isinstance(value, list | dict):
+        kind = "a list" if isinstance(value, list) else "an object"
+        advice = {"text": "give each text a row of its own with the same file_name, and "
+                          "--config.dataset.doubled_files=keep; or --config.dataset.text_column= reads no "
+                          "texts",
+                  "label": "an image has one label, a text; keep one of them, or join them to one name such "
+                           "as \"a and b\"",
+                  }.get(key, "write one text in quotes")
+    else:
+        kind = {bool: "a truth value", int: "a number", float: "a number"}[type(value)]
+        advice = f"write it as a text, in quotes: \"{shown}\""
+    problems.append(f"{where} is {kind}, {shown}: {advice}")
+    return None
 
 
 def _plain(name):
@@ -123,66 +175,3 @@ def _described(value):
     if not kind or not text.strip() or text.strip().lower().startswith(f"{kind.lower()}:"):
         return text
     return f"{kind}: {text}"
-
-
-def _read_csv(table, problems, columns=None):
-    """(header, [(line, {column: value})]), as far as it can be read."""
-    columns = columns or Columns()
-    header, records, line = [], [], 1
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            lines = (BLANKS.sub('"', line) for line in file) if columns.loose else file
-            reader = csv.reader(lines, strict=True, skipinitialspace=columns.loose)
-            header = next(reader, [])
-            fault = _header_fault(header, columns.file)
-            if fault:
-                problems.append(f"{table}:1: {fault}")
-                return [], []
-            header = [name.strip() for name in header] if columns.loose else header
-            line = reader.line_num + 1
-            for fields in reader:
-                if columns.loose:
-                    fields = [value.strip() for value in fields] if "".join(fields).strip() else []
-                if fields and len(fields) != len(header):
-                    advice = "put a text that holds a comma in double quotes" if len(fields) > len(header) else \
-                        "add what is missing"
-                    problems.append(f"{table}:{line}: {len(fields)} fields where the header has {len(header)}; {advice}")
-                elif fields:
-                    records.append((line, dict(zip(header, fields, strict=True))))
-                line = reader.line_num + 1
-    except csv.Error as error:
-        problems.append(f"{table}:{line}: not CSV from here on ({error})")
-    except UnicodeDecodeError as error:
-        problems.append(f'{table}: not UTF-8 (byte {error.start}): save it as "CSV UTF-8"')
-    return header, records
-
-
-def _header_fault(header, first):
-    if not "".join(header).strip():
-        return f"no header; expected {first}, ..."
-    other = re.search(r"[;\t|]", header[0])
-    if len(header) == 1 and other:
-        return f"columns are separated by {other[0]!r}: save it separated by commas"
-    twice = sorted({h for h in header if header.count(h) > 1})
-    return f"columns {twice} occur twice" if twice else ""
-
-
-def _read_jsonl(table, problems):
-    """(every key, [(line, {key: value})])."""
-    header, records = {}, []
-    try:
-        with open(table, encoding="utf-8-sig") as file:
-            for line, text in enumerate(file, 1):
-                try:
-                    record = json.loads(text) if text.strip() else None
-                except (ValueError, RecursionError) as error:
-                    problems.append(f"{table}:{line}: not JSON ({error})")
-                    continue
-                if isinstance(record, dict):
-                    header |= dict.fromkeys(record)
-                    records.append((line, record))
-                elif text.strip():
-                    problems.append(f'{table}:{line}: expected an object such as {{"file_name": "1.png"}}')
-    except UnicodeDecodeError as error:
-        problems.append(f"{table}: not UTF-8 (byte {error.start})")
-    return list(header), records

@@ -5,7 +5,9 @@ A mask is brought to the network's size as the data layer does it: resized to th
 
 import functools
 import hashlib
+import logging
 import os
+import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -15,9 +17,12 @@ import torch
 
 from libs import data
 from libs.data.base import did_you_mean, fail
+from libs.data.files import describe_constant_masks, kind_of_mask
+from libs.data.mask_like import masks_alone
 from libs.data.scan import find
 from libs.data.table import Columns
 from libs.data.transforms import apply_crop_to_mask, plan_crop
+from libs.names import match
 
 FOLDER = "masks"  # of the copies, beside the images
 RESERVED = ("grid", "comparison")  # what else lies beside the images
@@ -52,13 +57,18 @@ class AskedMasks:
         """
         self.code, self.of_image, self.names, self.sources = code, list(of_image), list(names), list(sources)
         self.read = functools.lru_cache(KEPT)(read)
-        self.hashes, problems = [], []
+        self.hashes, problems, kinds = [], [], []
         for number in range(len(self.names)):
             try:
-                self.hashes.append(hashlib.sha256(np.ascontiguousarray(self.read(number)).tobytes()).hexdigest()[:16])
+                index = np.ascontiguousarray(self.read(number))
+                self.hashes.append(hashlib.sha256(index.tobytes()).hexdigest()[:16])
+                kinds.append(kind_of_mask(index, code))
             except (OSError, ValueError) as error:
                 problems.append(str(error))
         fail("the masks", problems)
+        strange = describe_constant_masks(kinds)
+        if strange:
+            logging.warning("the masks that images are asked for: %s", strange)
 
     def __len__(self):
         return len(self.of_image)
@@ -99,17 +109,22 @@ def find_masks(path, classes, options):
     if root.is_file() and root.suffix.lower() not in (".csv", ".jsonl"):
         return [MaskFile(root, root.name, "")]
     try:
-        found = find(root, Columns(label="", text="", split=""), follow_links=options.get("follow_links", False))
+        found = find(root, Columns(label="", text="", split=""), path_option="--mask_path",
+                     follow_links=options.get("follow_links", False))
     except ValueError as error:
         raise ValueError(f"--mask_path={path}: no masks can be had from there. {error}") from None
     if found.table:
         columns = [options.get("label_column", ""), "label"]
         said = [next((str(row.extra[key] or "") for key in columns if key in row.extra), "").strip() for row in found.rows]
+        said = [match(label, classes) for label in said]
         names = [row.mask or row.name for row in found.rows]
     else:
         names = _without_images([row.name for row in found.rows], options.get("images_folder", "") or "images",
                                 options.get("masks_folder", "") or "masks")
-        said = [next((part for part in PurePosixPath(name).parts[:-1] if part in classes), "") for name in names]
+        names = masks_alone(names, found.root)
+        names = _with_suffix(names, options.get("mask_suffix", ""), options.get("mask_prefix", ""))
+        parts = [[match(part, classes) for part in PurePosixPath(name).parts[:-1]] for name in names]
+        said = [next((part for part in each if part in classes), "") for each in parts]
     return [MaskFile(found.root / name, name, label) for name, label in zip(names, said, strict=True)]
 
 
@@ -206,6 +221,18 @@ def _without_images(names, images, masks):
     beside = {parts[:k] for parts in split for k, part in enumerate(parts[:-1]) if part == masks}
     return [name for name, parts in zip(names, split)
             if not any(part == images and parts[:k] in beside for k, part in enumerate(parts[:-1]))]
+
+
+def _with_suffix(names, suffix, prefix):
+    """The names of masks where images lie beside them: those with the data's suffix and prefix, if any has
+    them; else all."""
+    def is_mask(name):
+        path = PurePosixPath(name)
+        number = r"([ _.-]?\(?\d{1,3}\)?)?"
+        end = re.fullmatch(f".*{re.escape(suffix)}{number}", path.stem)
+        end = path.name.endswith(suffix) if "." in suffix else end
+        return bool(end) and path.name.startswith(prefix)
+    return [name for name in names if is_mask(name)] or names
 
 
 def _nearest(path):

@@ -4,7 +4,6 @@ The table is the manifest of the images: what each was asked for, its hash, the 
 made it, and where a filter chose it its score and the number of the draw. What the filter rejected lies in rejected/, on request.
 """
 
-import csv
 import hashlib
 import json
 import logging
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from libs import tables
 from libs.engine.checkpoint import write_text
 from libs.evaluation import sorting
 from libs.evaluation.filtering import OWN, acceptance, acceptance_told
@@ -142,10 +142,9 @@ def listed_samples(folder):
     table = Path(folder) / TABLE
     if not table.is_file():
         return []
-    with open(table, newline="", encoding="utf-8") as stream:
-        table = csv.DictReader(stream)
-        files = [row[key] for row in table if "sampler" in row for key in FILES if row.get(key)]
-        files += ["comparison.png"] if FILES[1] in table.fieldnames else []
+    header, rows = tables.read_csv(table, [])  # one that is faulty is none of ours
+    files = [row[key] for _, row in rows if "sampler" in row for key in FILES if row.get(key)]
+    files += ["comparison.png"] if FILES[1] in header else []
     return [file for file in dict.fromkeys(files) if not Path(file).is_absolute() and ".." not in Path(file).parts]
 
 

@@ -5,7 +5,7 @@ import io
 import shutil
 from pathlib import Path
 
-from libs import ratings
+from libs import ratings, tables
 from libs.engine.checkpoint import write_text
 from libs.ratings.judged import share
 
@@ -17,10 +17,8 @@ def listed(folder, anew):
     path = folder / TABLE
     if not path.is_file():
         raise ValueError(f"{folder} has no {TABLE}: a folder of sample.py has one, with the prompt of each image")
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        rows = list(reader)
-        columns = [name for name in reader.fieldnames or () if name not in anew]
+    header, records = tables.read(path)
+    rows, columns = [row for _, row in records], [name for name in header if name not in anew]
     if "file_name" not in columns or not {"text", "label"} & set(columns):
         raise ValueError(f"{path}: its columns are {', '.join(columns)}; file_name and text or label are needed")
     for number, row in enumerate(rows, 2):

@@ -4,14 +4,16 @@ Conditions are dicts with one entry per image. Descriptions stay texts until ima
 lazy (`encoders.Prompts`), so that thousands of them need no memory.
 """
 
-import csv
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from libs import encoders
+from libs import encoders, names, tables
 
+NO_TEXT = (".json", ".tsv", ".xlsx", ".xls", ".ods", ".doc", ".docx", ".pdf", ".rtf", ".parquet", ".gz",
+           ".zip")
 PROMPTS = ("bank", "unseen")
 
 
@@ -27,6 +29,7 @@ def choose_labels(asked, classes, n, *, conditional):
         if asked not in ("", "all"):
             raise ValueError(f"--label={asked}: this network takes no label")
         return [0] * n
+    asked = names.match(asked, classes)
     if asked == "all":
         return [label for label in range(len(classes)) for _ in range(n)]
     if asked and asked not in classes:
@@ -43,6 +46,7 @@ def count_labels(text, classes):
     labels, seen = [], set()
     for part in text.split(","):
         name, _, number = (piece.strip() for piece in part.rpartition("="))
+        name = names.match(name, classes)
         if name not in classes or name in seen:
             raise ValueError(f"--counts={text}: {name or part!r} is {'there twice' if name in seen else 'no class'}; known: "
                              f"{', '.join(classes)}; write class=number,class=number")
@@ -73,19 +77,44 @@ def _prompt_rows(path):
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give a text file with one description in each line, or a .csv")
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        if path.suffix.lower() == ".csv":
-            table = csv.DictReader(stream, skipinitialspace=True)
-            if "prompt" not in (table.fieldnames or ()):
-                raise ValueError(f"{path}: its columns are {table.fieldnames}; 'prompt' is needed, 'label' and 'modality' may "
-                                 "follow")
-            found = [tuple((row.get(key) or "").strip() for key in ("prompt", "label", "modality")) for row in table]
-        else:
-            found = [(line.strip(), "", "") for line in stream]
+    if path.suffix.lower() in (".csv", ".jsonl"):
+        found = _rows_of_table(path)
+    elif path.suffix.lower() in NO_TEXT:
+        raise ValueError(f"{path}: expected a text file with one description in each line, or a table saved "
+                         "as .csv in UTF-8")
+    else:
+        lines = tables.read_lines(path)
+        if re.fullmatch(r'\ufeff?"?prompt"?\s*[,;\t].*', lines[0][1] if lines else "", re.IGNORECASE):
+            raise ValueError(f"{path}: its first line is the header of a table: rename it to {path.stem}.csv")
+        found = [(line, "", "") for _, line in lines]
     found = [(f"{modality}: {prompt}" if modality and not prompt.lower().startswith(f"{modality.lower()}:") else prompt, label,
               modality) for prompt, label, modality in found if prompt]
     if not found:
         raise ValueError(f"{path}: no prompt in it")
+    return found
+
+
+def _rows_of_table(path):
+    """[(prompt, label, modality)] of a .csv or .jsonl, read as strictly as a table of images."""
+    header, records = tables.read(path, loose=True, first="prompt")
+    column = {name.strip().lower(): name for name in reversed(header)}
+    if "prompt" not in column:
+        raise ValueError(f"{path}: its columns are {header}; 'prompt' is needed, 'label' and 'modality' may "
+                         "follow")
+    found, problems = [], []
+    for line, record in records:
+        values = [record.get(column.get(key)) for key in ("prompt", "label", "modality")]
+        for key, value in zip(("prompt", "label", "modality"), values):
+            is_text = value is None or isinstance(value, str) or type(value) is int and key == "label"
+            if not is_text:
+                problems.append(f"{path}:{line}: {key} is {value!r:.80}: write one text in quotes")
+        prompt, label, modality = (str(value).strip() if isinstance(value, str | int) else ""
+                                   for value in values)
+        if tables.is_missing(prompt) and not any(f"{path}:{line}:" in each for each in problems):
+            problems.append(f"{path}:{line}: prompt is {repr(prompt) if prompt else 'empty'}: write one, or "
+                            "delete the line")
+        found.append((prompt, label, "" if tables.is_missing(modality) else modality))
+    tables.refuse(path, problems)
     return found
 
 
@@ -112,6 +141,7 @@ def requested(asked, label, classes, n, *, labelled, bank=None):
 def _label_of(prompt, name, classes, bank):
     """The label of a prompt: of the class `name`, or else the one class that it names, or whose bank holds it."""
     if name:
+        name = names.match(name, classes)
         if name not in classes:
             raise ValueError(f"label {name!r} of prompt {prompt!r}: no such class; known: {', '.join(classes)}"
                              + ("; a prompt is asked of one class at a time" if name == "all" else ""))

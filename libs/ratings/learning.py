@@ -1,6 +1,5 @@
 """What a filter learns from answers: targets without the raters' bias, a split by prompt, calibration, a threshold."""
 
-import csv
 import hashlib
 import json
 import re
@@ -8,6 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch.nn import functional as F
+
+from libs import tables
 
 from .filter import joint
 from .pool import Answer
@@ -96,19 +97,18 @@ def answers_of_table(path, pool):
         ValueError: naming file and line.
     """
     answers, names = [], [axis.name for axis in pool.axes]
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        table = csv.DictReader(stream)
-        lacking = [name for name in ("rater", "item", *names) if name not in (table.fieldnames or ())]
-        if lacking:
-            raise ValueError(f"{path}: column {lacking[0]!r} is missing; a table of ratings has rater, item and the axes "
-                             f"{', '.join(names)} of the pool")
-        for row in table:
-            try:
-                scores = {name: int(row[name]) for name in names}
-            except (TypeError, ValueError):
-                raise ValueError(f"{path}:{table.line_num}: scores {[row[name] for name in names]} of {', '.join(names)}: whole "
-                                 "numbers are expected") from None
-            answers.append(Answer(len(answers) + 1, row["rater"], row["item"], scores, (), "", 0.0, ""))
+    header, rows = tables.read(path, first="rater")
+    lacking = [name for name in ("rater", "item", *names) if name not in header]
+    if lacking:
+        raise ValueError(f"{path}: column {lacking[0]!r} is missing; a table of ratings has rater, item and "
+                         f"the axes {', '.join(names)} of the pool")
+    for line, row in rows:
+        try:
+            scores = {name: int(row[name]) for name in names}
+        except (TypeError, ValueError):
+            raise ValueError(f"{path}:{line}: scores {[row[name] for name in names]} of {', '.join(names)}: "
+                             "whole numbers are expected") from None
+        answers.append(Answer(len(answers) + 1, row["rater"], row["item"], scores, (), "", 0.0, ""))
     return answers
 
 

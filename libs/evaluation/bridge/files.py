@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from libs import engine
+from libs import engine, tables
 from libs.engine.checkpoint import write_text
 from libs.evaluation.generation import save_png
 
@@ -50,9 +50,9 @@ def unguided(folder, settings):
     differing = _differing(before, json.loads(json.dumps(settings)), OF_GUIDANCE)
     if differing:
         raise ValueError(f"--compare_path={folder} differs in more than the classifier's guidance: {differing}")
-    with open(folder / "metadata.csv", newline="", encoding="utf-8") as stream:
-        return {(row["source_file"], row.get("source_label", ""), row.get("label", "")): folder / row["file_name"]
-                for row in csv.DictReader(stream)}
+    _, rows = tables.read(folder / "metadata.csv", ("file_name", "source_file"))
+    return {(row["source_file"], row.get("source_label", ""), row.get("label", "")): folder / row["file_name"]
+            for _, row in rows}
 
 
 def _differing(before, now, leave_out=()):
