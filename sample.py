@@ -45,7 +45,7 @@ def sample(config, workdir, nnet_path, label, prompt, input_path, mask_path, cou
     if run.is_main:
         made, filtered = evaluation.finish_samples(request, before=listed)
         print(f"{made} images in {request.folder}")
-        print(f"weights: {evaluation.weights_used(trained, config.sample.get('ema_rate', 0.0))}")
+        print(f"weights: {evaluation.weights_used(trained, **evaluation.weights_options(config.sample))}")
         print("\n".join(filter(None, [filtered, times or "all of them were there already"])))
     run.finish()
 

@@ -3,11 +3,14 @@
 Nothing is executed on the way: weights are safetensors, or torch files of tensors alone.
 """
 
+import logging
+import math
 from pathlib import Path
 
 from libs.nn import pretrained
 
 README = "assets/stable-diffusion/README.md"
+PUBLISHED_SCALES = (0.18215, 0.23010)  # of Stable Diffusion's autoencoder on its own images, and on COCO
 _CODECS = {"AutoencoderKL": "use codec.name=kl", "AutoencoderTiny": "use codec.name=tiny"}
 
 
@@ -36,9 +39,23 @@ def save(net, folder, *, scale_factor: float) -> Path:
     return Path(folder)
 
 
+def is_published_scale(given: float, own: float) -> bool:
+    """Whether a scale factor given is one that configs were published with, for the autoencoder of Stable Diffusion; of COCO's the
+    folder says `own` = 0.18215 all the same."""
+    return any(math.isclose(given, each, rel_tol=1e-6) for each in PUBLISHED_SCALES) and not math.isclose(
+        own, PUBLISHED_SCALES[0], rel_tol=1e-4)
+
+
 def scale_factor(config, path: str, given: float) -> float:
-    """The scale of latents: as given, or what the autoencoder's config says; ValueError where that is not a scale alone."""
+    """The scale of latents: as given, or what the autoencoder's config says; ValueError where that is not a scale alone.
+
+    Another one than the config says holds where it is given, which is logged: latents have a deviation of 1 by one of them only.
+    """
     if given:
+        own = config.get("scaling_factor")
+        if own and not math.isclose(given, own, rel_tol=1e-4):
+            logging.warning("config.codec.scale_factor=%g is used, the autoencoder %s says %g: latents are %.3g times as large as by its "
+                            "own factor. --config.codec.scale_factor=0. takes the autoencoder's own", given, path, own, given / own)
         return float(given)
     for name in ("shift_factor", "latents_mean", "latents_std"):
         if config.get(name):

@@ -23,9 +23,10 @@ from libs.evaluation.following import Following, following, pictures
 from libs.evaluation.generation import Sink, Timing, generate, generate_all, nhwc, save_npz, save_png
 from libs.evaluation.looking import REJECTED_SHOWN, look
 from libs.evaluation.provenance import provenance
-from libs.evaluation.requests import RequestOptions, compose, weights_used
+from libs.evaluation.requests import RequestOptions, compose
 from libs.evaluation.samples import finish_samples, first_of_each, keep_draw, listed_samples, samples_there
 from libs.evaluation.trained import CODEC, Trained, base_weights, begin_with_lora, open_classifier, open_trained, tie_to_base
+from libs.evaluation.weights import weights_options, weights_used
 from libs.evaluation.references import NoFeatures, extractors, feature_network, prepare, reference, statistics_there
 from libs.pipeline import described, exporting, grid, measure_name, to_uint8
 
@@ -34,7 +35,8 @@ __all__ = ["Agreement", "CODEC", "FLAGS", "Following", "RequestOptions", "Timing
            "export_best", "extractors", "feature_network", "finish_samples", "first_of_each", "following", "generate",
            "generate_all", "keep_draw", "listed_samples", "masks_asked", "noisy", "open_classifier", "open_filter",
            "open_trained", "prepare", "previewer", "reference", "samples_there", "save_png", "table", "tell_cut",
-           "tell_parameters", "tie_to_base", "warn_unexportable", "weights_used"]
+           "tell_parameters", "tie_to_base", "warn_unexportable", "weights_options",
+           "weights_used"]
 
 # The options of every evaluation script, beside --config, --workdir and --nnet_path; see `evaluate_run`.
 FLAGS = {"seed": (1, "seed of the images; another than that of the evaluations during training"),

@@ -14,10 +14,10 @@ import torch
 
 from libs import data, engine, pipeline
 from libs.data.base import fail
-from libs.engine.checkpoint import MANIFEST
 from libs.evaluation import masks as masks_of
 from libs.evaluation.filtering import Rejection, prompts_of
 from libs.evaluation.masks import AskedMasks
+from libs.evaluation.weights import weights_options
 
 LAYOUTS = ("flat", "classes")
 REJECTED = "rejected"  # folder of what a filter rejects, beside the images
@@ -133,7 +133,7 @@ def compose(run, config, workdir, trained, options, *, seed, rejection=None):
         cond["text"] = pipeline.described(trained.prompts).draw(cond.get("label"), len(labels), seed=seed)
         texts = cond["text"].texts
     known = {"seed": seed, "nnet": trained.source, "step": trained.step,
-             "sha256": engine.weights_hash(trained.source, ema_rate=config.sample.get("ema_rate", 0.0)),
+             "sha256": engine.weights_hash(trained.source, **weights_options(config.sample)),
              "sampler": sampler.describe(), "steps": sampler.steps, "guidance": sampler.guidance,
              "precision": run.accelerator.mixed_precision, **(rejection.known if rejection else {})}
     if sampler.guides:
@@ -162,18 +162,6 @@ def each_mask(files, label, classes, n, *, labelled):
     for each in files:
         labels += [classes.index(each.label) if each.label else (len(labels) + i) % len(classes) for i in range(n)]
     return [number for number in range(len(files)) for _ in range(n)], labels
-
-
-def weights_used(trained, ema_rate=0.0):
-    """Which weights made the images, in words."""
-    source, how = Path(trained.source), "weights as they are"
-    if (source / MANIFEST).is_file():
-        # train.ema_rate=0 keeps nothing of earlier steps
-        averaged = ema_rate or engine.read_json(source / "state.json", {}).get("ema_rate", 1.0)
-        how = f"moving average{f' of rate {ema_rate:g}' if ema_rate else ''}" if averaged else "the weights themselves"
-    elif any((folder / "unet_ema" / "config.json").is_file() for folder in (source, source.parent)):  # see engine.foreign
-        how = "moving average (unet_ema)"
-    return f"{source}{'' if trained.step is None else f', step {trained.step}'}, {how}"
 
 
 def _check(options, sampler, labelled):

@@ -27,7 +27,7 @@ __all__ = ["Bank", "build_net", "check_classes", "check_images", "check_masks", 
            "guidance_scale", "identity", "image_codec", "image_generator", "latent_shape", "load", "Masks", "measure_name",
            "noisy_classifier", "NoisyClassifier", "null_conditions", "parameters", "parameters_table", "Pipeline", "PROMPTS",
            "Prompts", "published_classifier", "read_attributes", "read_modalities", "read_prompts", "requested",
-           "start_controlnet", "start_from", "StoredDescriber", "text_encoder", "to_uint8"]
+           "start_controlnet", "start_from", "StoredDescriber", "text_encoder", "to_uint8", "trained_with"]
 
 STEERED = {"on": "x_t", "profile": "constant", "first": 1.0, "last": 0.0, "clip_norm": 0.0, "reclip": False, "legacy_steps": 0}
 LOWER = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -248,6 +248,14 @@ def identity(codec, encoder=None):
     return {"codec": {"name": type(codec).__name__, "fingerprint": codec.fingerprint},
             "encoder": {"name": type(encoder).__name__, "fingerprint": encoder.fingerprint,
                         "shape": list(encoder.shape)} if encoder is not None else {}}
+
+
+def trained_with(codec, encoder=None):
+    """What a training depends on beside its data and its samples depend on as well: codec and encoder as of `identity`, with the hash
+    of the decoder and the scale factor of the latents, which stores are not compared by."""
+    found = identity(codec, encoder)
+    found["codec"] |= {"decoder": codec.decoder_fingerprint, "scale_factor": float(codec.scale_factor)}
+    return found
 
 
 def image_generator(seed, index):
