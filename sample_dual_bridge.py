@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from libs import cli, data, engine, metrics, report
+from libs import cli, data, engine, evaluation, metrics, report
 from libs.evaluation import bridge as bridges
 
 

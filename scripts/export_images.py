@@ -38,7 +38,7 @@ def export(config, output):
             label = "" if dataset.labels is None else dataset.classes[int(dataset.labels[number])]
             name = f"{label or 'images'}/{number:06d}.png"
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
-            evaluation.save_png(staged / name, pipeline.to_uint8(dataset[number]["image"]))
+            evaluation.save_png(staged / name, pipeline.to_uint8(dataset[number]["image"], lambda _: dataset.file_name(number)))
             row = {"file_name": name, "label": label, "text": "" if captions is None else captions[number]}
             rows.append({key: value for key, value in row.items() if value})
         columns = [key for key in ("file_name", "label", "text") if any(key in row for row in rows)]

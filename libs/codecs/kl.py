@@ -69,7 +69,7 @@ def load(path: str, subfolder: str = ""):
         net.load_state_dict(compvis.convert(weights), strict=True)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} does not hold a whole KL autoencoder: {str(error)[:500]}") from error
-    return net
+    return pretrained.check_finite(net, path)
 
 
 def _untrained(arguments: dict):

@@ -24,18 +24,16 @@ def in_parts(function, x: Tensor, size: int) -> Tensor:
         try:
             found.append(function(x[begin:begin + tried]))
             begin += tried
-        except torch.OutOfMemoryError:
-            tried = min(tried, len(x) - begin)
-            if tried == 1:
-                raise
-            tried //= 2
-        else:
             continue
-        # outside of the handler, whose traceback holds on to what the attempt had made
+        except torch.OutOfMemoryError:
+            failed = min(tried, len(x) - begin)
+            if failed == 1:
+                raise
+        # Outside of the handler, whose traceback holds on to what the attempt had made.
+        tried = failed // 2
         if x.device.type == "cuda":
             torch.cuda.empty_cache()
-        logging.warning("out of memory with %d images at once: the autoencoder takes %d; config.codec.decode_batch=%d does so from the "
-                        "start", 2 * tried, tried, tried)
+        logging.warning("out of memory with %d images at once: the autoencoder takes %d at a time from here on", failed, tried)
     return torch.cat(found) if found else function(x)
 
 

@@ -25,10 +25,20 @@ def load(kind: str, path: str, subfolder: str = ""):
         OSError: nothing was found; says where one can be had.
         ValueError: it is another kind of network, or some of its weights are missing.
     """
-    return pretrained.load(kind, path, subfolder, what="autoencoder", other=_CODECS,
-                           likely=(subfolder,) if subfolder else ("vae", "autoencoder", ""),
-                           advice=f"without a network give the path of a folder or file of weights, see {README}; the autoencoder "
-                                  "of a whole pipeline needs subfolder='vae'")
+    net = pretrained.load(kind, path, subfolder, what="autoencoder", other=_CODECS,
+                          likely=(subfolder,) if subfolder else ("vae", "autoencoder", ""),
+                          advice=f"without a network give the path of a folder or file of weights, see {README}; the autoencoder "
+                                 "of a whole pipeline needs subfolder='vae'")
+    return check_finite(net, path)
+
+
+def check_finite(net, path):
+    """`net` as it is; ValueError that names the first of its weights, and `path`, where one is nan or infinite."""
+    wrong = [name for name, value in net.state_dict().items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if wrong:
+        raise ValueError(f"{path} holds an autoencoder whose weights are not finite (nan or infinite): {wrong[0]}"
+                         f"{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}. Get it anew, or train it anew")
+    return net
 
 
 def save(net, folder, *, scale_factor: float) -> Path:

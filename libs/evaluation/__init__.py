@@ -21,20 +21,21 @@ from libs.evaluation.describing import (asked, bank_of, describer, masks_asked, 
 from libs.evaluation.filtering import acceptance, acceptance_told, draws, open_filter, prompts_of
 from libs.evaluation.following import Following, following, pictures
 from libs.evaluation.generation import Sink, Timing, generate, generate_all, nhwc, save_npz, save_png
+from libs.evaluation.identity import CODEC, record_identity
 from libs.evaluation.looking import REJECTED_SHOWN, look
 from libs.evaluation.provenance import provenance
 from libs.evaluation.requests import RequestOptions, compose
 from libs.evaluation.samples import finish_samples, first_of_each, keep_draw, listed_samples, samples_there
-from libs.evaluation.trained import CODEC, Trained, base_weights, begin_with_lora, open_classifier, open_trained, tie_to_base
+from libs.evaluation.trained import Trained, base_weights, begin_with_lora, open_classifier, open_trained, tie_to_base
 from libs.evaluation.weights import weights_options, weights_used
 from libs.evaluation.references import NoFeatures, extractors, feature_network, prepare, reference, statistics_there
-from libs.pipeline import described, exporting, grid, measure_name, to_uint8
+from libs.pipeline import NotFinite, described, exporting, grid, measure_name, to_uint8
 
 __all__ = ["Agreement", "CODEC", "FLAGS", "Following", "RequestOptions", "Timing", "Trained", "agreement", "asked", "bank_of",
            "base_weights", "begin_with_lora", "compose", "describer", "draws", "evaluate", "evaluate_run", "evaluator",
            "export_best", "extractors", "feature_network", "finish_samples", "first_of_each", "following", "generate",
            "generate_all", "keep_draw", "listed_samples", "masks_asked", "noisy", "open_classifier", "open_filter",
-           "open_trained", "prepare", "previewer", "reference", "samples_there", "save_png", "table", "tell_cut",
+           "open_trained", "prepare", "previewer", "record_identity", "reference", "samples_there", "save_png", "table", "tell_cut",
            "tell_parameters", "tie_to_base", "warn_unexportable", "weights_options",
            "weights_used"]
 
@@ -68,6 +69,7 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
 
     Raises:
         ValueError: the filter accepted fewer than two images.
+        NotFinite: an image is nan or infinite somewhere.
     """
     begun = time.perf_counter()
     found, references = ((), ()) if unscored else zip(*(sides or prepare(run, config, dataset)))
@@ -194,7 +196,7 @@ def evaluator(run, pipeline, config, dataset, prompts=None):
     """evaluate(ema, step) -> {metric: value} for the training loop, or None where no feature network can be had.
 
     Scored are config.metrics.n_samples images under the first available features; their Fréchet distance is also given
-    as 'frechet', by which the best checkpoint is chosen.
+    as 'frechet', by which the best checkpoint is chosen. {}, and a warning, where pixels are not finite.
     """
     if not config.train.eval_interval:
         return None
@@ -209,8 +211,13 @@ def evaluator(run, pipeline, config, dataset, prompts=None):
         return None
 
     def evaluate_at(ema, step):
-        result = evaluate(run, pipeline, config, dataset, n=config.metrics.n_samples, seed=config.seed, name="", step=step,
-                          detailed=False, sides=sides, prompts=prompts)
+        try:
+            result = evaluate(run, pipeline, config, dataset, n=config.metrics.n_samples, seed=config.seed, name="", step=step,
+                              detailed=False, sides=sides, prompts=prompts)
+        except NotFinite as error:
+            if run.is_main:
+                logging.warning("no scores of step %d: %s", step, error)
+            return {}
         scores = {name: score["value"] for name, score in result["scores"].items()}
         scores["n"] = result["n"]
         frechet = [value for name, value in scores.items() if name == "fid" or name.startswith("fd_")]
@@ -221,7 +228,7 @@ def evaluator(run, pipeline, config, dataset, prompts=None):
 
 def previewer(run, pipeline, config, prompts=None, masks=None):
     """preview(ema, step) -> grid of images with the same noise and conditions at every call: a row for each class, or for each of
-    config.sample.validation_prompts.
+    config.sample.validation_prompts. None, and a warning, where pixels are not finite.
 
     masks: of a network that takes masks, the data set whose masks are asked for; each row of images then stands below its masks.
     """
@@ -238,7 +245,12 @@ def previewer(run, pipeline, config, prompts=None, masks=None):
         n = len(cond["mask"])
 
     def preview(ema, step):
-        images = generate_all(run, pipeline, cond, n, seed=config.seed, batch_size=config.sample.mini_batch_size)
+        try:
+            images = generate_all(run, pipeline, cond, n, seed=config.seed, batch_size=config.sample.mini_batch_size)
+        except NotFinite as error:  # no reason to end a training, whose loss is checked by itself
+            if run.is_main:
+                logging.warning("no preview of step %d: %s", step, error)
+            return None
         if "mask" in cond:
             codes = pipeline.masks_as.index(cond["mask"][list(range(n))])
             shown = torch.stack([torch.as_tensor(pipeline.masks_as.picture(code)) for code in codes])
@@ -419,4 +431,4 @@ def _labels(labels, indices):
 
 
 def _real(dataset, indices):
-    return to_uint8(torch.stack([dataset[i]["image"] for i in indices]))
+    return to_uint8(torch.stack([dataset[i]["image"] for i in indices]), lambda row: dataset.file_name(indices[row]))

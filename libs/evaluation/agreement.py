@@ -87,7 +87,7 @@ def _of_phantoms(words, dataset):
 
     found = Agreement(words, read, {})
     chosen = data.some(dataset, 500)
-    shown = read(to_uint8(torch.stack([dataset[i]["image"] for i in chosen])))
+    shown = read(to_uint8(torch.stack([dataset[i]["image"] for i in chosen]), lambda row: dataset.file_name(chosen[row])))
     found.of_real = _values(found.scores([_caption(dataset, i) for i in chosen], shown))
     return found
 

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from libs import data, metrics
-from libs.evaluation.references import held_out_groups, kept_once
+from libs.evaluation.references import held_out_groups, kept_once, named
 from libs.metrics.segmenter import LOOKS_AT
 from libs.pipeline import to_uint8
 
@@ -83,7 +83,7 @@ def following(config, dataset, device="cpu"):
     found = Following(dataset.masks_as, network, {}, "")
     parts = []
     for batch in data.in_order(pairs, data.some(pairs, TRIED) if chosen is None else chosen[:TRIED], 64):
-        parts.append(found.read(to_uint8(batch["image"]), batch["mask"]))
+        parts.append(found.read(to_uint8(batch["image"], named(pairs, batch)), batch["mask"]))
     values = torch.cat(parts)
     return found._replace(of_real=found.scores(values, seed=config.seed, resamples=config.metrics.get("bootstrap", 0)),
                           source=f"{len(values)} pairs, {source}")
@@ -118,7 +118,7 @@ def pairs_of(dataset, rows):
     """Images uint8 (N, C, H, W) and masks int64 (N, H, W) of a data set, no larger than a segmenter looks at them."""
     images, masks = [], []
     for batch in data.in_order(dataset, rows, 64):
-        image, mask = to_uint8(batch["image"]), dataset.masks_as.index(batch["mask"])
+        image, mask = to_uint8(batch["image"], named(dataset, batch)), dataset.masks_as.index(batch["mask"])
         if max(image.shape[2:]) > LOOKS_AT:
             image = F.interpolate(image.float(), size=(LOOKS_AT, LOOKS_AT), mode="bilinear", antialias=True)
             image, mask = image.round().clamp(0, 255).to(torch.uint8), _resized(mask, (LOOKS_AT, LOOKS_AT))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from libs.pipeline import to_uint8
+from libs.pipeline import NotFinite, to_uint8
 
 
 AT_LEAST = 8  # batches, where there are as many images
@@ -46,9 +46,19 @@ def generate(run, pipeline, cond, n, *, seed, batch_size, without=(), only=None,
 
 
 def make(run, pipeline, cond, indices, *, seed, timing=None):
-    """Images `indices` of a seed in one batch: uint8 Tensor (b, C, H, W) on the CPU."""
-    with timing.batch(pipeline.net, len(indices)) if timing else nullcontext(), run.accelerator.autocast():
-        return to_uint8(pipeline({key: value[indices] for key, value in cond.items()}, seed=seed, indices=indices))
+    """Images `indices` of a seed in one batch: uint8 Tensor (b, C, H, W) on the CPU.
+
+    Raises:
+        NotFinite: an image is nan or infinite somewhere; names image, class, description and the step of the sampler.
+    """
+    try:
+        with timing.batch(pipeline.net, len(indices)) if timing else nullcontext(), run.accelerator.autocast():
+            return to_uint8(pipeline({key: value[indices] for key, value in cond.items()}, seed=seed, indices=indices))
+    except NotFinite as error:
+        texts = getattr(cond.get("text"), "texts", None)
+        if not (texts and error.rows):
+            raise
+        raise NotFinite(f"{error}. Its description: {texts[indices[error.rows[0]]]!r}", error.rows) from None
 
 
 def _told(run, batches):
@@ -141,11 +151,26 @@ def _between(begin, end):
 
 
 def generate_all(run, pipeline, cond, n, *, seed, batch_size):
-    """All images 0 .. n-1 on every process: uint8 Tensor (n, C, H, W). For few images, such as a preview."""
-    parts = list(generate(run, pipeline, cond, n, seed=seed, batch_size=batch_size))
+    """All images 0 .. n-1 on every process: uint8 Tensor (n, C, H, W). For few images, such as a preview.
+
+    Raises:
+        NotFinite: an image is nan or infinite somewhere; on every process, so that none waits for another.
+    """
+    parts, fault = [], ""
+    try:
+        parts = list(generate(run, pipeline, cond, n, seed=seed, batch_size=batch_size))
+    except NotFinite as error:
+        fault = str(error)
+    raise_together(run, fault)
     images = torch.cat([part for _, part in parts] or [torch.empty(0, *pipeline.image_shape, dtype=torch.uint8)])
     indices = torch.tensor([i for part, _ in parts for i in part], dtype=torch.int64)
     return run.gather_rows(images)[run.gather_rows(indices).argsort()]
+
+
+def raise_together(run, fault):
+    """NotFinite on every process where one of them met a `fault`, a text that is '' elsewhere; called by every process."""
+    if int(run.gather_rows(torch.tensor([bool(fault)])).sum()):
+        raise NotFinite(fault or "another process made pixels that are not finite (nan or infinite)")
 
 
 class Sink:

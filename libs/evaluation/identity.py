@@ -33,6 +33,7 @@ def record_identity(run, codec, encoder=None):
     before = engine.read_json(run.folder / IDENTITY, None)
     if run.resumes:
         if before is None:
+            refuse(run.folder, {"codec": _scale_of(run.folder)}, now)
             log_unknown(run.folder, now)
         else:
             refuse(run.folder, before, now)
@@ -111,7 +112,7 @@ def describe(codec):
     """A codec of identity.json in words."""
     parts = [f"decoder {codec['decoder'][:HASH_DIGITS]}"] if codec.get("decoder") else []
     parts += [f"scale factor {codec['scale_factor']:.6g}"] if codec.get("scale_factor") else []
-    return _words(codec) + (f" ({', '.join(parts)})" if parts else "")
+    return " ".join(filter(None, [_words(codec) if codec.get("name") else "", f"({', '.join(parts)})" if parts else ""]))
 
 
 def facts_of(identity):
@@ -135,13 +136,19 @@ def _words(part):
 
 def _of_older_run(home, config):
     """What a run without identity.json says in other files: codec.json, else its feature store; None for nothing."""
-    codec = engine.read_json(home / CODEC, None)
-    if codec:
-        return {"codec": codec}
-    if not config.get("features", {}).get("path", ""):
+    found = {"codec": engine.read_json(home / CODEC, {})}
+    if not found["codec"] and config.get("features", {}).get("path", ""):
+        place = data.feature_folder(config.features, config.dataset.get("split", ""), home)
+        found = engine.read_json(place / "manifest.json", {}).get("identity") or found
+    if not found["codec"]:
         return None
-    place = data.feature_folder(config.features, config.dataset.get("split", ""), home)
-    return engine.read_json(place / "manifest.json", {}).get("identity")
+    return found | {"codec": found["codec"] | _scale_of(home)}
+
+
+def _scale_of(home):
+    """{'scale_factor': number} that a run's config.json gives; {} where it left that to the autoencoder."""
+    given = engine.read_json(home / "config.json", {}).get("codec", {}).get("scale_factor", 0.0)
+    return {"scale_factor": given} if given else {}
 
 
 def _chosen(before, now):
@@ -149,4 +156,5 @@ def _chosen(before, now):
     then, here = before.get("codec", {}), now.get("codec", {})
     other = any(then.get(key) != here.get(key) for key in {*then, *here} - set(_WITHOUT_EFFECT))
     other = other or before.get("nnet", {}).get("path", "") != now.get("nnet", {}).get("path", "")
-    return ["decoder"] * other + ["scale_factor"] * (then.get("scale_factor") != here.get("scale_factor"))
+    scaled = here.get("scale_factor", 0.0) not in (0.0, then.get("scale_factor", 0.0))
+    return ["decoder"] * other + ["scale_factor"] * scaled

@@ -118,7 +118,8 @@ def trained_once(dataset, labels, classes, *, seed, flip=False, rows=None, of=""
     def train():
         what = f"classifier of {of}" if of else "feature network"
         logging.info("training a %s on %d images of %s", what, len(rows), dataset.name)
-        images = torch.cat([_small(to_uint8(batch["image"])) for batch in data.in_order(dataset, rows, 256)])
+        images = torch.cat([_small(to_uint8(batch["image"], named(dataset, batch)))
+                            for batch in data.in_order(dataset, rows, 256)])
         network = metrics.train_classifier(images, labels, classes=classes, seed=seed,
                                            flips=("horizontal",) if flip else (), name=name,
                                            fingerprint=dataset.fingerprint, held_out=held_out)
@@ -140,6 +141,11 @@ def kept_once(name, train):
             shutil.rmtree(staging)
         logging.info("kept in %s", folder)
     return folder
+
+
+def named(dataset, batch):
+    """Position in a batch -> the file of that image, for messages."""
+    return lambda row: dataset.file_name(int(batch["index"][row]))
 
 
 def _small(images):
@@ -223,7 +229,7 @@ def _reference_of_data(run, extractor, dataset, batch_size, workers):
     kept = set(np.random.default_rng(0).permutation(len(dataset))[:KEPT].tolist())
     moments, vectors, indices = gaussian.Moments(extractor.dims), [], []
     for batch in data.in_order(dataset, mine, batch_size, workers=workers):
-        feature = extractor(to_uint8(batch["image"])).cpu()
+        feature = extractor(to_uint8(batch["image"], named(dataset, batch))).cpu()
         moments.update(feature)
         for row, index in zip(feature, batch["index"].tolist()):
             if index in kept:

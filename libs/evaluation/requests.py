@@ -16,6 +16,7 @@ from libs import data, engine, pipeline
 from libs.data.base import fail
 from libs.evaluation import masks as masks_of
 from libs.evaluation.filtering import Rejection, prompts_of
+from libs.evaluation.identity import facts_of
 from libs.evaluation.masks import AskedMasks
 from libs.evaluation.weights import weights_options
 
@@ -133,7 +134,7 @@ def compose(run, config, workdir, trained, options, *, seed, rejection=None):
         cond["text"] = pipeline.described(trained.prompts).draw(cond.get("label"), len(labels), seed=seed)
         texts = cond["text"].texts
     known = {"seed": seed, "nnet": trained.source, "step": trained.step,
-             "sha256": engine.weights_hash(trained.source, **weights_options(config.sample)),
+             "sha256": engine.weights_hash(trained.source, **weights_options(config.sample)), **facts_of(trained.identity),
              "sampler": sampler.describe(), "steps": sampler.steps, "guidance": sampler.guidance,
              "precision": run.accelerator.mixed_precision, **(rejection.known if rejection else {})}
     if sampler.guides:
