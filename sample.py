@@ -30,6 +30,7 @@ def sample(config, workdir, nnet_path, label, prompt, input_path, mask_path, cou
     trained = evaluation.open_trained(run, config, workdir, nnet_path, with_data=False, with_prompts=not options.prompts)
     request = evaluation.compose(run, config, workdir, trained, options, seed=seed, rejection=rejection)
 
+    evaluation.check_free(request.folder)
     for folder in {(request.folder / name).parent for name in request.names}:
         folder.mkdir(parents=True, exist_ok=True)
     there = evaluation.samples_there(request)

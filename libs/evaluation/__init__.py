@@ -15,24 +15,26 @@ import torch
 from libs import engine, metrics
 from libs.evaluation import noisy
 from libs.engine.checkpoint import write_text
+from libs.engine.file_names import FILE_NAME_BYTES, safe_name
 from libs.evaluation.agreement import Agreement, agreement
 from libs.evaluation.describing import (asked, bank_of, describer, masks_asked, preview_masks, preview_prompts, tell_cut,
                                         tell_parameters)
 from libs.evaluation.filtering import acceptance, acceptance_told, draws, open_filter, prompts_of
 from libs.evaluation.following import Following, following, pictures
 from libs.evaluation.generation import Sink, Timing, generate, generate_all, nhwc, save_npz, save_png
-from libs.evaluation.identity import CODEC, record_identity
+from libs.evaluation.identity import CODEC, facts_of, record_identity
 from libs.evaluation.looking import REJECTED_SHOWN, look
 from libs.evaluation.provenance import provenance
 from libs.evaluation.requests import RequestOptions, compose
-from libs.evaluation.samples import finish_samples, first_of_each, keep_draw, listed_samples, samples_there
+from libs.evaluation.listing import check_free, listed_samples
+from libs.evaluation.samples import finish_samples, first_of_each, keep_draw, samples_there
 from libs.evaluation.trained import Trained, base_weights, begin_with_lora, open_classifier, open_trained, tie_to_base
 from libs.evaluation.weights import weights_options, weights_used
 from libs.evaluation.references import NoFeatures, extractors, feature_network, prepare, reference, statistics_there
 from libs.pipeline import NotFinite, described, exporting, grid, measure_name, to_uint8
 
 __all__ = ["Agreement", "CODEC", "FLAGS", "Following", "RequestOptions", "Timing", "Trained", "agreement", "asked", "bank_of",
-           "base_weights", "begin_with_lora", "compose", "describer", "draws", "evaluate", "evaluate_run", "evaluator",
+           "base_weights", "begin_with_lora", "check_free", "compose", "describer", "draws", "evaluate", "evaluate_run", "evaluator",
            "export_best", "extractors", "feature_network", "finish_samples", "first_of_each", "following", "generate",
            "generate_all", "keep_draw", "listed_samples", "masks_asked", "noisy", "open_classifier", "open_filter",
            "open_trained", "prepare", "previewer", "record_identity", "reference", "samples_there", "save_png", "table", "tell_cut",
@@ -48,7 +50,7 @@ SHOWN = 8  # images of each class on a page or in a preview
 
 
 def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="", detailed=True, sides=(),
-             prompts=None, unscored="", rejection=None, classes=()):
+             prompts=None, unscored="", rejection=None, classes=(), facts=None):
     """Generate n images and score them; the whole evaluation of one network, called by every process.
 
     Args:
@@ -61,6 +63,7 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
         unscored: why features of images cannot be compared with anything; they are made all the same. '' where they can.
         rejection: `filtering.Rejection`, by which images are drawn until they are accepted; fewer than n may come of it.
         classes: names of the network's classes, which the filter reads.
+        facts: {name: value} of weights, autoencoder and text encoder, which scores.json and images that are kept say.
 
     Returns:
         the content of scores.json: {'n', 'scores': {metric: {'value', 'low', 'high', 'n'}}, 'per_class', ...}, the
@@ -80,7 +83,13 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
     agrees = run.main_first(lambda: agreement(config, dataset)) if texts and detailed else None
     follows = run.main_first(lambda: following(config, dataset, run.device)) if "mask" in cond and detailed else None
     timing = Timing() if name else None
-    keep = dict(folder=config.sample.path, npz=config.sample.npz, shape=(n, *pipeline.image_shape)) if name else {}
+    made_by = {"seed": seed, "nnet": str(nnet), "step": step, **dict(facts or {}), "sampler": pipeline.describe()}
+
+    def facts_of_image(index):
+        return {"label": classes[int(labels[index])] if classes else "", "prompt": texts[index] if texts else "", "index": index,
+                **made_by}
+
+    keep = dict(folder=config.sample.path, npz=config.sample.npz, shape=(n, *pipeline.image_shape), facts=facts_of_image) if name else {}
     with Sink(run, **keep) as sink:
         seen = look(run, pipeline, config, found, cond, n, seed=seed, show=_shown(labels, n), sink=sink, agrees=agrees,
                     follows=follows, timing=timing, rejection=rejection, prompts=wordings)
@@ -94,8 +103,8 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
     known = provenance(run, pipeline, dataset, found, references, agrees=agrees, follows=follows, timing=timing) if name else {}
     result = None
     if run.is_main:
-        result = {"n": n, "step": step, "nnet": str(nnet), "seed": seed, "sampler": pipeline.describe(),
-                  "features": ", ".join(each.name for each in found),
+        result = {"n": n, "step": step, "nnet": str(nnet), "seed": seed, **dict(facts or {}),
+                  "sampler": pipeline.describe(), "features": ", ".join(each.name for each in found),
                   "reference": "; ".join(each.source for each in references), **known,
                   "scores": {}, "per_class": {}, "warnings": [f"not scored by features: {unscored}"] if unscored else []}
         if rejection:
@@ -153,18 +162,26 @@ def evaluate_run(config, workdir, nnet_path, seed, name, npz=""):
     ending = "" if trained.prompts is None or how == "bank" else f"_{how}"
     if trained.sampler.guides:
         ending += f"_{measure_name(config.sample.gradient.measure)}{config.sample.gradient.scale:g}"
+    ending += "" if trained.weights.get("averaged", True) else "_raw"
     rejection = run.main_first(lambda: open_filter(config, run.device))
     ending += f"_{rejection.words}" if rejection else ""
     ending += _guided_otherwise(trained.sampler, config.sample, engine.read_json(Path(workdir) / "config.json", {}))
     sides, unscored = _sides(run, config, trained.dataset)
     result = evaluate(run, trained.sampler, config, trained.dataset, n=config.sample.n_samples, seed=seed, step=trained.step,
                       nnet=trained.source, prompts=trained.prompts, sides=sides, unscored=unscored, rejection=rejection,
-                      classes=trained.classes, name=name or f"{trained.source.stem}_{config.sample.n_samples}{ending}")
+                      classes=trained.classes, facts=_facts(trained),
+                      name=name or safe_name(f"{trained.source.stem}_{config.sample.n_samples}{ending}", FILE_NAME_BYTES))
     text = table(result) if run.is_main else ""
     if config.sample.npz and run.is_main:
         text += f"\n{result['n']} images in {config.sample.npz}"
     run.finish()
     return text
+
+
+def _facts(trained):
+    """What of the weights and of what they were trained with scores.json and the images say; raw weights are called so."""
+    raw = {} if trained.weights.get("averaged", True) else {"weights": "raw"}
+    return {"sha256": trained.weights_hash, **raw, **facts_of(trained.identity)}
 
 
 def _guided_otherwise(sampler, sample, of_run):

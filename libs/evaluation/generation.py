@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from libs.evaluation import listing
 from libs.pipeline import NotFinite, to_uint8
 
 
@@ -74,6 +75,9 @@ def _told(run, batches):
             if bar.disable and now - said > TELL and done < total:
                 said = now
                 logging.info("%d of %d images%s, %.2g s each", done, total, own, (now - begun) / done)
+
+
+_UNKNOWN = {"label": "", "prompt": "", "sampler": ""}  # what is said of an image where nothing is known of it
 
 
 class Timing:
@@ -178,6 +182,8 @@ class Sink:
 
     with Sink(run, folder=..., npz=..., shape=(n, C, H, W)) as sink: sink.add(indices, images)
 
+    A folder has a table in the end, metadata.csv, of exactly these images; what an earlier one of ours lists beyond them is deleted.
+
     Where a filter left images out, `sink.kept` (rising indices of those that came) closes the gaps in the archive.
 
     The archive appears when all images are there; until then they lie in a file beside it, which all processes write to, so that
@@ -186,16 +192,18 @@ class Sink:
     Args:
         folder: for `<index>.png`; '' for none.
         npz: path of an archive with `arr_0` uint8 (n, H, W, C), image i at row i, as the ADM suite reads it; '' for none.
-        shape: of all images, which an archive needs to know beforehand.
+        shape: of all images, which an archive and a table need to know beforehand.
+        facts: index -> {name: value} of an image of the folder, with 'label' and 'prompt' ('' where there is none) and 'sampler'.
 
     Raises:
-        ValueError: `npz` is a folder. OSError: it cannot be written, or the disk is too small.
+        ValueError: `npz` is a folder; `folder` holds files of somebody else that would be replaced. OSError: it cannot be written, or the disk is too small.
     """
 
-    def __init__(self, run, *, folder="", npz="", shape=()):
+    def __init__(self, run, *, folder="", npz="", shape=(), facts=None):
         self.run, self.folder, self.file, self.kept = run, Path(folder) if folder else None, None, None
+        self.facts, self.before, self.count = facts or (lambda index: _UNKNOWN), [], shape[0] if shape else 0
         if self.folder:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.before = run.main_first(self._begin)
         if npz:
             n, channels, height, width = shape
             self.npz, self.shape, self.row = Path(npz), (n, height, width, channels), height * width * channels
@@ -206,6 +214,12 @@ class Sink:
         return self
 
     def __exit__(self, kind, *_):
+        if self.folder and kind is None:
+            self.run.barrier()
+            if self.run.is_main:
+                rows = [{"file_name": _name(index), **self.facts(index)} for index in (
+                    range(self.count) if self.kept is None else self.kept)]
+                listing.finish(self.folder, rows, before=self.before)
         if self.file is None:
             return
         self.file.close()
@@ -224,10 +238,18 @@ class Sink:
         """Take in uint8 images (b, C, H, W)."""
         for index, image in zip(indices, images):
             if self.folder:
-                save_png(self.folder / f"{index:06d}.png", image)
+                save_png(self.folder / _name(index), image, **self.facts(index))
             if self.file:
                 self.file.seek(self.begin + index * self.row)
                 self.file.write(image.permute(1, 2, 0).contiguous().numpy())
+
+    def _begin(self):
+        """The files of earlier images in the folder; the main process notes which are coming."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.run.is_main:
+            return []
+        names = [_name(index) for index in range(self.count)]
+        return [*listing.begin(self.folder, names, lambda path: "sampler" in (read_facts(path) or {})), *names]
 
     def _opened(self):
         """The file of the array, which the main process begins with what numpy writes before the numbers."""
@@ -265,6 +287,11 @@ class Sink:
         with zipfile.ZipFile(staging, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             archive.write(self.staging, "arr_0.npy")
         staging.replace(self.npz)
+
+
+def _name(index):
+    """The file of an image of an evaluation."""
+    return f"{index:06d}.png"
 
 
 def nhwc(images):

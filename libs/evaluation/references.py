@@ -16,6 +16,7 @@ from sklearn.model_selection import GroupShuffleSplit
 
 from libs import data, metrics
 from libs.engine.checkpoint import sha256
+from libs.engine.file_names import FILE_NAME_BYTES, safe_name
 from libs.evaluation.generation import save_npz
 from libs.metrics import gaussian
 from libs.pipeline import to_uint8
@@ -131,9 +132,9 @@ def trained_once(dataset, labels, classes, *, seed, flip=False, rows=None, of=""
 
 def kept_once(name, train):
     """The folder of the network `name` below assets/feature_networks; where it is not there yet, train() gives the network."""
-    folder = NETWORKS / name
+    folder = NETWORKS / safe_name(name, FILE_NAME_BYTES)
     if not (folder / "config.json").is_file():
-        staging = folder.with_name(f".staging-{name}-{os.getpid()}")
+        staging = folder.with_name(f".staging-{folder.name}-{os.getpid()}")
         train().save(staging)
         try:
             os.replace(staging, folder)
@@ -198,7 +199,7 @@ def reference(run, extractor, dataset, *, stats="", batch_size=64, workers=0):
     if dataset is None:
         return Reference(known, None, None, None, f"{stats} ({sha256(Path(stats))[:16]})")
     key = hashlib.sha256(json.dumps([dataset.fingerprint, extractor.fingerprint, KEPT]).encode()).hexdigest()
-    path = CACHE / f"{dataset.name}-{extractor.name}-{key[:16]}.npz".replace("/", "_")
+    path = CACHE / f"{safe_name(f'{dataset.name}-{extractor.name}', FILE_NAME_BYTES - 40)}-{key[:16]}.npz"
     if run.from_main(not _whole(path)):
         computed = _reference_of_data(run, extractor, dataset, batch_size, workers)
         if run.is_main:

@@ -14,6 +14,7 @@ import torch
 
 from libs import data, engine, pipeline
 from libs.data.base import fail
+from libs.engine.file_names import distinct_names, short_name
 from libs.evaluation import masks as masks_of
 from libs.evaluation.filtering import Rejection, prompts_of
 from libs.evaluation.identity import facts_of
@@ -21,6 +22,7 @@ from libs.evaluation.masks import AskedMasks
 from libs.evaluation.weights import weights_options
 
 LAYOUTS = ("flat", "classes")
+OURS = ("grid.png", "comparison.png", "metadata.csv", "acceptance.json")  # files beside the images
 REJECTED = "rejected"  # folder of what a filter rejects, beside the images
 
 
@@ -107,7 +109,8 @@ def compose(run, config, workdir, trained, options, *, seed, rejection=None):
     else:
         labels, texts = pipeline.requested(options.prompts, options.label, classes, options.n_samples, labelled=labelled,
                                            bank=getattr(trained.prompts, "bank", None))
-    kinds = [classes[label].replace("/", "_") if labelled else "" for label in labels]
+    shown = class_names(classes)
+    kinds = [shown[classes[label]] if labelled else "" for label in labels]
     names = _names(kinds, options.layout) if of_mask is None else []
     masks = None
     if of_mask is not None:
@@ -118,9 +121,10 @@ def compose(run, config, workdir, trained, options, *, seed, rejection=None):
     elif "mask" in sampler.takes:
         masks = masks_of.of_training_images(config.dataset, labels if labelled else None, classes, seed=seed, names=names,
                                             side=sampler.image_shape[-1], code=sampler.masks_as)
-    if masks is not None and options.layout == "classes" and masks_of.FOLDER in kinds:
+    folders = {kind.casefold() for kind in kinds} if options.layout == "classes" else set()
+    if masks is not None and masks_of.FOLDER in folders:
         raise ValueError(f"--layout=classes: the folder {masks_of.FOLDER} holds the masks, and a class has that name; choose flat")
-    if rejection and options.layout == "classes" and REJECTED in kinds:
+    if rejection and REJECTED in folders:
         raise ValueError(f"--layout=classes: the folder {REJECTED} is for what the filter rejects, and a class has that name; "
                          "choose flat")
     cond = {"label": torch.tensor(labels)} if labelled else {}
@@ -143,6 +147,11 @@ def compose(run, config, workdir, trained, options, *, seed, rejection=None):
     _keep_apart(folder, options.mask_path)
     return Request(labels, texts, cond, names, folder, known, classes if labelled else [], masks, rejection,
                    options.modalities)
+
+
+def class_names(classes):
+    """{class name: its name as a folder or a part of a file name}; what else lies beside the images is called otherwise."""
+    return distinct_names(classes, reserved=OURS)
 
 
 def each_mask(files, label, classes, n, *, labelled):
@@ -191,8 +200,8 @@ def _names_of_masks(stems, kinds, layout):
     width = len(str(max(number)))
     tails = [f"_{each:0{width}d}" if max(number) else "" for each in number]
     if layout == "classes":
-        return [f"{kind}/{stem}{tail}.png" for stem, kind, tail in zip(stems, kinds, tails)]
-    names = [f"{stem}_{kind}".rstrip("_") + tail for stem, kind, tail in zip(stems, kinds, tails)]
+        return [f"{kind}/{short_name(f'{stem}{tail}')}.png" for stem, kind, tail in zip(stems, kinds, tails)]
+    names = [short_name(f"{stem}_{kind}".rstrip("_") + tail) for stem, kind, tail in zip(stems, kinds, tails)]
     return [f"{name}.png" for name in masks_of.distinct(names, names)]
 
 

@@ -13,17 +13,18 @@ class NotFinite(FloatingPointError):
 
 def rows_not_finite(values):
     """Positions of the rows of a Tensor (N, ...) that hold a value that is nan or infinite."""
-    return (~torch.isfinite(values)).flatten(1).any(1).nonzero().flatten().tolist() if values.numel() else []
+    return (~torch.isfinite(values)).reshape(len(values), -1).any(1).nonzero().flatten().tolist() if values.numel() else []
 
 
 def check_pixels(images, name=None):
-    """Raise NotFinite unless all values of images (N, C, H, W), or of one (C, H, W), are finite.
+    """Raise NotFinite unless all values of images (N, C, H, W), or of a single one (C, H, W), are finite.
 
     name: position in the batch -> what messages call that image; by default its position.
     """
-    rows = rows_not_finite(images if images.ndim == 4 else images[None])
+    images = images if images.ndim == 4 else images[None]
+    rows = rows_not_finite(images)
     if rows:
-        names = [name(row) if name else f"no. {row} of a batch of {len(images) if images.ndim == 4 else 1}" for row in rows[:3]]
+        names = [name(row) if name else f"no. {row} of a batch of {len(images)}" for row in rows[:3]]
         more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
         raise NotFinite(f"image {', '.join(names)}{more}: pixels are not finite (nan or infinite)", rows)
 
