@@ -80,7 +80,7 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
     labels, texts = cond.get("label"), getattr(cond.get("text"), "texts", None)
     classes = [] if labels is None else list(classes)
     wordings = prompts_of(cond, n, classes) if rejection else ()
-    agrees = run.main_first(lambda: agreement(config, dataset)) if texts and detailed else None
+    agrees = run.main_first(lambda: agreement(config, dataset, run.device)) if texts and detailed else None
     follows = run.main_first(lambda: following(config, dataset, run.device)) if "mask" in cond and detailed else None
     timing = Timing() if name else None
     made_by = {"seed": seed, "nnet": str(nnet), "step": step, **dict(facts or {}), "sampler": pipeline.describe()}
@@ -115,10 +115,10 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
         for number, each in enumerate(found):
             _score(result, config.metrics.names, each, references[number], seen.features[number],
                    seen.probabilities[number], labels, dataset, seed=config.seed, resamples=resamples,
-                   per_class=detailed)
+                   per_class=detailed, device=run.device)
             if rejection:
                 _score_first(result, config.metrics.names, each, references[number], seen, number, of_all, dataset,
-                             seed=config.seed, resamples=resamples)
+                             seed=config.seed, resamples=resamples, device=run.device)
         if agrees:
             result["scores"] |= agrees.scores(texts, seen.attributes, seed=config.seed, resamples=resamples)
             result["agreement_of_real"] = agrees.of_real
@@ -342,13 +342,13 @@ def _tell_filter(result, rejection, seen, n, labels, classes, prompts):
                                   "altogether is missing in the scores, classes and prompts among it")
 
 
-def _score_first(result, names, extractor, real, seen, number, labels, dataset, *, seed, resamples):
+def _score_first(result, names, extractor, real, seen, number, labels, dataset, *, seed, resamples, device):
     """Add to `result` the scores of a feature network without the filter, see `_as_many`."""
     rows = _as_many(seen, seed)
     share = seen.first.probabilities[number]
     own = {"scores": {}, "per_class": {}, "warnings": []}
     _score(own, names, extractor, real, seen.first.features[number][rows], None if share is None else share[rows],
-           None if labels is None else labels[rows], dataset, seed=seed, resamples=resamples, per_class=False)
+           None if labels is None else labels[rows], dataset, seed=seed, resamples=resamples, per_class=False, device=device)
     result["unfiltered"] |= own["scores"]
 
 
@@ -373,21 +373,24 @@ def _places(seen):
     return torch.searchsorted(seen.indices, seen.shown)
 
 
-def _score(result, names, extractor, real, features, probabilities, labels, dataset, *, seed, resamples, per_class):
-    """Add the scores of one feature network to `result`."""
+def _score(result, names, extractor, real, features, probabilities, labels, dataset, *, seed, resamples, per_class, device):
+    """Add the scores of one feature network to `result`, computed on `device`: minutes on the one thread of a launched process."""
+    features = metrics.gaussian.float64(features, device)
+    real_features = None if real.features is None else real.features.to(features.device)
+    probabilities = None if probabilities is None else probabilities.to(features.device)
     classes = [] if dataset is None else list(dataset.classes)
     recognise = labels is not None and bool(classes) and extractor.classes == classes
     common = dict(feature=extractor.name, seed=seed, resamples=resamples)
     known = 0 if real.features is None else len(real.features)
     # The Fréchet distance compares with all real images; what needs single ones, with those kept.
-    result["scores"] |= metrics.scores(features, real.features, real.gaussian, names=names, probabilities=probabilities,
+    result["scores"] |= metrics.scores(features, real_features, real.gaussian, names=names, probabilities=probabilities,
                                        labels=labels if recognise else None, **common)
     result["warnings"] += metrics.warnings(len(features), extractor.dims, feature=extractor.name, names=names, real=known,
                                            classes=extractor.classes is not None)
     if not per_class or labels is None or real.labels is None:
         return
     names = [name for name in names if name != "is"]
-    found = metrics.scores_per_class(features, labels, real.features, real.labels, classes=classes, names=names,
+    found = metrics.scores_per_class(features, labels, real_features, real.labels, classes=classes, names=names,
                                      probabilities=probabilities if recognise else None, **common)
     said = {}  # what holds for several classes is said once
     for label, (name, scores) in enumerate(found.items()):

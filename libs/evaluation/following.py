@@ -73,7 +73,7 @@ def following(config, dataset, device="cpu"):
     """
     if dataset is None or dataset.masks_as is None:
         return None
-    folder = segmenter(dataset, seed=config.seed, flip=config.dataset.get("random_flip", False))
+    folder = segmenter(dataset, seed=config.seed, flip=config.dataset.get("random_flip", False), device=device)
     network = metrics.load_segmenter(folder, fingerprint=dataset.fingerprint).to(device)
     split = config.train.get("validation_split", "")
     if split and config.dataset.get("split", "") not in ("", split):
@@ -89,10 +89,10 @@ def following(config, dataset, device="cpu"):
                           source=f"{len(values)} pairs, {source}")
 
 
-def segmenter(dataset, *, seed, flip=False):
+def segmenter(dataset, *, seed, flip=False, device="cpu"):
     """Folder of a segmentation network of `dataset`'s pairs: trained at the first call, then found by the data's fingerprint.
 
-    `flip`: whether mirrored images are images of the data as well (config.dataset.random_flip).
+    `flip`: whether mirrored images are images of the data as well (config.dataset.random_flip). `device`: that it is trained on.
     """
     rows = data.some(dataset, MOST)
     held_out = held_out_groups(dataset, rows, seed)
@@ -105,7 +105,7 @@ def segmenter(dataset, *, seed, flip=False):
         logging.info("training a segmentation network on %d pairs of %s", len(rows), dataset.name)
         network = metrics.train_segmenter(*pairs_of(dataset, rows), list(code.names), seed=seed, name=name,
                                           flips=("horizontal",) if flip else (), held_out=held_out,
-                                          fingerprint=dataset.fingerprint)
+                                          fingerprint=dataset.fingerprint, device=device)
         network.report["held_out_rows"] = [rows[i] for i in network.report["held_out_rows"]]
         logging.info("Dice of %d held-out pairs: %s", network.report["held_out"], ", ".join(
             f"{each} {value:.3f}" for each, value in zip(code.names, network.report["dice_per_class"]) if value is not None))

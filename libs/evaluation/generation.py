@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from libs.engine.places import naming
 from libs.evaluation import listing
 from libs.pipeline import NotFinite, to_uint8
 
@@ -228,7 +229,8 @@ class Sink:
         if self.run.is_main:
             try:
                 if kind is None:
-                    self._archive()
+                    with naming(self.npz):
+                        self._archive()
             finally:
                 self.staging.unlink(missing_ok=True)
         if kind is None:
@@ -240,8 +242,9 @@ class Sink:
             if self.folder:
                 save_png(self.folder / _name(index), image, **self.facts(index))
             if self.file:
-                self.file.seek(self.begin + index * self.row)
-                self.file.write(image.permute(1, 2, 0).contiguous().numpy())
+                with naming(self.staging):
+                    self.file.seek(self.begin + index * self.row)
+                    self.file.write(image.permute(1, 2, 0).contiguous().numpy())
 
     def _begin(self):
         """The files of earlier images in the folder; the main process notes which are coming."""
@@ -304,8 +307,12 @@ def save_npz(path, **arrays):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".staging-{path.stem}-{os.getpid()}.npz")
-    np.savez(staging, **arrays)
-    staging.replace(path)
+    try:
+        with naming(path):
+            np.savez(staging, **arrays)
+            staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def save_png(path, image, **text):
@@ -317,8 +324,12 @@ def save_png(path, image, **text):
         info.add_itxt(key, str(value))
     array, path = image.permute(1, 2, 0).numpy(), Path(path)
     staging = path.with_name(f".staging-{path.name}")
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(staging, format="PNG", pnginfo=info)
-    staging.replace(path)
+    try:
+        with naming(path):
+            Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(staging, format="PNG", pnginfo=info)
+            staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def facts_there(path, text, *, apart=()):

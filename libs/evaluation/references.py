@@ -17,12 +17,14 @@ from sklearn.model_selection import GroupShuffleSplit
 from libs import data, metrics
 from libs.engine.checkpoint import sha256
 from libs.engine.file_names import FILE_NAME_BYTES, safe_name
+from libs.engine.places import assets_folder
 from libs.evaluation.generation import save_npz
 from libs.metrics import gaussian
 from libs.pipeline import to_uint8
 
-CACHE = Path("assets/fid_stats/cache")
-NETWORKS = Path("assets/feature_networks")
+# Below the repository and not the current folder, so that a script called from elsewhere finds what another call left.
+CACHE = assets_folder() / "fid_stats" / "cache"
+NETWORKS = assets_folder() / "feature_networks"
 LOOKED_AT = 64  # pixels a side at which the classifier of the data at hand looks
 KEPT = 10_000  # real feature vectors kept for what needs single images (KID, precision, nearest neighbours)
 
@@ -72,7 +74,7 @@ def extractors(run, config, dataset, *, only_first=False):
     """
     def build(name):
         if name == "classifier":
-            folder = feature_network(dataset, seed=config.seed, flip=config.dataset.get("random_flip", False))
+            folder = feature_network(dataset, seed=config.seed, flip=config.dataset.get("random_flip", False), device=run.device)
             return metrics.extractor(f"classifier:{folder}", device=run.device)
         return metrics.extractor(name, device=run.device)
 
@@ -91,23 +93,24 @@ def extractors(run, config, dataset, *, only_first=False):
     return [found[name] if run.is_main else build(name) for name in names]
 
 
-def feature_network(dataset, *, seed, flip=False):
+def feature_network(dataset, *, seed, flip=False, device="cpu"):
     """Folder of a small classifier of `dataset`'s classes: trained at the first call, then found by the data's fingerprint.
 
-    `flip`: whether mirroring an image leaves its class as it is (config.dataset.random_flip).
+    `flip`: whether mirroring an image leaves its class as it is (config.dataset.random_flip). `device`: that it is trained on.
     """
     if dataset is None or dataset.labels is None:
         raise FileNotFoundError("they need labelled data; use timm:<network>, dinov2 or inception")
-    return trained_once(dataset, dataset.labels, dataset.classes, seed=seed, flip=flip)
+    return trained_once(dataset, dataset.labels, dataset.classes, seed=seed, flip=flip, device=device)
 
 
-def trained_once(dataset, labels, classes, *, seed, flip=False, rows=None, of=""):
+def trained_once(dataset, labels, classes, *, seed, flip=False, rows=None, of="", device="cpu"):
     """Folder of a small classifier of images of `dataset` by any labels.
 
     Args:
         labels: LongTensor, one for each of `rows`; classes: their names.
         rows: indices of the images to learn from; None takes all.
         of: what is told apart, for the folder's name; '' are the data set's own classes.
+        device: that it is trained on.
     """
     rows = list(range(len(dataset))) if rows is None else list(rows)
     held_out = held_out_groups(dataset, rows, seed)
@@ -123,7 +126,7 @@ def trained_once(dataset, labels, classes, *, seed, flip=False, rows=None, of=""
                             for batch in data.in_order(dataset, rows, 256)])
         network = metrics.train_classifier(images, labels, classes=classes, seed=seed,
                                            flips=("horizontal",) if flip else (), name=name,
-                                           fingerprint=dataset.fingerprint, held_out=held_out)
+                                           fingerprint=dataset.fingerprint, held_out=held_out, device=device)
         logging.info("%.1f %% of %d held-out images recognised", 100 * network.report["accuracy"], network.report["held_out"])
         return network
 
