@@ -30,7 +30,7 @@ from libs.evaluation.listing import check_free, listed_samples
 from libs.evaluation.samples import finish_samples, first_of_each, keep_draw, samples_there
 from libs.evaluation.trained import Trained, base_weights, begin_with_lora, open_classifier, open_trained, tie_to_base
 from libs.evaluation.weights import weights_options, weights_used
-from libs.evaluation.references import NoFeatures, extractors, feature_network, prepare, reference, statistics_there
+from libs.evaluation.references import PLAIN, NoFeatures, extractors, feature_network, prepare, reference, statistics_there
 from libs.pipeline import NotFinite, described, exporting, grid, measure_name, to_uint8
 
 __all__ = ["Agreement", "CODEC", "FLAGS", "Following", "RequestOptions", "Timing", "Trained", "agreement", "asked", "bank_of",
@@ -50,7 +50,7 @@ SHOWN = 8  # images of each class on a page or in a preview
 
 
 def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="", detailed=True, sides=(),
-             prompts=None, unscored="", rejection=None, classes=(), facts=None):
+             prompts=None, unscored="", rejection=None, classes=(), facts=None, warning=""):
     """Generate n images and score them; the whole evaluation of one network, called by every process.
 
     Args:
@@ -63,6 +63,7 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
         unscored: why features of images cannot be compared with anything; they are made all the same. '' where they can.
         rejection: `filtering.Rejection`, by which images are drawn until they are accepted; fewer than n may come of it.
         classes: names of the network's classes, which the filter reads.
+        warning: what must be said beside the scores, '' for nothing.
         facts: {name: value} of weights, autoencoder and text encoder, which scores.json and images that are kept say.
 
     Returns:
@@ -106,7 +107,7 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
         result = {"n": n, "step": step, "nnet": str(nnet), "seed": seed, **dict(facts or {}),
                   "sampler": pipeline.describe(), "features": ", ".join(each.name for each in found),
                   "reference": "; ".join(each.source for each in references), **known,
-                  "scores": {}, "per_class": {}, "warnings": [f"not scored by features: {unscored}"] if unscored else []}
+                  "scores": {}, "per_class": {}, "warnings": ([f"not scored by features: {unscored}"] if unscored else []) + [warning] * bool(warning)}
         if rejection:
             _tell_filter(result, rejection, seen, asked_for, of_all, classes, wordings)
         resamples = config.metrics.bootstrap if detailed else 0
@@ -166,10 +167,10 @@ def evaluate_run(config, workdir, nnet_path, seed, name, npz=""):
     rejection = run.main_first(lambda: open_filter(config, run.device))
     ending += f"_{rejection.words}" if rejection else ""
     ending += _guided_otherwise(trained.sampler, config.sample, engine.read_json(Path(workdir) / "config.json", {}))
-    sides, unscored = _sides(run, config, trained.dataset)
+    sides, unscored, warning = _sides(run, config, trained.dataset)
     result = evaluate(run, trained.sampler, config, trained.dataset, n=config.sample.n_samples, seed=seed, step=trained.step,
                       nnet=trained.source, prompts=trained.prompts, sides=sides, unscored=unscored, rejection=rejection,
-                      classes=trained.classes, facts=_facts(trained),
+                      classes=trained.classes, facts=_facts(trained), warning=warning,
                       name=name or safe_name(f"{trained.source.stem}_{config.sample.n_samples}{ending}", FILE_NAME_BYTES))
     text = table(result) if run.is_main else ""
     if config.sample.npz and run.is_main:
@@ -196,17 +197,30 @@ def _guided_otherwise(sampler, sample, of_run):
 
 
 def _sides(run, config, dataset):
-    """(sides of `prepare`, ''), or ((), why there are none) where the images are asked for all the same."""
+    """(sides of `prepare`, '', ''), or ((), why there are none, '') where the images are asked for all the same.
+
+    The last is a warning for the scores: without any feature network, as offline and without labels, real and generated images are
+    compared by their colours alone, so that the rest of the evaluation (pictures, nearest images, whether images follow their masks)
+    is made all the same.
+    """
     try:
         if dataset is None and not statistics_there(config.metrics.fid_stat):
             raise NoFeatures(f"no images at config.dataset.path={config.dataset.get('path', '')!r}, and no statistics of them at "
                              f"config.metrics.fid_stat={config.metrics.fid_stat!r}")
-        return prepare(run, config, dataset), ""
+        return prepare(run, config, dataset), "", ""
     except NoFeatures as error:
-        if not config.sample.npz:
+        if config.sample.npz:
+            logging.warning("images are made for %s and not scored: %s", config.sample.npz, error)
+            return (), str(error), ""
+        if dataset is None:
             raise
-        logging.warning("images are made for %s and not scored: %s", config.sample.npz, error)
-        return (), str(error)
+        warning = (f"no Fréchet distance of a network: {error}. Compared are colours alone, {PLAIN}, as by "
+                   f"--config.metrics.features=\"('{PLAIN}',)\": mean and deviation, which say nothing of shapes")
+        logging.warning("%s", warning)
+    plain = config.copy_and_resolve_references()
+    with plain.unlocked():
+        plain.metrics.features, plain.metrics.fid_stat = (PLAIN,), ""
+    return prepare(run, plain, dataset), "", warning
 
 
 def evaluator(run, pipeline, config, dataset, prompts=None):

@@ -25,6 +25,7 @@ from libs.pipeline import to_uint8
 # Below the repository and not the current folder, so that a script called from elsewhere finds what another call left.
 CACHE = assets_folder() / "fid_stats" / "cache"
 NETWORKS = assets_folder() / "feature_networks"
+PLAIN = "colour"  # the features that need no network
 LOOKED_AT = 64  # pixels a side at which the classifier of the data at hand looks
 KEPT = 10_000  # real feature vectors kept for what needs single images (KID, precision, nearest neighbours)
 
@@ -89,7 +90,8 @@ def extractors(run, config, dataset, *, only_first=False):
             logging.warning("features %r are left out: %s", name, error)
     names, reasons = run.from_main([list(found), reasons])
     if not names:
-        raise NoFeatures("no feature network of config.metrics.features can be had. " + " | ".join(reasons))
+        raise NoFeatures("no feature network of config.metrics.features can be had. " + " | ".join(reasons)
+                         + f" | --config.metrics.features=\"('{PLAIN}',)\" needs none: it compares mean and deviation of the colours")
     return [found[name] if run.is_main else build(name) for name in names]
 
 
