@@ -88,8 +88,10 @@ def train(config, workdir):
     state.ema.load_state_dict(weights)
     quality = evaluate(state.ema, step)
     if not all(map(math.isfinite, quality.values())):
-        raise FloatingPointError(f"{run.folder}: the images that the autoencoder of step {step} gives back are not finite (PSNR "
-                                 f"{quality['psnr']}), so that none is written: begin anew with a lower --config.optimizer.lr")
+        raise FloatingPointError(f"{run.folder}: the images that the autoencoder of step {step} gives back "
+                                 f"are not finite (PSNR "
+                                 f"{quality['psnr']}), so that none is written: begin anew with a lower "
+                                 f"--config.optimizer.lr")
     measured = data.in_order(dataset, data.some(dataset, MEASURED)[run.rank::run.world], settings.batch_size // run.world)
     sums = codecs.latent_sums(codec, measured, seed=run.seed, device=run.device)
     scale_factor = codecs.Spread.of(run.gather_rows(sums)).scale_factor
@@ -97,7 +99,8 @@ def train(config, workdir):
         folder = pretrained.save(codec.net, run.folder / "autoencoder", scale_factor=scale_factor)
         print(f"{folder}: step {step}, PSNR {quality['psnr']:.2f} dB and L1 {quality['l1']:.4f} on {len(chosen)} images of "
               f"{settings.validation_split!r}; latents {'x'.join(map(str, latent_shape))}, scale factor {scale_factor:.5f}\n"
-              f"use it: --config.codec.name=kl --config.codec.path={shlex.quote(str(folder))} --config.codec.scale_factor=0.")
+              f"use it: --config.codec.name=kl --config.codec.path={shlex.quote(str(folder))} "
+              f"--config.codec.scale_factor=0.")
     run.finish()
 
 

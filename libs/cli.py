@@ -104,7 +104,8 @@ def check(config):
 
 
 def find_assets(config):
-    """Where a script is called outside of the repository, let paths of configs that begin with assets/ mean those of the repository.
+    """Where a script is called outside of the repository, let paths of configs that begin with assets/ mean
+    those of the repository.
 
     A path that is there in the current folder stays as it is.
     """
@@ -115,7 +116,8 @@ def find_assets(config):
 
 
 def _in_repository(path):
-    """A path below the repository, as text, where the current folder has none such and the repository has; else as it is.
+    """A path below the repository, as text, where the current folder has none such and the repository has;
+    else as it is.
 
     A '{' in the name of a file stands for several: there its folder decides.
     """

@@ -24,7 +24,8 @@ def compute(config, workdir, features, output):
         config.metrics.features, config.metrics.fid_stat = (features,), ""
     extractor, = evaluation.extractors(run, config, dataset)
     reference = evaluation.reference(run, extractor, dataset, workers=config.train.workers)
-    path = output or str(assets_folder() / "fid_stats" / f"{safe_name(dataset.name)}{dataset.shape[-1]}_{{features}}.npz")
+    stem = f"{safe_name(dataset.name)}{dataset.shape[-1]}"
+    path = output or str(assets_folder() / "fid_stats" / f"{stem}_{{features}}.npz")
     if run.is_main:
         path = path.replace("{features}", extractor.name.replace("/", "_"))
         with naming(path):

@@ -1,4 +1,5 @@
-"""How many images an autoencoder takes at once: bounded by pixels, halved where memory does not suffice, the same images always."""
+"""How many images an autoencoder takes at once: bounded by pixels, halved where memory does not suffice, the
+same images always."""
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ def codec(request, folder):
 
 
 def watched(monkeypatch, codec, limit=10 ** 9):
-    """The sizes of the parts that `_decode` and `_encode` are given; more rows than `limit` are out of memory."""
+    """The sizes of the parts that `_decode` and `_encode` are given; more rows than `limit` are out of
+    memory."""
     sizes = []
     for name in ("_decode", "_encode"):
         whole = getattr(codec, name)

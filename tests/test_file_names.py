@@ -1,4 +1,5 @@
-"""Names that people give to classes, as names of files and folders: safe, short, distinct; the table keeps the real ones."""
+"""Names that people give to classes, as names of files and folders: safe, short, distinct; the table keeps
+the real ones."""
 
 import csv
 import os
@@ -12,12 +13,14 @@ from libs.engine.file_names import cut, distinct_names, hash_of, safe_name, shor
 from libs.evaluation import requests
 from libs.evaluation.bridge import planning
 
-ODD = ["nevus", "..", ".", "/abs/x", "a/b", "a_b", "A_B", "CON", "con.txt", "lpt1", "x. ", "x", " y", "a|b", 'q"?*<>', "tab\tnew\nline",
+ODD = ["nevus", "..", ".", "/abs/x", "a/b", "a_b", "A_B", "CON", "con.txt", "lpt1", "x. ", "x", " "
+                                                                                                "y", "a|b", 'q"?*<>', "tab\tnew\nline",
        "\u202ereversed", "é" * 200, "z" * 300, "~", "~root", ".hidden", "läsion", "la\u0308sion", "C:\\x", "\ud800", "grid.png", "-f"]
 
 
 def test_ordinary_names_stay_as_they_are():
-    for name in ("nevus", "actinic keratosis", "Grade 2+3 (mixed)", "läsion", "黑色素瘤", "a.b", "non-tumor_1", "50%"):
+    for name in ("nevus", "actinic keratosis", "Grade 2+3 "
+                                               "(mixed)", "läsion", "黑色素瘤", "a.b", "non-tumor_1", "50%"):
         assert safe_name(name) == name
 
 

@@ -1,4 +1,5 @@
-"""Networks that score and judge are trained and used on the device of the run, and scores are computed there."""
+"""Networks that score and judge are trained and used on the device of the run, and scores are computed
+there."""
 
 from types import SimpleNamespace
 
@@ -61,7 +62,8 @@ def test_readers_of_attributes(seen):
 
 
 def test_scores(monkeypatch):
-    """What reaches the metrics lies on the run's device, in float64; of a device without float64, on the CPU."""
+    """What reaches the metrics lies on the run's device, in float64; of a device without float64, on the
+    CPU."""
     asked, given = [], {}
     float64 = metrics.gaussian.float64
 

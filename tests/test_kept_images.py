@@ -1,4 +1,5 @@
-"""A folder of images of an evaluation: exactly its images and their table; what earlier ones left goes, what is foreign stays."""
+"""A folder of images of an evaluation: exactly its images and their table; what earlier ones left goes, what
+is foreign stays."""
 
 import csv
 import hashlib

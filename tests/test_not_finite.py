@@ -1,4 +1,5 @@
-"""Pixels, latents and weights that are nan or infinite: errors that name the image, the step and the file; never black images."""
+"""Pixels, latents and weights that are nan or infinite: errors that name the image, the step and the file;
+never black images."""
 
 
 import pytest
@@ -50,7 +51,8 @@ def of_one_process():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_image_class_and_step_are_named(value):
     made = sampler(Bad(value))
-    with pytest.raises(pipeline.NotFinite, match=r"image 12 \(seed 7, class 'melanoma'\).*first not finite at step 1 of 5.*--nnet_path") as error:
+    with pytest.raises(pipeline.NotFinite, match=r"image 12 \(seed 7, class 'melanoma'\).*first not finite "
+                                                 r"at step 1 of 5.*--nnet_path") as error:
         made({"label": torch.tensor([0, 1])}, seed=7, indices=[11, 12])  # made again alone, where each call is one from the third on
     assert error.value.rows == [1] and made._watch is None
 
@@ -72,7 +74,8 @@ def test_a_decoder_that_overflows_is_told_from_the_network():
             return shape
     made = sampler(Bad(0.0))
     made.codec = Wide()
-    with pytest.raises(pipeline.NotFinite, match="all 5 steps of the sampler gave finite values, and the decoder did not"):
+    with pytest.raises(pipeline.NotFinite, match="all 5 steps of the sampler gave finite values, and the "
+                                                 "decoder did not"):
         made({"label": torch.tensor([0])}, seed=0, indices=[0])
 
 

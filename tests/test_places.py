@@ -62,5 +62,6 @@ def test_errors_that_name_a_file_stay_as_they_are(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere") as error, places.naming(tmp_path / "other"):
         open(tmp_path / "nowhere")
     assert "other" not in str(error.value)
-    with pytest.raises(OSError, match="cannot write .*x.npy: 5 requested and 0 written"), places.naming("x.npy"):
+    with pytest.raises(OSError, match="cannot write .*x.npy: 5 requested and 0 "
+                                      "written"), places.naming("x.npy"):
         raise OSError("5 requested and 0 written")

@@ -1,4 +1,5 @@
-"""Autoencoder, scale of latents and text encoder belong to a run: noted when it begins, compared whenever it is opened."""
+"""Autoencoder, scale of latents and text encoder belong to a run: noted when it begins, compared whenever it
+is opened."""
 
 import csv
 import json
@@ -128,7 +129,8 @@ def test_a_text_encoder_in_its_place_is_refused(tmp_path):
     codec = codecs.get("pixels")
     before, now = pipeline.trained_with(codec, words), pipeline.trained_with(codec, other)
     identity.refuse("run", before, before)
-    with pytest.raises(ValueError, match="run was trained with the text encoder Words.*--config.encoder.path=FOLDER"):
+    with pytest.raises(ValueError, match="run was trained with the text encoder "
+                                         "Words.*--config.encoder.path=FOLDER"):
         identity.refuse("run", before, now)
     assert "text_encoder" in identity.facts_of(now) and identity.facts_of(now) != identity.facts_of(before)
     assert identity.facts_of(pipeline.trained_with(codec)) == {}, "images of pixels stay the images they were"
@@ -177,7 +179,8 @@ def test_the_scale_of_a_published_config_beside_another_autoencoder(tmp_path, ca
         codec = codecs.get("kl", path=str(tmp_path / "vae"), scale_factor=given)
         assert codec.scale_factor == given, "a run that was trained so can be sampled"
         assert f"config.codec.scale_factor={given:g} is used" in caplog.text and "says 0.93114" in caplog.text
-        with pytest.raises(ValueError, match=rf"is {given:g}, .* says 0.93114.*--config.codec.scale_factor=0\."):
+        with pytest.raises(ValueError, match=rf"is {given:g}, .* says "
+                                             rf"0.93114.*--config.codec.scale_factor=0\."):
             identity.check_scale(codec)
     caplog.clear()
     measured = codecs.get("kl", path=str(tmp_path / "vae"), scale_factor=0.8)  # scripts/compute_scale_factor.py's advice
@@ -191,7 +194,8 @@ def test_the_scale_of_a_published_config_beside_another_autoencoder(tmp_path, ca
 
 
 def test_the_whole_line_from_ones_own_autoencoder(inside, place, tmp_path):  # noqa: F811
-    """A training with the published number beside the folder of another scale does not begin; what the message says works."""
+    """A training with the published number beside the folder of another scale does not begin; what the
+    message says works."""
     save_vae(tmp_path / "vae", scale=0.93114)
     config = adapted(folder256_unet_label.get_config(), place)
     config.codec.path, config.train.n_steps, config.train.preview_interval = str(tmp_path / "vae"), 1, 0
@@ -219,5 +223,6 @@ def test_a_first_stage_of_another_scale_is_refused(run, tmp_path):
     config.codec.path = str(tmp_path / "vae")
     evaluation.base_weights(config, ["melanoma", "nevus"], codecs.get(**config.codec))
     config.codec.scale_factor = 0.7
-    with pytest.raises(ValueError, match="scale factor 0.5, here it is 0.7: set --config.codec.scale_factor=0.5"):
+    with pytest.raises(ValueError, match="scale factor 0.5, here it is 0.7: set "
+                                         "--config.codec.scale_factor=0.5"):
         evaluation.base_weights(config, ["melanoma", "nevus"], codecs.get(**config.codec))

@@ -1,4 +1,5 @@
-"""Unlabelled images and no network for features at hand: what needs none is scored all the same, and the message says what to set."""
+"""Unlabelled images and no network for features at hand: what needs none is scored all the same, and the
+message says what to set."""
 
 import json
 

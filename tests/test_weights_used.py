@@ -1,4 +1,5 @@
-"""Which weights of a run are sampled: the average or the raw ones, what is said of a short average, and the way to newer ones."""
+"""Which weights of a run are sampled: the average or the raw ones, what is said of a short average, and the
+way to newer ones."""
 
 import json
 import shutil

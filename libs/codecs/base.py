@@ -20,8 +20,8 @@ class Codec(nn.Module):
         fingerprint: hex digest of all that decides `moments`: architecture and weights, not scale_factor.
         decoder_fingerprint: the same of what decides `decode`; '' where nothing is computed.
         folder_scale: the scale factor that the autoencoder's folder says, 0 where it says none.
-        published_scale: whether the scale factor in use was given and is the one of Stable Diffusion's autoencoder, as in configs
-            of published names.
+        published_scale: whether the scale factor in use was given and is the one of Stable Diffusion's
+            autoencoder, as in configs of published names.
     """
 
     channels = 0

@@ -34,11 +34,13 @@ def build(path: str = "", *, scale_factor: float = 0.0, subfolder: str = "", ddc
         path: name on the hub, a save_pretrained folder (also one that holds `vae/` or `autoencoder/`), or a file of weights
             under CompVis names (`autoencoder_kl.pth`, a whole Stable Diffusion checkpoint), whose architecture is read
             off the weights.
-        scale_factor: 0.0 is that of the folder's config.json; 0.18215 for a file, which does not say. A number that differs from the
-            folder's holds, and is logged; a training does not begin with 0.18215 or 0.23010 beside a folder that says another.
+        scale_factor: 0.0 is that of the folder's config.json; 0.18215 for a file, which does not say. A
+            number that differs from the folder's holds, and is logged; a training does not begin with 0.18215
+            or 0.23010 beside a folder that says another.
         subfolder: 'vae' for a whole pipeline on the hub.
         ddconfig, embed_dim: in place of a path, an untrained network by CompVis' arguments.
-        decode_batch: images decoded at a time, which bounds memory; 0: as many as have two megapixels together.
+        decode_batch: images decoded at a time, which bounds memory; 0: as many as have two megapixels
+            together.
 
     Raises:
         OSError: nothing at `path`. ValueError: what is there is no KL autoencoder, or lacks weights.
@@ -52,7 +54,8 @@ def build(path: str = "", *, scale_factor: float = 0.0, subfolder: str = "", ddc
                      scale_factor)
     if ddconfig or Path(path).expanduser().is_file():  # neither says a scale factor
         return KL(net, scale_factor=float(scale_factor), decode_batch=decode_batch)
-    codec = KL(net, scale_factor=pretrained.scale_factor(net.config, path, scale_factor), decode_batch=decode_batch)
+    scale = pretrained.scale_factor(net.config, path, scale_factor)
+    codec = KL(net, scale_factor=scale, decode_batch=decode_batch)
     codec.folder_scale = float(net.config.get("scaling_factor") or 0.0)
     codec.published_scale = pretrained.is_published_scale(scale_factor, codec.folder_scale)
     return codec

@@ -11,13 +11,16 @@ from torch.utils.checkpoint import checkpoint
 from libs.codecs.base import LOGVAR_CEILING, LOGVAR_FLOOR, Codec
 
 
-PIXELS_AT_ONCE = 2 * 1024 ** 2  # of images that are encoded or decoded together: 8 of 512 x 512, about 6 GB of Stable Diffusion's
+# Of images that are encoded or decoded together: 8 of 512 x 512, about 6 GB in Stable Diffusion's decoder.
+PIXELS_AT_ONCE = 2 * 1024 ** 2
 
 
 def in_parts(function, x: Tensor, size: int) -> Tensor:
-    """`function` of the rows of x, `size` of them at a time, and put together again; each row's result is its own.
+    """`function` of the rows of x, `size` of them at a time, and put together again; each row's result is its
+    own.
 
-    Where the device's memory does not suffice, half as many rows are taken, down to one; how many suffice is logged.
+    Where the device's memory does not suffice, half as many rows are taken, down to one; how many suffice is
+    logged.
     """
     found, begin, tried = [], 0, size
     while begin < len(x):
@@ -33,7 +36,8 @@ def in_parts(function, x: Tensor, size: int) -> Tensor:
         tried = failed // 2
         if x.device.type == "cuda":
             torch.cuda.empty_cache()
-        logging.warning("out of memory with %d images at once: the autoencoder takes %d at a time from here on", failed, tried)
+        logging.warning("out of memory with %d images at once: the autoencoder takes %d at a time from here "
+                        "on", failed, tried)
     return torch.cat(found) if found else function(x)
 
 
@@ -51,8 +55,9 @@ class LatentCodec(Codec):
         net: AutoencoderKL or AutoencoderTiny.
         scale_factor: latents are scale_factor * what the network gives.
         downsample: image side / latent side.
-        decode_batch: images decoded at a time, which bounds memory; 0: as many as have PIXELS_AT_ONCE together, at least one. Where
-            the device's memory does not suffice all the same, half as many are tried, down to one.
+        decode_batch: images decoded at a time, which bounds memory; 0: as many as have PIXELS_AT_ONCE
+            together, at least one. Where the device's memory does not suffice all the same, half as many are
+            tried, down to one.
     """
 
     def __init__(self, net, *, scale_factor: float, downsample: int, decode_batch: int = 0):
@@ -60,7 +65,8 @@ class LatentCodec(Codec):
         if not scale_factor > 0:
             raise ValueError(f"codec.scale_factor={scale_factor}: expected a number above 0, or 0 for the autoencoder's own")
         if decode_batch < 0:
-            raise ValueError(f"codec.decode_batch={decode_batch}: expected a number of images, or 0 for two megapixels at once")
+            raise ValueError(f"codec.decode_batch={decode_batch}: expected a number of images, or 0 for two "
+                             f"megapixels at once")
         self.net = net.requires_grad_(False)
         self.channels, self.downsample = net.config.latent_channels, downsample
         self.scale_factor, self.decode_batch = scale_factor, decode_batch

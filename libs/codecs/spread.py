@@ -34,7 +34,8 @@ class Spread(NamedTuple):
         mean = total.mean() / count
         variance = squares.mean() / count - mean ** 2
         if not torch.isfinite(variance):
-            raise ValueError("latents are not finite (nan or infinite): the autoencoder's weights, or the images, are at fault")
+            raise ValueError("latents are not finite (nan or infinite): the autoencoder's weights, or the "
+                             "images, are at fault")
         if not variance > 0:
             raise ValueError("all latents are the same number: there is nothing to scale")
         channel_mean = total / count

@@ -18,7 +18,8 @@ class Tiny(LatentCodec):
         path: name on the hub (`madebyollin/taesd`) or a save_pretrained folder.
         scale_factor: 0.0 is the autoencoder's own, 1 for the published ones.
         subfolder: where in a folder or repository it lies.
-        decode_batch: images decoded at a time, which bounds memory; 0: as many as have two megapixels together.
+        decode_batch: images decoded at a time, which bounds memory; 0: as many as have two megapixels
+            together.
     """
 
     deterministic = True

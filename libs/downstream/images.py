@@ -87,7 +87,8 @@ def load(dataset, batch_size=256, *, masks=False):
     for batch in data.in_order(dataset, range(len(dataset)), batch_size):
         if not bool(batch["image"].isfinite().all()):
             row = int((~batch["image"].isfinite()).flatten(1).any(1).nonzero()[0])
-            raise FloatingPointError(f"{dataset.name}: {dataset.file_name(int(batch['index'][row]))}: pixels are not finite (nan or "
+            raise FloatingPointError(f"{dataset.name}: {dataset.file_name(int(batch['index'][row]))}: pixels "
+                                     f"are not finite (nan or "
                                      "infinite)")
         pixels[batch["index"]] = (batch["image"].float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
         if masks:

@@ -41,9 +41,10 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
             the mean over those that have it.
         settings: config.train; the keys of SETTINGS are read here, others belong to the script.
         validation: () -> iterator of this process's held-out batches, the same at each call.
-        preview: preview(ema, step) -> uint8 array (H, W, 3) on the main process, None where there is none to keep; called by every
-            process.
-        evaluate: evaluate(ema, step) -> {name: number}, {} where there are none this time; called by every process. `best_metric` names the number whose
+        preview: preview(ema, step) -> uint8 array (H, W, 3) on the main process, None where there is none to
+            keep; called by every process.
+        evaluate: evaluate(ema, step) -> {name: number}, {} where there are none this time; called by every
+        process. `best_metric` names the number whose
             smallest value marks the best checkpoint, which is kept; 'validation_loss' is that of `validation`, whose noise
             is the same at each call.
 

@@ -222,7 +222,8 @@ def load_weights(path, *, averaged=True, ema_rate=0.0):
                 folder = path / f"{best}.ckpt"
             except ValueError as error:
                 logging.warning("%s. The newest one is used in place of the best.", error)
-        return check_finite(_chosen(tensors, averaged, ema_rate, folder, record), folder), record["step"], folder
+        weights = _chosen(tensors, averaged, ema_rate, folder, record)
+        return check_finite(weights, folder), record["step"], folder
     if (path / checkpoint.MANIFEST).is_file():
         tensors, record = checkpoint.read(path)
         return check_finite(_chosen(tensors, averaged, ema_rate, path, record), path), record["step"], path

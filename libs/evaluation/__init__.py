@@ -30,7 +30,8 @@ from libs.evaluation.listing import check_free, listed_samples
 from libs.evaluation.samples import finish_samples, first_of_each, keep_draw, samples_there
 from libs.evaluation.trained import Trained, base_weights, begin_with_lora, open_classifier, open_trained, tie_to_base
 from libs.evaluation.weights import weights_options, weights_used
-from libs.evaluation.references import PLAIN, NoFeatures, extractors, feature_network, prepare, reference, statistics_there
+from libs.evaluation.references import (PLAIN, NoFeatures, extractors, feature_network, prepare, reference,
+                                        statistics_there)
 from libs.pipeline import NotFinite, described, exporting, grid, measure_name, to_uint8
 
 __all__ = ["Agreement", "CODEC", "FLAGS", "Following", "RequestOptions", "Timing", "Trained", "agreement", "asked", "bank_of",
@@ -64,7 +65,8 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
         rejection: `filtering.Rejection`, by which images are drawn until they are accepted; fewer than n may come of it.
         classes: names of the network's classes, which the filter reads.
         warning: what must be said beside the scores, '' for nothing.
-        facts: {name: value} of weights, autoencoder and text encoder, which scores.json and images that are kept say.
+        facts: {name: value} of weights, autoencoder and text encoder, which scores.json and images that are
+            kept say.
 
     Returns:
         the content of scores.json: {'n', 'scores': {metric: {'value', 'low', 'high', 'n'}}, 'per_class', ...}, the
@@ -84,13 +86,15 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
     agrees = run.main_first(lambda: agreement(config, dataset, run.device)) if texts and detailed else None
     follows = run.main_first(lambda: following(config, dataset, run.device)) if "mask" in cond and detailed else None
     timing = Timing() if name else None
-    made_by = {"seed": seed, "nnet": str(nnet), "step": step, **dict(facts or {}), "sampler": pipeline.describe()}
+    made_by = {"seed": seed, "nnet": str(nnet), "step": step, **dict(facts or {}),
+               "sampler": pipeline.describe()}
 
     def facts_of_image(index):
-        return {"label": classes[int(labels[index])] if classes else "", "prompt": texts[index] if texts else "", "index": index,
-                **made_by}
+        return {"label": classes[int(labels[index])] if classes else "",
+                "prompt": texts[index] if texts else "", "index": index, **made_by}
 
-    keep = dict(folder=config.sample.path, npz=config.sample.npz, shape=(n, *pipeline.image_shape), facts=facts_of_image) if name else {}
+    keep = dict(folder=config.sample.path, npz=config.sample.npz, shape=(n, *pipeline.image_shape),
+                facts=facts_of_image) if name else {}
     with Sink(run, **keep) as sink:
         seen = look(run, pipeline, config, found, cond, n, seed=seed, show=_shown(labels, n), sink=sink, agrees=agrees,
                     follows=follows, timing=timing, rejection=rejection, prompts=wordings)
@@ -107,7 +111,8 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
         result = {"n": n, "step": step, "nnet": str(nnet), "seed": seed, **dict(facts or {}),
                   "sampler": pipeline.describe(), "features": ", ".join(each.name for each in found),
                   "reference": "; ".join(each.source for each in references), **known,
-                  "scores": {}, "per_class": {}, "warnings": ([f"not scored by features: {unscored}"] if unscored else []) + [warning] * bool(warning)}
+                  "scores": {}, "per_class": {},
+                  "warnings": [f"not scored by features: {unscored}"] * bool(unscored) + [warning] * bool(warning)}
         if rejection:
             _tell_filter(result, rejection, seen, asked_for, of_all, classes, wordings)
         resamples = config.metrics.bootstrap if detailed else 0
@@ -171,7 +176,8 @@ def evaluate_run(config, workdir, nnet_path, seed, name, npz=""):
     result = evaluate(run, trained.sampler, config, trained.dataset, n=config.sample.n_samples, seed=seed, step=trained.step,
                       nnet=trained.source, prompts=trained.prompts, sides=sides, unscored=unscored, rejection=rejection,
                       classes=trained.classes, facts=_facts(trained), warning=warning,
-                      name=name or safe_name(f"{trained.source.stem}_{config.sample.n_samples}{ending}", FILE_NAME_BYTES))
+                      name=name or safe_name(f"{trained.source.stem}_{config.sample.n_samples}{ending}",
+                                             FILE_NAME_BYTES))
     text = table(result) if run.is_main else ""
     if config.sample.npz and run.is_main:
         text += f"\n{result['n']} images in {config.sample.npz}"
@@ -180,7 +186,8 @@ def evaluate_run(config, workdir, nnet_path, seed, name, npz=""):
 
 
 def _facts(trained):
-    """What of the weights and of what they were trained with scores.json and the images say; raw weights are called so."""
+    """What of the weights and of what they were trained with scores.json and the images say; raw weights are
+    called so."""
     raw = {} if trained.weights.get("averaged", True) else {"weights": "raw"}
     return {"sha256": trained.weights_hash, **raw, **facts_of(trained.identity)}
 
@@ -197,11 +204,12 @@ def _guided_otherwise(sampler, sample, of_run):
 
 
 def _sides(run, config, dataset):
-    """(sides of `prepare`, '', ''), or ((), why there are none, '') where the images are asked for all the same.
+    """(sides of `prepare`, '', ''), or ((), why there are none, '') where the images are asked for all the
+    same.
 
-    The last is a warning for the scores: without any feature network, as offline and without labels, real and generated images are
-    compared by their colours alone, so that the rest of the evaluation (pictures, nearest images, whether images follow their masks)
-    is made all the same.
+    The last is a warning for the scores: without any feature network, as offline and without labels, real and
+    generated images are compared by their colours alone, so that the rest of the evaluation (pictures,
+    nearest images, whether images follow their masks) is made all the same.
     """
     try:
         if dataset is None and not statistics_there(config.metrics.fid_stat):
@@ -215,7 +223,8 @@ def _sides(run, config, dataset):
         if dataset is None:
             raise
         warning = (f"no Fréchet distance of a network: {error}. Compared are colours alone, {PLAIN}, as by "
-                   f"--config.metrics.features=\"('{PLAIN}',)\": mean and deviation, which say nothing of shapes")
+                   f"--config.metrics.features=\"('{PLAIN}',)\": mean and deviation, which say nothing of "
+                   f"shapes")
         logging.warning("%s", warning)
     plain = config.copy_and_resolve_references()
     with plain.unlocked():
@@ -243,8 +252,8 @@ def evaluator(run, pipeline, config, dataset, prompts=None):
 
     def evaluate_at(ema, step):
         try:
-            result = evaluate(run, pipeline, config, dataset, n=config.metrics.n_samples, seed=config.seed, name="", step=step,
-                              detailed=False, sides=sides, prompts=prompts)
+            result = evaluate(run, pipeline, config, dataset, n=config.metrics.n_samples, seed=config.seed,
+                              name="", step=step, detailed=False, sides=sides, prompts=prompts)
         except NotFinite as error:
             if run.is_main:
                 logging.warning("no scores of step %d: %s", step, error)
@@ -277,7 +286,8 @@ def previewer(run, pipeline, config, prompts=None, masks=None):
 
     def preview(ema, step):
         try:
-            images = generate_all(run, pipeline, cond, n, seed=config.seed, batch_size=config.sample.mini_batch_size)
+            images = generate_all(run, pipeline, cond, n, seed=config.seed,
+                                  batch_size=config.sample.mini_batch_size)
         except NotFinite as error:  # no reason to end a training, whose loss is checked by itself
             if run.is_main:
                 logging.warning("no preview of step %d: %s", step, error)
@@ -387,8 +397,10 @@ def _places(seen):
     return torch.searchsorted(seen.indices, seen.shown)
 
 
-def _score(result, names, extractor, real, features, probabilities, labels, dataset, *, seed, resamples, per_class, device):
-    """Add the scores of one feature network to `result`, computed on `device`: minutes on the one thread of a launched process."""
+def _score(result, names, extractor, real, features, probabilities, labels, dataset, *, seed, resamples,
+           per_class, device):
+    """Add the scores of one feature network to `result`, computed on `device`: minutes on the one thread of a
+    launched process."""
     features = metrics.gaussian.float64(features, device)
     real_features = None if real.features is None else real.features.to(features.device)
     probabilities = None if probabilities is None else probabilities.to(features.device)
@@ -465,4 +477,5 @@ def _labels(labels, indices):
 
 
 def _real(dataset, indices):
-    return to_uint8(torch.stack([dataset[i]["image"] for i in indices]), lambda row: dataset.file_name(indices[row]))
+    return to_uint8(torch.stack([dataset[i]["image"] for i in indices]),
+                    lambda row: dataset.file_name(indices[row]))

@@ -68,7 +68,8 @@ def agreement(config, dataset, device="cpu"):
     measure = config.metrics.get("measure", "classifier")
     if measure not in MEASURES:
         raise ValueError(f"config.metrics.measure is {measure!r}; known: {', '.join(MEASURES)}")
-    return _of_phantoms(words, dataset) if measure == "phantoms" else _of_classifiers(words, dataset, config.seed, device)
+    return _of_phantoms(words, dataset) if measure == "phantoms" else _of_classifiers(words, dataset, config.seed,
+                                                                                    device)
 
 
 def _of_phantoms(words, dataset):
@@ -89,7 +90,8 @@ def _of_phantoms(words, dataset):
 
     found = Agreement(words, read, {})
     chosen = data.some(dataset, 500)
-    shown = read(to_uint8(torch.stack([dataset[i]["image"] for i in chosen]), lambda row: dataset.file_name(chosen[row])))
+    shown = read(to_uint8(torch.stack([dataset[i]["image"] for i in chosen]),
+                          lambda row: dataset.file_name(chosen[row])))
     found.of_real = _values(found.scores([_caption(dataset, i) for i in chosen], shown))
     return found
 

@@ -92,7 +92,8 @@ def following(config, dataset, device="cpu"):
 def segmenter(dataset, *, seed, flip=False, device="cpu"):
     """Folder of a segmentation network of `dataset`'s pairs: trained at the first call, then found by the data's fingerprint.
 
-    `flip`: whether mirrored images are images of the data as well (config.dataset.random_flip). `device`: that it is trained on.
+    `flip`: whether mirrored images are images of the data as well (config.dataset.random_flip). `device`:
+    that it is trained on.
     """
     rows = data.some(dataset, MOST)
     held_out = held_out_groups(dataset, rows, seed)

@@ -51,11 +51,13 @@ def make(run, pipeline, cond, indices, *, seed, timing=None):
     """Images `indices` of a seed in one batch: uint8 Tensor (b, C, H, W) on the CPU.
 
     Raises:
-        NotFinite: an image is nan or infinite somewhere; names image, class, description and the step of the sampler.
+        NotFinite: an image is nan or infinite somewhere; names image, class, description and the step of the
+            sampler.
     """
     try:
         with timing.batch(pipeline.net, len(indices)) if timing else nullcontext(), run.accelerator.autocast():
-            return to_uint8(pipeline({key: value[indices] for key, value in cond.items()}, seed=seed, indices=indices))
+            own = {key: value[indices] for key, value in cond.items()}
+            return to_uint8(pipeline(own, seed=seed, indices=indices))
     except NotFinite as error:
         texts = getattr(cond.get("text"), "texts", None)
         if not (texts and error.rows):
@@ -173,7 +175,8 @@ def generate_all(run, pipeline, cond, n, *, seed, batch_size):
 
 
 def raise_together(run, fault):
-    """NotFinite on every process where one of them met a `fault`, a text that is '' elsewhere; called by every process."""
+    """NotFinite on every process where one of them met a `fault`, a text that is '' elsewhere; called by
+    every process."""
     if int(run.gather_rows(torch.tensor([bool(fault)])).sum()):
         raise NotFinite(fault or "another process made pixels that are not finite (nan or infinite)")
 
@@ -183,7 +186,8 @@ class Sink:
 
     with Sink(run, folder=..., npz=..., shape=(n, C, H, W)) as sink: sink.add(indices, images)
 
-    A folder has a table in the end, metadata.csv, of exactly these images; what an earlier one of ours lists beyond them is deleted.
+    A folder has a table in the end, metadata.csv, of exactly these images; what an earlier one of ours lists
+    beyond them is deleted.
 
     Where a filter left images out, `sink.kept` (rising indices of those that came) closes the gaps in the archive.
 
@@ -194,10 +198,12 @@ class Sink:
         folder: for `<index>.png`; '' for none.
         npz: path of an archive with `arr_0` uint8 (n, H, W, C), image i at row i, as the ADM suite reads it; '' for none.
         shape: of all images, which an archive and a table need to know beforehand.
-        facts: index -> {name: value} of an image of the folder, with 'label' and 'prompt' ('' where there is none) and 'sampler'.
+        facts: index -> {name: value} of an image of the folder, with 'label' and 'prompt' ('' where there is
+            none) and 'sampler'.
 
     Raises:
-        ValueError: `npz` is a folder; `folder` holds files of somebody else that would be replaced. OSError: it cannot be written, or the disk is too small.
+        ValueError: `npz` is a folder; `folder` holds files of somebody else that would be replaced. OSError:
+            it cannot be written, or the disk is too small.
     """
 
     def __init__(self, run, *, folder="", npz="", shape=(), facts=None):
@@ -326,7 +332,8 @@ def save_png(path, image, **text):
     staging = path.with_name(f".staging-{path.name}")
     try:
         with naming(path):
-            Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(staging, format="PNG", pnginfo=info)
+            picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+            picture.save(staging, format="PNG", pnginfo=info)
             staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
-"""What a run was trained with beside its own weights: autoencoder, scale of the latents and text encoder, by their hashes.
+"""What a run was trained with beside its own weights: autoencoder, scale of the latents and text encoder, by
+their hashes.
 
-A network knows the latents and the states that it was trained on, and no others; its samples depend on the decoder too. All of that
-may be replaced where it lies without the run folder changing, so each run notes it when it begins, in identity.json, and whoever
-opens the run compares.
+A network knows the latents and the states that it was trained on, and no others; its samples depend on the
+decoder too. All of that may be replaced where it lies without the run folder changing, so each run notes it
+when it begins, in identity.json, and whoever opens the run compares.
 """
 
 import hashlib
@@ -26,8 +27,8 @@ def record_identity(run, codec, encoder=None):
     Called by every process before the first step.
 
     Raises:
-        ValueError: they are others than those that the run began with; or a new run would train on latents of another scale than
-            the autoencoder's folder says, see `check_scale`.
+        ValueError: they are others than those that the run began with; or a new run would train on latents of
+            another scale than the autoencoder's folder says, see `check_scale`.
     """
     now = run.from_main(pipeline.trained_with(codec, encoder) if run.is_main else None)
     before = engine.read_json(run.folder / IDENTITY, None)
@@ -44,20 +45,20 @@ def record_identity(run, codec, encoder=None):
 
 
 def check_scale(codec):
-    """ValueError where a training would begin with the scale factor that a config was published with, beside an autoencoder whose
-    folder says another one, for which that number was never meant."""
+    """ValueError where a training would begin with the scale factor that a config was published with, beside
+    an autoencoder whose folder says another one, for which that number was never meant."""
     given, own = codec.scale_factor, getattr(codec, "folder_scale", 0.0)
     if own and codec.published_scale and not same_scale(given, own):
-        raise ValueError(f"config.codec.scale_factor is {given:g}, that of Stable Diffusion's autoencoder; the autoencoder of "
-                         f"config.codec.path says {own:g}, by which its latents have a deviation of 1. Set "
-                         "--config.codec.scale_factor=0. to take the autoencoder's own")
+        raise ValueError(f"config.codec.scale_factor is {given:g}, that of Stable Diffusion's autoencoder; the "
+                         f"autoencoder of config.codec.path says {own:g}, by which its latents have a deviation of "
+                         "1. Set --config.codec.scale_factor=0. to take the autoencoder's own")
 
 
 def check_identity(home, now, config):
     """Compare what a run was trained with and what it is opened with.
 
-    A decoder or a scale factor that the command line chose, by another option than the run's config.json has, is a warning:
-    decoders of the same latents may be exchanged.
+    A decoder or a scale factor that the command line chose, by another option than the run's config.json has,
+    is a warning: decoders of the same latents may be exchanged.
 
     Args:
         home: the run folder.
@@ -71,52 +72,58 @@ def check_identity(home, now, config):
     if before is None:
         log_unknown(home, now)
         return
-    refuse(home, before, now, chosen=_chosen(engine.read_json(home / "config.json", {}), json.loads(config.to_json_best_effort())))
+    then, here = engine.read_json(home / "config.json", {}), json.loads(config.to_json_best_effort())
+    refuse(home, before, now, chosen=_chosen(then, here))
 
 
 def log_unknown(home, now):
     """Say of a run of latents that it does not say its autoencoder."""
-    if now["codec"]["name"] != "Pixels" or now["encoder"]:
-        what = " and ".join(["autoencoder"] * (now["codec"]["name"] != "Pixels") + ["text encoder"] * bool(now["encoder"]))
-        logging.info("%s is older than %s: this run does not say its %s, so that another one would not be noticed", home, IDENTITY, what)
+    parts = {"autoencoder": now["codec"]["name"] != "Pixels", "text encoder": bool(now["encoder"])}
+    if any(parts.values()):
+        what = " and ".join(name for name, used in parts.items() if used)
+        logging.info("%s is older than %s: this run does not say its %s, so that another one would not be "
+                     "noticed", home, IDENTITY, what)
 
 
 def refuse(home, before, now, chosen=()):
-    """ValueError where codec or encoder differ; `chosen` may hold 'decoder' and 'scale_factor', which are then a warning."""
+    """ValueError where codec or encoder differ; `chosen` may hold 'decoder' and 'scale_factor', which are
+    then a warning."""
     ours, theirs = before.get("codec") or {}, now["codec"]
     wrong = [key for key in ("name", "fingerprint", "decoder") if ours.get(key) and ours[key] != theirs[key]]
     if ours.get("scale_factor") and not same_scale(ours["scale_factor"], theirs["scale_factor"]):
         wrong.append("scale_factor")
     deliberate = [key for key in wrong if key in chosen] if not {"name", "fingerprint"} & set(wrong) else []
     if deliberate:
-        logging.warning("%s was trained with the autoencoder %s; the command line gives %s: images are decoded otherwise than in the "
-                        "training", home, describe(ours), describe(theirs))
+        logging.warning("%s was trained with the autoencoder %s; the command line gives %s: images are decoded "
+                        "otherwise than in the training", home, describe(ours), describe(theirs))
     if set(wrong) - set(deliberate):
-        half = {"decoder"} == set(wrong)
+        effect = "its decoder makes other images" if wrong == ["decoder"] else "the network knows other latents"
+        scale = f" --config.codec.scale_factor={ours['scale_factor']:.6g}" if "scale_factor" in wrong else ""
         raise ValueError(
             f"{home} was trained with the autoencoder {describe(ours)}; config.codec now gives {describe(theirs)}: "
-            + ("its decoder makes other images. " if half else "the network knows other latents. ")
-            + "Give the autoencoder of the training, wherever it lies now: --config.codec.path=FOLDER"
-            + (" --config.codec.scale_factor=" + f"{ours['scale_factor']:.6g}" if "scale_factor" in wrong else "")
-            + (" (of a whole pipeline, --config.nnet.path=FOLDER). It is gone where its own training went on: train anew on the "
-               "present one, in another --workdir" if wrong != ["scale_factor"] else ""))
+            f"{effect}. Give the autoencoder of the training, wherever it lies now: --config.codec.path=FOLDER{scale}"
+            " (of a whole pipeline, --config.nnet.path=FOLDER). Where its own training went on and no copy is left, "
+            "train this network anew on the present one, in another --workdir")
     ours, theirs = before.get("encoder") or {}, now["encoder"]
-    if ours and theirs and any(ours.get(key) and ours[key] != theirs[key] for key in ("name", "fingerprint", "shape")):
+    wrong = [key for key in ("name", "fingerprint", "shape") if ours.get(key) and ours[key] != theirs.get(key)]
+    if ours and theirs and wrong:
         raise ValueError(
-            f"{home} was trained with the text encoder {_words(ours)}; config.encoder now gives {_words(theirs)}: the network knows "
-            "other states of the same texts. Give the text encoder of the training, wherever it lies now: "
-            "--config.encoder.path=FOLDER (of a whole pipeline, --config.nnet.path=FOLDER)")
+            f"{home} was trained with the text encoder {_words(ours)}; config.encoder now gives {_words(theirs)}: the "
+            "network knows other states of the same texts. Give the text encoder of the training, wherever it lies "
+            "now: --config.encoder.path=FOLDER (of a whole pipeline, --config.nnet.path=FOLDER)")
 
 
 def describe(codec):
     """A codec of identity.json in words."""
     parts = [f"decoder {codec['decoder'][:HASH_DIGITS]}"] if codec.get("decoder") else []
     parts += [f"scale factor {codec['scale_factor']:.6g}"] if codec.get("scale_factor") else []
-    return " ".join(filter(None, [_words(codec) if codec.get("name") else "", f"({', '.join(parts)})" if parts else ""]))
+    named = [_words(codec)] if codec.get("name") else []
+    return " ".join([*named, f"({', '.join(parts)})"] if parts else named)
 
 
 def facts_of(identity):
-    """What of an identity tells an image from another one, as facts of a sample; {} for pixels without text."""
+    """What of an identity tells an image from another one, as facts of a sample; {} for pixels without
+    text."""
     if not identity:
         return {}
     codec, encoder = identity["codec"], identity["encoder"]
@@ -135,7 +142,8 @@ def _words(part):
 
 
 def _of_older_run(home, config):
-    """What a run without identity.json says in other files: codec.json, else its feature store; None for nothing."""
+    """What a run without identity.json says in other files: codec.json, else its feature store; None for
+    nothing."""
     found = {"codec": engine.read_json(home / CODEC, {})}
     if not found["codec"] and config.get("features", {}).get("path", ""):
         place = data.feature_folder(config.features, config.dataset.get("split", ""), home)

@@ -69,7 +69,8 @@ def look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=None
             into.add([draw.indices[row] for row in which], values, [place[row] for row in which])
         of_first.extend([agrees.read(draw.images[new])] if agrees and new else [])
         batch, images = [draw.indices[row] for row in rows], draw.images[rows]
-        attempts.extend([(draw.indices[row], draw.attempt, float(draw.scores[row])) for row in rows] if rejection else [])
+        attempts.extend([(draw.indices[row], draw.attempt, float(draw.scores[row])) for row in rows]
+                        if rejection else [])
         kept.add([(index, row) for index, row in zip(batch, rows) if index in show], draw)
         for row in new:
             kind = 0 if labels is None else int(labels[draw.indices[row]])
@@ -83,8 +84,8 @@ def look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=None
 
     fault = ""
     try:
-        for draw in draws(run, pipeline, cond, n, seed=seed, batch_size=config.sample.mini_batch_size, timing=timing,
-                          rejection=rejection, prompts=prompts):
+        for draw in draws(run, pipeline, cond, n, seed=seed, batch_size=config.sample.mini_batch_size,
+                          timing=timing, rejection=rejection, prompts=prompts):
             take(draw)
     except NotFinite as error:
         if rejection and run.world > 1:  # the others wait for the next round of draws

@@ -131,7 +131,8 @@ def of_files(path, files, of_image, code, *, side, crop=""):
     parts = [PurePosixPath(each.name).parts for each in files]
     shared = len(os.path.commonprefix([each[:-1] for each in parts]))
     own = ["_".join(each[shared:]) for each in parts]
-    names = distinct([_stem(each) for each in own], [safe_name(each.replace(".", "_"), MASK_NAME_BYTES) for each in own])
+    names = distinct([_stem(each) for each in own],
+                     [safe_name(each.replace(".", "_"), MASK_NAME_BYTES) for each in own])
     try:
         return AskedMasks(code, read, of_image, names=names, sources=[each.name for each in files])
     except ValueError as error:

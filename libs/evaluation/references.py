@@ -22,7 +22,8 @@ from libs.evaluation.generation import save_npz
 from libs.metrics import gaussian
 from libs.pipeline import to_uint8
 
-# Below the repository and not the current folder, so that a script called from elsewhere finds what another call left.
+# Below the repository and not the current folder, so that a script called from elsewhere finds what another
+# call left.
 CACHE = assets_folder() / "fid_stats" / "cache"
 NETWORKS = assets_folder() / "feature_networks"
 PLAIN = "colour"  # the features that need no network
@@ -75,7 +76,8 @@ def extractors(run, config, dataset, *, only_first=False):
     """
     def build(name):
         if name == "classifier":
-            folder = feature_network(dataset, seed=config.seed, flip=config.dataset.get("random_flip", False), device=run.device)
+            folder = feature_network(dataset, seed=config.seed, flip=config.dataset.get("random_flip", False),
+                                     device=run.device)
             return metrics.extractor(f"classifier:{folder}", device=run.device)
         return metrics.extractor(name, device=run.device)
 
@@ -91,14 +93,16 @@ def extractors(run, config, dataset, *, only_first=False):
     names, reasons = run.from_main([list(found), reasons])
     if not names:
         raise NoFeatures("no feature network of config.metrics.features can be had. " + " | ".join(reasons)
-                         + f" | --config.metrics.features=\"('{PLAIN}',)\" needs none: it compares mean and deviation of the colours")
+                         + f" | --config.metrics.features=\"('{PLAIN}',)\" needs none: it compares mean and "
+                           f"deviation of the colours")
     return [found[name] if run.is_main else build(name) for name in names]
 
 
 def feature_network(dataset, *, seed, flip=False, device="cpu"):
     """Folder of a small classifier of `dataset`'s classes: trained at the first call, then found by the data's fingerprint.
 
-    `flip`: whether mirroring an image leaves its class as it is (config.dataset.random_flip). `device`: that it is trained on.
+    `flip`: whether mirroring an image leaves its class as it is (config.dataset.random_flip). `device`: that
+    it is trained on.
     """
     if dataset is None or dataset.labels is None:
         raise FileNotFoundError("they need labelled data; use timm:<network>, dinov2 or inception")

@@ -138,7 +138,8 @@ def compose(run, config, workdir, trained, options, *, seed, rejection=None):
         cond["text"] = pipeline.described(trained.prompts).draw(cond.get("label"), len(labels), seed=seed)
         texts = cond["text"].texts
     known = {"seed": seed, "nnet": trained.source, "step": trained.step,
-             "sha256": engine.weights_hash(trained.source, **weights_options(config.sample)), **facts_of(trained.identity),
+             "sha256": engine.weights_hash(trained.source, **weights_options(config.sample)),
+             **facts_of(trained.identity),
              "sampler": sampler.describe(), "steps": sampler.steps, "guidance": sampler.guidance,
              "precision": run.accelerator.mixed_precision, **(rejection.known if rejection else {})}
     if sampler.guides:
@@ -150,7 +151,8 @@ def compose(run, config, workdir, trained, options, *, seed, rejection=None):
 
 
 def class_names(classes):
-    """{class name: its name as a folder or a part of a file name}; what else lies beside the images is called otherwise."""
+    """{class name: its name as a folder or a part of a file name}; what else lies beside the images is called
+    otherwise."""
     return distinct_names(classes, reserved=OURS)
 
 

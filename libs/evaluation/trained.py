@@ -27,7 +27,8 @@ class Trained(NamedTuple):
     """A run, opened: its sampler, class names, descriptions and real images.
 
     dataset: the real images, None where they are not at hand. prompts: see `describer`, None for networks without text.
-    identity: pipeline.trained_with(...) of the codec and text encoder in use. weights: `weights_options` of what was taken.
+    identity: pipeline.trained_with(...) of the codec and text encoder in use. weights: `weights_options` of
+    what was taken.
     """
 
     sampler: pipeline.Pipeline
@@ -60,8 +61,8 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
     A classifier in config.sample.gradient is opened with it.
 
     Raises:
-        ValueError: classes or masks of the run and of the data differ, or no classes are known; codec or text encoder are not those
-            of the training, see `check_identity`; weights are not finite.
+        ValueError: classes or masks of the run and of the data differ, or no classes are known; codec or text
+            encoder are not those of the training, see `check_identity`; weights are not finite.
         FileNotFoundError: no weights; or the images are needed and config.metrics.fid_stat does not stand in for them, unless
             `unscored`.
     """
@@ -175,7 +176,8 @@ def base_weights(config, classes, codec):
         scale = engine.read_json(home / IDENTITY, {}).get("codec", {}).get("scale_factor") or before.get("codec", {}).get(
             "scale_factor", 0.0)
         if scale and not same_scale(scale, codec.scale_factor):
-            raise ValueError(f"{home} was trained on latents of the scale factor {scale:g}, here it is {codec.scale_factor:g}: set "
+            raise ValueError(f"{home} was trained on latents of the scale factor {scale:g}, here it is "
+                             f"{codec.scale_factor:g}: set "
                              f"--config.codec.scale_factor={scale:.6g}")
     if known and any(known[key] != mine[key] for key in ("name", "fingerprint")):
         told = [f"{each['name']} {each['fingerprint'][:16]} of {options.get('path', '') or 'no file'!r}"

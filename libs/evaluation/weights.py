@@ -15,7 +15,8 @@ LARGEST_START = 0.05  # share of the random start in an average, above which it 
 def weights_options(sample):
     """What config.sample says of the weights, as arguments of engine.load_weights and engine.weights_hash.
 
-    weights: 'average', also where a config of older times does not say, or 'raw'. ema_rate: which of several averages.
+    weights: 'average', also where a config of older times does not say, or 'raw'. ema_rate: which of several
+    averages.
 
     Raises:
         ValueError: another name; a rate of an average beside 'raw'.
@@ -23,10 +24,12 @@ def weights_options(sample):
     name, rate = sample.get("weights", AVERAGE), sample.get("ema_rate", 0.0)
     if name not in WEIGHTS:
         close = difflib.get_close_matches(str(name).lower(), WEIGHTS, 1)
-        raise ValueError(f"config.sample.weights is {name!r}; known: average, the moving average of the training, and raw, the weights "
+        raise ValueError(f"config.sample.weights is {name!r}; known: average, the moving average of the "
+                         f"training, and raw, the weights "
                          f"of the last step{f'. Did you mean {close[0]!r}?' if close else ''}")
     if name == RAW and rate:
-        raise ValueError(f"config.sample.weights is 'raw', which is no average, and config.sample.ema_rate={rate:g} names one: set "
+        raise ValueError(f"config.sample.weights is 'raw', which is no average, and "
+                         f"config.sample.ema_rate={rate:g} names one: set "
                          "--config.sample.ema_rate=0. or --config.sample.weights=average")
     return {"averaged": name == AVERAGE, "ema_rate": rate}
 
@@ -45,7 +48,8 @@ def weights_used(trained, ema_rate=0.0, averaged=True):
 
 
 def start_in_average(source, ema_rate=0.0):
-    """How much of the random start is left in the average of a checkpoint of ours, a share in [0, 1]; 0 where none is averaged.
+    """How much of the random start is left in the average of a checkpoint of ours, a share in [0, 1]; 0 where
+    none is averaged.
 
     Checkpoints that do not say whether their average was warmed up are older than the warm-up.
     """
@@ -56,8 +60,10 @@ def start_in_average(source, ema_rate=0.0):
     return engine.start_share(rate, record["step"], warmup=record.get("ema_warmup", False))
 
 
-def warn_of_average(source, *, averaged=True, ema_rate=0.0, advice="--config.sample.weights=raw takes the raw weights"):
-    """Log a warning where an average is used that is still in part the random start, or where 'raw' chooses nothing.
+def warn_of_average(source, *, averaged=True, ema_rate=0.0, advice="--config.sample.weights=raw takes the "
+                                                                   "raw weights"):
+    """Log a warning where an average is used that is still in part the random start, or where 'raw' chooses
+    nothing.
 
     Args:
         source: what engine.load_weights read.
@@ -67,11 +73,13 @@ def warn_of_average(source, *, averaged=True, ema_rate=0.0, advice="--config.sam
     source = Path(source)
     if not (source / MANIFEST).is_file():
         if not averaged:
-            logging.warning("config.sample.weights=raw: %s is no checkpoint of a run here, its weights are taken as they are", source)
+            logging.warning("config.sample.weights=raw: %s is no checkpoint of a run here, its weights are "
+                            "taken as they are", source)
         return
     share = start_in_average(source, ema_rate) if averaged else 0.0
     if share > LARGEST_START:
-        logging.warning("%s: %.0f %% of the moving average is still the random start of the training, so that images are noise to that "
+        logging.warning("%s: %.0f %% of the moving average is still the random start of the training, so "
+                        "that images are noise to that "
                         "degree: %s", source, 100 * share, advice)
 
 
@@ -88,5 +96,6 @@ def log_newer(path, source, step):
         return
     newest = max(steps(source.parent), default=step)
     if newest > step:
-        logging.info("step %d has the best score of this run and is used; for the newest weights: --nnet_path=%s", step,
+        logging.info("step %d has the best score of this run and is used; for the newest weights: "
+                     "--nnet_path=%s", step,
                      shlex.quote(str(source.parent / f"{newest}.ckpt")))

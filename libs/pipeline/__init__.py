@@ -95,7 +95,8 @@ class Pipeline:
             float32 Tensor (N, C, H, W) in [-1, 1] on the network's device.
 
         Raises:
-            NotFinite: an image is nan or infinite somewhere; names image and class, and the step of the sampler.
+            NotFinite: an image is nan or infinite somewhere; names image and class, and the step of the
+                sampler.
         """
         generators = [image_generator(seed, index) for index in indices]
         x = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(self.device)
@@ -125,14 +126,16 @@ class Pipeline:
                                  to_noise=to_noise)
         rows = rows_not_finite(z)
         if rows:
-            raise NotFinite(f"encoding to noise gave values that are not finite (nan or infinite). {advise(self.net)}", rows)
+            raise NotFinite(f"encoding to noise gave values that are not finite (nan or infinite). "
+                            f"{advise(self.net)}", rows)
         return z
 
     @torch.no_grad()
     def decode(self, latents, cond):
         """Images (N, C, H, W) in [-1, 1] from latents of `encode`: DDIM along falling times, with all guidance."""
         z = samplers.sample_ddim(self.denoise(cond), latents.to(self.device), self._bridge_times(), self.schedule)
-        return self._images(z, lambda _: f"decoding gave pixels that are not finite (nan or infinite). {advise(self.net)}")
+        return self._images(z, lambda _: f"decoding gave pixels that are not finite (nan or infinite). "
+                                         f"{advise(self.net)}")
 
     def denoise(self, cond, *, net=None, guidance=None):
         """The denoiser under conditions (a row for each image), with the guidance of config.sample: classifier-free first,
@@ -156,8 +159,8 @@ class Pipeline:
         return denoise if self._watch is None else self._watch.around(denoise)
 
     def _images(self, z, describe):
-        """Latents as images in [-1, 1], float32; NotFinite with describe(row) of the first one that is not finite: clamping would
-        make white of what is infinite, and black of nan."""
+        """Latents as images in [-1, 1], float32; NotFinite with describe(row) of the first one that is not
+        finite: clamping would make white of what is infinite, and black of nan."""
         images = self.codec.decode(z)
         rows = rows_not_finite(images)
         if rows:
@@ -165,11 +168,13 @@ class Pipeline:
         return images.clamp(-1.0, 1.0).float()
 
     def _describe_fault(self, cond, seed, indices, row):
-        """What is wrong with an image of a batch, with the step at which it began: that image is made again, and watched."""
+        """What is wrong with an image of a batch, with the step at which it began: that image is made again,
+        and watched."""
         label = int(cond["label"][row]) if "label" in self.takes else None
         names = [f"seed {seed}"]
         if label is not None:
-            names.append(f"class {self.classes[label]!r}" if label < len(self.classes) else f"class no. {label}")
+            names.append(f"class {self.classes[label]!r}" if label < len(self.classes) else f"class no. "
+                                                                                            f"{label}")
         text = f"image {indices[row]} ({', '.join(names)}) has pixels that are not finite (nan or infinite)"
         if self._watch is not None:
             return text
@@ -294,8 +299,9 @@ def identity(codec, encoder=None):
 
 
 def trained_with(codec, encoder=None):
-    """What a training depends on beside its data and its samples depend on as well: codec and encoder as of `identity`, with the hash
-    of the decoder and the scale factor of the latents, which stores are not compared by."""
+    """What a training depends on beside its data and its samples depend on as well: codec and encoder as of
+    `identity`, with the hash of the decoder and the scale factor of the latents, which stores are not
+    compared by."""
     found = identity(codec, encoder)
     found["codec"] |= {"decoder": codec.decoder_fingerprint, "scale_factor": float(codec.scale_factor)}
     return found

@@ -13,7 +13,9 @@ class NotFinite(FloatingPointError):
 
 def rows_not_finite(values):
     """Positions of the rows of a Tensor (N, ...) that hold a value that is nan or infinite."""
-    return (~torch.isfinite(values)).reshape(len(values), -1).any(1).nonzero().flatten().tolist() if values.numel() else []
+    if not values.numel():
+        return []
+    return (~torch.isfinite(values)).reshape(len(values), -1).any(1).nonzero().flatten().tolist()
 
 
 def check_pixels(images, name=None):
@@ -69,4 +71,5 @@ def advise(net):
     if lower in (torch.float16, torch.bfloat16):
         return (f"It runs in {str(lower).removeprefix('torch.')}, whose range or precision may not suffice: "
                 f"--config.train.mixed_precision=no computes in float32; or take {other}")
-    return f"It runs in {str(lower).removeprefix('torch.')}, so the weights or the sampler's settings are at fault: take {other}"
+    return (f"It runs in {str(lower).removeprefix('torch.')}, so the weights or the sampler's settings are at fault: "
+            f"take {other}")

@@ -115,7 +115,8 @@ def start_from_folder(config, path):
         OSError, ValueError: as `check`.
     """
     folder = Path(path).expanduser()
-    whole = any((folder / name / "config.json").is_file() for name in ("text_encoder", "vae")) and family_of(config) is not None
+    parts = any((folder / name / "config.json").is_file() for name in ("text_encoder", "vae"))
+    whole = parts and family_of(config) is not None
     if whole:
         config.nnet.path = str(folder)
         check(config)

@@ -124,7 +124,8 @@ def carry(run, bridge, dataset, jobs, folder, *, batch_size, facts=None, shown=(
             if missing.isdisjoint(job for _, job in part):
                 continue
             at = [starts.index((k, job.source)) for k, job in part]
-            with run.accelerator.autocast(), _naming([f"{job.file} to {job.target!r}" if job.target else job.file for _, job in part]):
+            names = [f"{job.file} to {job.target!r}" if job.target else job.file for _, job in part]
+            with run.accelerator.autocast(), _naming(names):
                 results = bridge.decode(latents[at], [job.target for _, job in part])
             after = bridge.beliefs(results)
             for row, (k, job) in enumerate(part):

@@ -10,7 +10,8 @@ from libs import data
 from libs.data.base import did_you_mean
 from libs.engine.file_names import FILE_NAME_BYTES, distinct_names, safe_name, short_name
 
-OURS = ("settings.json", "metadata.csv", "bridge.json", "shown.npz", "index.html")  # files beside the folders of the classes
+# Files beside the folders of the classes.
+OURS = ("settings.json", "metadata.csv", "bridge.json", "shown.npz", "index.html")
 EVERY = ("all", "*")  # in a map: every class; on unlabelled images: no class
 
 
@@ -106,7 +107,8 @@ def plan(dataset, found, prefix):
         for source, target in found.get(label, ()):
             target = target or label
             folder = f"{folders[target]}/" if target else ""
-            jobs.append(Job(i, dataset.file_name(i), source or label, target, f"{folder}{short_name(f'{prefix}_{stem}')}.png"))
+            name = f"{folder}{short_name(f'{prefix}_{stem}')}.png"
+            jobs.append(Job(i, dataset.file_name(i), source or label, target, name))
     for name, count in Counter(job.name.lower() for job in jobs).items():
         if count > 1:
             raise ValueError(f"{count} results would be called {name}: {[job.file for job in jobs if job.name.lower() == name]}")
