@@ -193,6 +193,15 @@ def test_the_scale_of_a_published_config_beside_another_autoencoder(tmp_path, ca
     assert "0.2301 is used" in caplog.text and caplog.text.count("is used") == 1
 
 
+def test_the_scale_of_stable_diffusion_is_not_that_of_taesd(tmp_path):
+    from diffusers import AutoencoderTiny
+    AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+                    num_decoder_blocks=(1, 1)).save_pretrained(tmp_path / "taesd")
+    with pytest.raises(ValueError, match=r"is 0.18215, .* says 1, .*--config.codec.scale_factor=0\."):
+        identity.check_scale(codecs.get("tiny", path=str(tmp_path / "taesd"), scale_factor=0.18215))
+    identity.check_scale(codecs.get("tiny", path=str(tmp_path / "taesd")))
+
+
 def test_the_whole_line_from_ones_own_autoencoder(inside, place, tmp_path):  # noqa: F811
     """A training with the published number beside the folder of another scale does not begin; what the
     message says works."""
