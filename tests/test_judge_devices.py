@@ -8,7 +8,7 @@ import torch
 from ml_collections import ConfigDict
 
 from libs import data, evaluation, metrics
-from libs.evaluation import references
+from libs.evaluation import rated_pairs, references
 from libs.evaluation.agreement import agreement
 from libs.evaluation.following import following
 
@@ -59,6 +59,13 @@ def test_readers_of_attributes(seen):
     config = ConfigDict(dict(seed=0, metrics=dict(attributes=words, measure="classifier")))
     found = agreement(config, dataset, DEVICE)
     assert found.words and seen["train_classifier"] == [DEVICE] and seen["extractor"] == [DEVICE]
+
+
+@pytest.mark.parametrize("unrated", [list(range(40)), list(range(30))])
+def test_the_network_of_a_filter(seen, unrated):
+    dataset = data.get("phantoms", resolution=16, size=40)
+    pairs = SimpleNamespace(dataset=dataset, unrated=unrated, labels=dataset.labels.tolist())
+    assert rated_pairs.own_network(pairs, 0, DEVICE).startswith("classifier:") and seen["train_classifier"] == [DEVICE]
 
 
 def test_scores(monkeypatch):
