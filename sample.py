@@ -30,6 +30,7 @@ def sample(config, workdir, nnet_path, label, prompt, input_path, mask_path, cou
     trained = evaluation.open_trained(run, config, workdir, nnet_path, with_data=False, with_prompts=not options.prompts)
     request = evaluation.compose(run, config, workdir, trained, options, seed=seed, rejection=rejection)
 
+    evaluation.check_free(request.folder)
     for folder in {(request.folder / name).parent for name in request.names}:
         folder.mkdir(parents=True, exist_ok=True)
     there = evaluation.samples_there(request)
@@ -45,7 +46,7 @@ def sample(config, workdir, nnet_path, label, prompt, input_path, mask_path, cou
     if run.is_main:
         made, filtered = evaluation.finish_samples(request, before=listed)
         print(f"{made} images in {request.folder}")
-        print(f"weights: {evaluation.weights_used(trained, config.sample.get('ema_rate', 0.0))}")
+        print(f"weights: {evaluation.weights_used(trained, **evaluation.weights_options(config.sample))}")
         print("\n".join(filter(None, [filtered, times or "all of them were there already"])))
     run.finish()
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from libs import cli, data, engine, metrics, report
+from libs import cli, data, engine, evaluation, metrics, report
 from libs.evaluation import bridge as bridges
 
 
@@ -50,6 +50,7 @@ def sample(config, workdir, nnet_path, target_workdir, input_path, output_path, 
         raise ValueError(f"{source}: no image of a class in --maps={maps}")
 
     settings = bridge.settings() | {
+        **({} if evaluation.weights_options(config.sample)["averaged"] else {"weights": "raw"}),
         "ema_rate": config.sample.get("ema_rate", 0.0), "precision": run.accelerator.mixed_precision,
         "images": str(source.resolve()) if source.exists() else dataset.fingerprint[:16],
         "maps": sorted(f"{name or ours or '*'}:{target or name}" for name, pairs in routes.items() for ours, target in pairs)}

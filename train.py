@@ -28,6 +28,7 @@ def train(config, workdir):
 
     nn.use_backend(config.train.attention)
     codec = codecs.get(**config.codec)
+    evaluation.record_identity(run, codec)
     schedule = diffusion.schedule(**config.schedule)
     net = pipeline.build_net(config, dataset.classes)
     if config.train.get("init", "") and not run.resumes:

@@ -9,6 +9,10 @@ L1, KL, a perceptual loss and optionally a patch discriminator (Rombach et al., 
 The same command resumes a run that was stopped. At the end <workdir>/autoencoder is what --config.codec.path takes.
 """
 
+import logging
+import math
+import shlex
+
 import torch
 
 from libs import cli, codecs, data, engine, pipeline
@@ -72,13 +76,22 @@ def train(config, workdir):
     @torch.no_grad()
     def preview(ema, step):
         again = codec.decode(codec.sample(codec.moments(shown).chunk(2, dim=1)[0]))
-        return pipeline.grid(pipeline.to_uint8(torch.cat([shown, again])), len(shown))
+        try:
+            return pipeline.grid(pipeline.to_uint8(torch.cat([shown, again])), len(shown))
+        except pipeline.NotFinite as error:  # no reason to end a training, whose loss is checked by itself
+            logging.warning("no preview of step %d: %s", step, error)
+            return None
 
     engine.fit(run, state, stream, loss_fn, settings, validation=validation, preview=preview, evaluate=evaluate)
 
     weights, step, _ = engine.load_weights(run.folder)  # the average of the best checkpoint
     state.ema.load_state_dict(weights)
     quality = evaluate(state.ema, step)
+    if not all(map(math.isfinite, quality.values())):
+        raise FloatingPointError(f"{run.folder}: the images that the autoencoder of step {step} gives back "
+                                 f"are not finite (PSNR "
+                                 f"{quality['psnr']}), so that none is written: begin anew with a lower "
+                                 f"--config.optimizer.lr")
     measured = data.in_order(dataset, data.some(dataset, MEASURED)[run.rank::run.world], settings.batch_size // run.world)
     sums = codecs.latent_sums(codec, measured, seed=run.seed, device=run.device)
     scale_factor = codecs.Spread.of(run.gather_rows(sums)).scale_factor
@@ -86,7 +99,8 @@ def train(config, workdir):
         folder = pretrained.save(codec.net, run.folder / "autoencoder", scale_factor=scale_factor)
         print(f"{folder}: step {step}, PSNR {quality['psnr']:.2f} dB and L1 {quality['l1']:.4f} on {len(chosen)} images of "
               f"{settings.validation_split!r}; latents {'x'.join(map(str, latent_shape))}, scale factor {scale_factor:.5f}\n"
-              f"use it: --config.codec.name=kl --config.codec.path={folder}")
+              f"use it: --config.codec.name=kl --config.codec.path={shlex.quote(str(folder))} "
+              f"--config.codec.scale_factor=0.")
     run.finish()
 
 

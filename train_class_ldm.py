@@ -29,6 +29,7 @@ def train(config, workdir):
     features = extraction.ready(run, config, codec)
     examples, held_out = data.open_all(config.dataset, features, pipeline.identity(codec),
                                        validation_split=config.train.validation_split)[1:]
+    evaluation.record_identity(run, codec)
     run.record("classes.json", examples.classes if config.train.mode == "cond" else [], fixed=True)
     run.record(evaluation.CODEC, pipeline.identity(codec)["codec"], fixed=True)
     stream = data.Stream(examples, config.train.batch_size, seed=config.seed, workers=config.train.workers,

@@ -31,6 +31,7 @@ def train(config, workdir):
     features = extraction.ready(run, config, codec, masks=True)
     examples, held_out = data.open_all(config.dataset, features, pipeline.identity(codec),
                                        validation_split=config.train.validation_split)[1:]
+    evaluation.record_identity(run, codec)
     run.record("classes.json", images.classes if config.train.mode == "cond" else [], fixed=True)
     run.record("masks.json", masks_as.settings, fixed=True)
     stream = data.Stream(examples, config.train.batch_size, seed=config.seed, workers=config.train.workers,

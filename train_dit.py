@@ -34,6 +34,7 @@ def train(config, workdir):
     features = extraction.ready(run, config, codec)
     images, examples, held_out = data.open_all(config.dataset, features, pipeline.identity(codec),
                                                validation_split=config.train.validation_split)
+    evaluation.record_identity(run, codec)
     run.record("classes.json", examples.classes if config.train.mode == "cond" else [], fixed=True)
     stream = data.Stream(examples, config.train.batch_size, seed=config.seed, workers=config.train.workers,
                          balanced=config.train.balanced, **run.place)

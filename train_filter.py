@@ -35,7 +35,8 @@ def train(config, workdir):
     options = config.encoder.to_dict()
     if "images" in options:
         names = options["images"] if isinstance(options["images"], (list, tuple)) else (options["images"],)
-        options["images"] = [rated_pairs.own_network(real, seed) if name == "classifier" else name for name in names]
+        options["images"] = [rated_pairs.own_network(real, seed, run.device) if name == "classifier" else name
+                             for name in names]
     encoder = embedding.get(**options, device=run.device)
     settings = config.filter.to_dict()
     precision, most_pairs = settings.pop("precision"), settings.pop("most_pairs")

@@ -31,6 +31,7 @@ def train(config, workdir):
                          balanced=config.train.balanced, **run.place)
 
     nn.use_backend(config.train.attention)
+    evaluation.record_identity(run, codec)
     schedule = diffusion.schedule(**config.schedule)
     grid = schedule.times(config.train.respacing) if config.train.respacing else None
     uniform = diffusion.time_sampler("uniform", schedule, grid)

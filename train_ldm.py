@@ -23,6 +23,7 @@ def train(config, workdir):
                                                shape=pipeline.latent_shape(config.nnet))
     if examples is images:
         run.main_first(lambda: data.preflight(images, remember=run.folder / "preflight.json"))
+    evaluation.record_identity(run, codec)
     run.record("classes.json", examples.classes if config.train.mode == "cond" else [], fixed=True)
     stream = data.Stream(examples, config.train.batch_size, seed=config.seed, workers=config.train.workers,
                          balanced=config.train.balanced, **run.place)

@@ -52,6 +52,7 @@ def train(config, workdir):
     opened = data.open_all(config.dataset, features, pipeline.identity(codec, stored), validation_split=split)
     if own_text:
         opened = data.with_tokens(opened, config.dataset, encoder.encode, validation_split=split)
+    evaluation.record_identity(run, codec, encoder)
     run.record("classes.json", opened.examples.classes, fixed=True)
     if run.is_main and opened.examples.captions is not None:
         evaluation.bank_of(opened.examples).save(run.folder / "bank.json")

@@ -39,7 +39,7 @@ def get_config():
                     freeze_unet=True, legacy=False)
     config.schedule = d(name="linear", steps=1000)
     config.denoiser = d(predicts="eps", clip=False)
-    config.codec = d(name="kl", path="stabilityai/sd-vae-ft-mse", scale_factor=0.18215)
+    config.codec = d(name="kl", path="stabilityai/sd-vae-ft-mse", scale_factor=0.0)
     config.features = d(path="auto", dtype="float16")
     config.dataset = d(name="image_mask", path="", resolution=256, channels=3, split="train", holdout=0.1, crop="center",
                        random_flip=False, images_folder="images", masks_folder="masks", image_prefix="", mask_prefix="",

@@ -29,7 +29,7 @@ def get_config():
                     use_checkpoint=True)
     config.schedule = d(name="linear", steps=1000)
     config.denoiser = d(predicts="eps", learned_var=True, clip=False)
-    config.codec = d(name="kl", path="stabilityai/sd-vae-ft-ema", scale_factor=0.18215)
+    config.codec = d(name="kl", path="stabilityai/sd-vae-ft-ema", scale_factor=0.0)
     config.features = d(path="auto", dtype="float16")
     config.dataset = d(name="isic2018", path="assets/datasets/ISIC2018", resolution=256, split="train", random_flip=True)
     config.sample = d(algorithm="dpmpp_2m", sample_steps=20, weights="average", spacing="", n_samples=10_000,

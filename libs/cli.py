@@ -63,6 +63,7 @@ def main(script, **own_flags):
             config = flags.FLAGS.config
             if config is None:
                 raise ValueError("--config=FILE is missing: name a file in configs/, or give the --workdir of a run")
+            find_assets(config)
             check(config)
             values = {name: flags.FLAGS[name].value for name in takes}
             if "workdir" in values and not values["workdir"]:
@@ -100,6 +101,31 @@ def check(config):
             raise ValueError(f"config.sample.labels is {value!r}; known: data, balanced")
         if value is None:
             raise ValueError(f"config.{path} is None, which the command line cannot override; use '' or 0 for off")
+
+
+def find_assets(config):
+    """Where a script is called outside of the repository, let paths of configs that begin with assets/ mean
+    those of the repository.
+
+    A path that is there in the current folder stays as it is.
+    """
+    for section in [config, *(value for value in config.values() if hasattr(value, "items"))]:
+        for key, value in section.items():
+            if isinstance(value, str) and value.startswith("assets/"):
+                section[key] = _in_repository(value)
+
+
+def _in_repository(path):
+    """A path below the repository, as text, where the current folder has none such and the repository has;
+    else as it is.
+
+    A '{' in the name of a file stands for several: there its folder decides.
+    """
+    def there(candidate):
+        return candidate.parent.is_dir() if "{" in candidate.name else candidate.exists()
+
+    found = Path(__file__).parent.parent / path
+    return str(found) if not there(Path(path)) and there(found) else path
 
 
 def default_workdir(flag):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from libs import cli, data, engine, evaluation  # noqa: E402
+from libs.engine.file_names import safe_name  # noqa: E402
+from libs.engine.places import assets_folder, naming  # noqa: E402
 from libs.metrics import gaussian  # noqa: E402
 
 
@@ -22,14 +24,17 @@ def compute(config, workdir, features, output):
         config.metrics.features, config.metrics.fid_stat = (features,), ""
     extractor, = evaluation.extractors(run, config, dataset)
     reference = evaluation.reference(run, extractor, dataset, workers=config.train.workers)
-    path = output or f"assets/fid_stats/{dataset.name}{dataset.shape[-1]}_{{features}}.npz"
+    stem = f"{safe_name(dataset.name)}{dataset.shape[-1]}"
+    path = output or str(assets_folder() / "fid_stats" / f"{stem}_{{features}}.npz")
     if run.is_main:
         path = path.replace("{features}", extractor.name.replace("/", "_"))
-        gaussian.save_stats(path, reference.gaussian)
+        with naming(path):
+            gaussian.save_stats(path, reference.gaussian)
         print(f"{path}: {extractor.name} features of {reference.gaussian.n} images")
     run.finish()
 
 
 if __name__ == "__main__":
     cli.main(compute, features=("inception", "feature network: inception, timm:<network>, timm:<network>@<file>, classifier, ..."),
-             output=("", "path of the .npz; by default assets/fid_stats/<data><resolution>_{features}.npz"))
+             output=("", "path of the .npz; by default assets/fid_stats/<data><resolution>_{features}.npz "
+                         "of the repository"))

@@ -25,9 +25,8 @@ def export(config, workdir, nnet_path, output_path):
         raise ValueError(f"--output_path={folder} is there and is no pipeline; it would be replaced: give another folder")
     if run.is_main:
         exporting.export(folder, trained.sampler, trained.classes)
-        step = "" if trained.step is None else f", step {trained.step}"
         readme = ", its README.md shows how to use it" if (folder / "README.md").is_file() else ""
-        print(f"pipeline in {folder}{readme}\nweights: {trained.source}{step}")
+        print(f"pipeline in {folder}{readme}\nweights: {evaluation.weights_used(trained, **trained.weights)}")
     run.finish()
 
 

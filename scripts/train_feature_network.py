@@ -10,6 +10,8 @@ Its Fréchet distance is of the kind of Med-Art's KFD and HFD; a larger backbone
 import sys
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from libs import cli, data, evaluation  # noqa: E402
 from libs.metrics import load_classifier  # noqa: E402
@@ -18,7 +20,8 @@ from libs.metrics import load_classifier  # noqa: E402
 def train(config):
     dataset = data.get(**config.dataset)
     data.preflight(dataset)
-    folder = evaluation.feature_network(dataset, seed=config.seed, flip=config.dataset.get("random_flip", False))
+    folder = evaluation.feature_network(dataset, seed=config.seed, flip=config.dataset.get("random_flip", False),
+                                        device="cuda" if torch.cuda.is_available() else "cpu")
     report = load_classifier(folder).report
     print(f"{folder}: {100 * report['accuracy']:.1f} % of {report['held_out']} held-out images recognised")
     for name, accuracy in zip(report["classes"], report["accuracy_per_class"]):

@@ -18,6 +18,8 @@ from libs.evaluation import references as room
 def here(tmp_path, monkeypatch):
     """A working folder of its own, so that caches are empty; with a small labelled data set of 6 patients."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(room, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(room, "NETWORKS", tmp_path / "networks")
     rng = np.random.default_rng(0)
     (tmp_path / "data").mkdir()
     with open("data/metadata.csv", "w", newline="") as stream:

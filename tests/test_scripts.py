@@ -231,7 +231,7 @@ def test_statistics_in_place_of_the_images(inside, trained, tmp_path):
     scores = json.loads((tmp_path / "run" / "eval" / "without" / "scores.json").read_text())
     assert list(scores["scores"])[0].startswith("fd_classifier-") and not any("kid" in name for name in scores["scores"])
     assert any("only mean and covariance" in text for text in scores["warnings"]) and "mine.npz" in scores["reference"]
-    assert "fd_classifier-" in with_images.stdout and len(os.listdir(tmp_path / "kept")) == 6
+    assert "fd_classifier-" in with_images.stdout and len(list((tmp_path / "kept").glob("*.png"))) == 6
 
 
 def published_data(name, root):

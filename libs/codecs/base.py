@@ -18,12 +18,19 @@ class Codec(nn.Module):
             never lost on the way.
         deterministic: True where the moments have no spread, so that only means need storing.
         fingerprint: hex digest of all that decides `moments`: architecture and weights, not scale_factor.
+        decoder_fingerprint: the same of what decides `decode`; '' where nothing is computed.
+        folder_scale: the scale factor that the autoencoder's folder says, 0 where it says none.
+        published_scale: whether the scale factor in use was given and is the one of Stable Diffusion's
+            autoencoder, as in configs of published names.
     """
 
     channels = 0
     downsample = 1
     scale_factor = 1.0
     deterministic = False
+    decoder_fingerprint = ""
+    folder_scale = 0.0
+    published_scale = False
 
     @property
     def fingerprint(self) -> str:

@@ -34,10 +34,13 @@ def build(path: str = "", *, scale_factor: float = 0.0, subfolder: str = "", ddc
         path: name on the hub, a save_pretrained folder (also one that holds `vae/` or `autoencoder/`), or a file of weights
             under CompVis names (`autoencoder_kl.pth`, a whole Stable Diffusion checkpoint), whose architecture is read
             off the weights.
-        scale_factor: 0.0 is that of the folder's config.json; 0.18215 for a file, which does not say.
+        scale_factor: 0.0 is that of the folder's config.json; 0.18215 for a file, which does not say. A
+            number that differs from the folder's holds, and is logged; a training does not begin with 0.18215
+            or 0.23010 beside a folder that says another.
         subfolder: 'vae' for a whole pipeline on the hub.
         ddconfig, embed_dim: in place of a path, an untrained network by CompVis' arguments.
-        decode_batch: images decoded at a time, which bounds memory; 0: all of them.
+        decode_batch: images decoded at a time, which bounds memory; 0: as many as have two megapixels
+            together.
 
     Raises:
         OSError: nothing at `path`. ValueError: what is there is no KL autoencoder, or lacks weights.
@@ -49,7 +52,13 @@ def build(path: str = "", *, scale_factor: float = 0.0, subfolder: str = "", ddc
         scale_factor = STABLE_DIFFUSION
         logging.info("codec kl: %s does not say its scale factor; %s of Stable Diffusion is assumed", path or "ddconfig",
                      scale_factor)
-    return KL(net, scale_factor=pretrained.scale_factor(net.config, path, scale_factor), decode_batch=decode_batch)
+    if ddconfig or Path(path).expanduser().is_file():  # neither says a scale factor
+        return KL(net, scale_factor=float(scale_factor), decode_batch=decode_batch)
+    scale = pretrained.scale_factor(net.config, path, scale_factor)
+    codec = KL(net, scale_factor=scale, decode_batch=decode_batch)
+    codec.folder_scale = float(net.config.get("scaling_factor") or 0.0)
+    codec.published_scale = pretrained.is_published_scale(scale_factor, codec.folder_scale)
+    return codec
 
 
 def load(path: str, subfolder: str = ""):
@@ -63,7 +72,7 @@ def load(path: str, subfolder: str = ""):
         net.load_state_dict(compvis.convert(weights), strict=True)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} does not hold a whole KL autoencoder: {str(error)[:500]}") from error
-    return net
+    return pretrained.check_finite(net, path)
 
 
 def _untrained(arguments: dict):

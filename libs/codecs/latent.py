@@ -2,12 +2,47 @@
 
 import hashlib
 import json
+import logging
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from libs.codecs.base import LOGVAR_CEILING, LOGVAR_FLOOR, Codec
+
+
+# Of images that are encoded or decoded together: 8 of 512 x 512, about 6 GB in Stable Diffusion's decoder.
+PIXELS_AT_ONCE = 2 * 1024 ** 2
+
+
+def in_parts(function, x: Tensor, size: int) -> Tensor:
+    """`function` of the rows of x, `size` of them at a time, and put together again; each row's result is its
+    own.
+
+    Where the device's memory does not suffice, half as many rows are taken, down to one; how many suffice is
+    logged.
+    """
+    found, begin, tried = [], 0, size
+    while begin < len(x):
+        try:
+            found.append(function(x[begin:begin + tried]))
+            begin += tried
+            continue
+        except torch.OutOfMemoryError:
+            failed = min(tried, len(x) - begin)
+            if failed == 1:
+                raise
+        # Outside of the handler, whose traceback holds on to what the attempt had made.
+        tried = failed // 2
+        if x.device.type == "cuda":
+            torch.cuda.empty_cache()
+        logging.warning("out of memory with %d images at once: the autoencoder takes %d at a time from here "
+                        "on", failed, tried)
+    return torch.cat(found) if found else function(x)
+
+
+def _images_at_once(height: int, width: int) -> int:
+    return max(1, PIXELS_AT_ONCE // (height * width))
 
 
 class LatentCodec(Codec):
@@ -20,7 +55,9 @@ class LatentCodec(Codec):
         net: AutoencoderKL or AutoencoderTiny.
         scale_factor: latents are scale_factor * what the network gives.
         downsample: image side / latent side.
-        decode_batch: images decoded at a time, which bounds memory; 0: all of them.
+        decode_batch: images decoded at a time, which bounds memory; 0: as many as have PIXELS_AT_ONCE
+            together, at least one. Where the device's memory does not suffice all the same, half as many are
+            tried, down to one.
     """
 
     def __init__(self, net, *, scale_factor: float, downsample: int, decode_batch: int = 0):
@@ -28,7 +65,8 @@ class LatentCodec(Codec):
         if not scale_factor > 0:
             raise ValueError(f"codec.scale_factor={scale_factor}: expected a number above 0, or 0 for the autoencoder's own")
         if decode_batch < 0:
-            raise ValueError(f"codec.decode_batch={decode_batch}: expected a number of images, or 0 for all at once")
+            raise ValueError(f"codec.decode_batch={decode_batch}: expected a number of images, or 0 for two "
+                             f"megapixels at once")
         self.net = net.requires_grad_(False)
         self.channels, self.downsample = net.config.latent_channels, downsample
         self.scale_factor, self.decode_batch = scale_factor, decode_batch
@@ -41,10 +79,18 @@ class LatentCodec(Codec):
     @property
     def fingerprint(self) -> str:
         """sha256 (hex) of the encoder's weights and of what else decides the moments; the decoder does not count."""
+        return self._hash(("encoder.", "quant_conv."))
+
+    @property
+    def decoder_fingerprint(self) -> str:
+        """sha256 (hex) of the decoder's weights and of what else decides the images that latents become."""
+        return self._hash(("decoder.", "post_quant_conv."))
+
+    def _hash(self, prefixes):
         config = {key: self.net.config.get(key) for key in ("act_fn", "norm_num_groups")}  # no tensor shows these
         digest = hashlib.sha256(json.dumps([type(self.net).__name__, config]).encode())
         for name, value in sorted(self.net.state_dict().items()):
-            if name.startswith(("encoder.", "quant_conv.")):
+            if name.startswith(prefixes):
                 digest.update(json.dumps([name, list(value.shape)]).encode())
                 digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -55,7 +101,8 @@ class LatentCodec(Codec):
             raise ValueError(f"expected images of shape (N, C, H, W), got {tuple(x.shape)}")
         self.latent_shape(x.shape[1:])
         with torch.autocast(x.device.type, enabled=False):
-            mean, logvar = self._encode(x.to(self.net.dtype)).float().chunk(2, dim=1)
+            found = in_parts(self._encode, x.to(self.net.dtype), _images_at_once(*x.shape[2:]))
+            mean, logvar = found.float().chunk(2, dim=1)
         return torch.cat([mean, logvar.clamp(LOGVAR_FLOOR, LOGVAR_CEILING)], dim=1)
 
     def decode(self, z: Tensor, *, checkpointed: bool = False) -> Tensor:
@@ -76,8 +123,8 @@ class LatentCodec(Codec):
                 parts = z.split(1)
                 return torch.cat([checkpoint(self._decode, part, use_reentrant=False) for part in parts]
                                  if len(parts) > 1 else [self._decode(z)])
-            parts = z.split(self.decode_batch) if self.decode_batch else [z]
-            return torch.cat([self._decode(part) for part in parts])
+            side = z.shape[2] * self.downsample, z.shape[3] * self.downsample
+            return in_parts(self._decode, z, self.decode_batch or _images_at_once(*side))
 
     def image_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """(C, H, W) of the images that latents of shape (c, h, w) decode to."""

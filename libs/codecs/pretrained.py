@@ -3,11 +3,14 @@
 Nothing is executed on the way: weights are safetensors, or torch files of tensors alone.
 """
 
+import logging
+import math
 from pathlib import Path
 
 from libs.nn import pretrained
 
 README = "assets/stable-diffusion/README.md"
+PUBLISHED_SCALES = (0.18215, 0.23010)  # of Stable Diffusion's autoencoder on its own images, and on COCO
 _CODECS = {"AutoencoderKL": "use codec.name=kl", "AutoencoderTiny": "use codec.name=tiny"}
 
 
@@ -22,10 +25,25 @@ def load(kind: str, path: str, subfolder: str = ""):
         OSError: nothing was found; says where one can be had.
         ValueError: it is another kind of network, or some of its weights are missing.
     """
-    return pretrained.load(kind, path, subfolder, what="autoencoder", other=_CODECS,
-                           likely=(subfolder,) if subfolder else ("vae", "autoencoder", ""),
-                           advice=f"without a network give the path of a folder or file of weights, see {README}; the autoencoder "
-                                  "of a whole pipeline needs subfolder='vae'")
+    net = pretrained.load(kind, path, subfolder, what="autoencoder", other=_CODECS,
+                          likely=(subfolder,) if subfolder else ("vae", "autoencoder", ""),
+                          advice=f"without a network give the path of a folder or file of weights, see "
+                                 f"{README}; the autoencoder "
+                                 "of a whole pipeline needs subfolder='vae'")
+    return check_finite(net, path)
+
+
+def check_finite(net, path):
+    """`net` as it is; ValueError that names the first of its weights, and `path`, where one is nan or
+    infinite."""
+    wrong = [name for name, value in net.state_dict().items()
+             if value.is_floating_point() and not bool(value.isfinite().all())]
+    if wrong:
+        raise ValueError(f"{path} holds an autoencoder whose weights are not finite (nan or infinite): "
+                         f"{wrong[0]}"
+                         f"{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}. Get it anew, or train "
+                         f"it anew")
+    return net
 
 
 def save(net, folder, *, scale_factor: float) -> Path:
@@ -36,9 +54,27 @@ def save(net, folder, *, scale_factor: float) -> Path:
     return Path(folder)
 
 
+def is_published_scale(given: float, own: float) -> bool:
+    """Whether a scale factor given is one that configs were published with, for the autoencoder of Stable
+    Diffusion; of COCO's the folder says `own` = 0.18215 all the same."""
+    return any(math.isclose(given, each, rel_tol=1e-6) for each in PUBLISHED_SCALES) and not math.isclose(
+        own, PUBLISHED_SCALES[0], rel_tol=1e-4)
+
+
 def scale_factor(config, path: str, given: float) -> float:
-    """The scale of latents: as given, or what the autoencoder's config says; ValueError where that is not a scale alone."""
+    """The scale of latents: as given, or what the autoencoder's config says; ValueError where that is not a
+    scale alone.
+
+    Another one than the config says holds where it is given, which is logged: latents have a deviation of 1
+    by one of them only.
+    """
     if given:
+        own = config.get("scaling_factor")
+        if own and not math.isclose(given, own, rel_tol=1e-4):
+            logging.warning("config.codec.scale_factor=%g is used, the autoencoder %s says %g: latents are "
+                            "%.3g times as large as by its "
+                            "own factor. --config.codec.scale_factor=0. takes the autoencoder's "
+                            "own", given, path, own, given / own)
         return float(given)
     for name in ("shift_factor", "latents_mean", "latents_std"):
         if config.get(name):

@@ -33,6 +33,9 @@ class Spread(NamedTuple):
         count, total, squares = sums.sum(0).tensor_split([1, 1 + sums.shape[1] // 2])
         mean = total.mean() / count
         variance = squares.mean() / count - mean ** 2
+        if not torch.isfinite(variance):
+            raise ValueError("latents are not finite (nan or infinite): the autoencoder's weights, or the "
+                             "images, are at fault")
         if not variance > 0:
             raise ValueError("all latents are the same number: there is nothing to scale")
         channel_mean = total / count

@@ -18,7 +18,8 @@ class Tiny(LatentCodec):
         path: name on the hub (`madebyollin/taesd`) or a save_pretrained folder.
         scale_factor: 0.0 is the autoencoder's own, 1 for the published ones.
         subfolder: where in a folder or repository it lies.
-        decode_batch: images decoded at a time, which bounds memory; 0: all of them.
+        decode_batch: images decoded at a time, which bounds memory; 0: as many as have two megapixels
+            together.
     """
 
     deterministic = True
@@ -27,6 +28,8 @@ class Tiny(LatentCodec):
         net = pretrained.load("AutoencoderTiny", path, subfolder)
         super().__init__(net, scale_factor=pretrained.scale_factor(net.config, path, scale_factor),
                          downsample=2 ** (len(net.config.num_encoder_blocks) - 1), decode_batch=decode_batch)
+        self.folder_scale = float(net.config.get("scaling_factor") or 0.0)
+        self.published_scale = pretrained.is_published_scale(scale_factor, self.folder_scale)
 
     def _encode(self, x: Tensor) -> Tensor:
         mean = self.net.encode(x, return_dict=False)[0]

@@ -85,6 +85,11 @@ def load(dataset, batch_size=256, *, masks=False):
     own = {"masks": torch.empty(len(dataset), *dataset.shape[1:], dtype=torch.uint8),
            "mask_names": dataset.masks_as.names} if masks else {}
     for batch in data.in_order(dataset, range(len(dataset)), batch_size):
+        if not bool(batch["image"].isfinite().all()):
+            row = int((~batch["image"].isfinite()).flatten(1).any(1).nonzero()[0])
+            raise FloatingPointError(f"{dataset.name}: {dataset.file_name(int(batch['index'][row]))}: pixels "
+                                     f"are not finite (nan or "
+                                     "infinite)")
         pixels[batch["index"]] = (batch["image"].float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
         if masks:
             own["masks"][batch["index"]] = dataset.masks_as.index(batch["mask"]).to(torch.uint8)

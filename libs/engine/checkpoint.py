@@ -19,6 +19,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from libs.engine.places import naming
+
 MANIFEST = "manifest.json"
 STAGING = ".staging-"
 _NAME = re.compile(r"(\d+)\.ckpt")
@@ -161,9 +163,10 @@ def write_text(path, text):
     path = Path(path)
     staging = path.with_name(f"{STAGING}{path.name}-{uuid.uuid4().hex[:8]}")
     try:
-        staging.write_text(text, encoding="utf-8", errors="replace")
-        _flush(staging)
-        os.replace(staging, path)
+        with naming(path):
+            staging.write_text(text, encoding="utf-8", errors="replace")
+            _flush(staging)
+            os.replace(staging, path)
     finally:
         staging.unlink(missing_ok=True)
 

@@ -41,8 +41,10 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
             the mean over those that have it.
         settings: config.train; the keys of SETTINGS are read here, others belong to the script.
         validation: () -> iterator of this process's held-out batches, the same at each call.
-        preview: preview(ema, step) -> uint8 array (H, W, 3) on the main process; called by every process.
-        evaluate: evaluate(ema, step) -> {name: number}; called by every process. `best_metric` names the number whose
+        preview: preview(ema, step) -> uint8 array (H, W, 3) on the main process, None where there is none to
+            keep; called by every process.
+        evaluate: evaluate(ema, step) -> {name: number}, {} where there are none this time; called by every
+        process. `best_metric` names the number whose
             smallest value marks the best checkpoint, which is kept; 'validation_loss' is that of `validation`, whose noise
             is the same at each call.
 
@@ -275,6 +277,8 @@ def _gradients(run, state, loss_fn, batch, accumulation):
 def _evaluate(run, state, evaluate, metric):
     """Log an evaluation; True if it is the best so far."""
     scores = evaluate(state.averaged(), state.step)
+    if not scores:
+        return False
     run.log(state.step, "eval", scores)
     if not metric or metric == VALIDATION:
         return False
@@ -299,7 +303,7 @@ def _is_best(state, scores, metric):
 
 
 def _keep_preview(run, grid, step):
-    if run.is_main:
+    if run.is_main and grid is not None:
         from PIL import Image
         folder = run.folder / "samples"
         folder.mkdir(exist_ok=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from libs.engine import checkpoint, foreign, optim
+from libs.engine.finite import check_finite
 from libs.engine.frozen import frozen_of, hash_with_frozen
 
 
@@ -205,6 +206,9 @@ def load_weights(path, *, averaged=True, ema_rate=0.0):
 
     Returns:
         ({name: Tensor}, step or None, Path of what was read).
+
+    Raises:
+        ValueError: no weights there, or some that are nan or infinite, which are named.
     """
     path = Path(path)
     if (path / "ckpts").is_dir():
@@ -218,19 +222,20 @@ def load_weights(path, *, averaged=True, ema_rate=0.0):
                 folder = path / f"{best}.ckpt"
             except ValueError as error:
                 logging.warning("%s. The newest one is used in place of the best.", error)
-        return _chosen(tensors, averaged, ema_rate, folder, record), record["step"], folder
+        weights = _chosen(tensors, averaged, ema_rate, folder, record)
+        return check_finite(weights, folder), record["step"], folder
     if (path / checkpoint.MANIFEST).is_file():
         tensors, record = checkpoint.read(path)
-        return _chosen(tensors, averaged, ema_rate, path, record), record["step"], path
+        return check_finite(_chosen(tensors, averaged, ema_rate, path, record), path), record["step"], path
     if len(foreign.split(path)) > 1 or foreign.is_folder(path):
-        return foreign.read(path), None, path
+        return check_finite(foreign.read(path), path), None, path
     if path.is_dir():
         raise ValueError(f"{path} holds no checkpoint: expected <step>.ckpt folders, a ckpts/ folder, a folder of diffusers "
                          "(model_index.json, or config.json beside weights), or give a weights file")
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: --nnet_path takes a .pth or .safetensors file, a <step>.ckpt "
                                 "folder or a run folder")
-    return foreign.read(path), None, path
+    return check_finite(foreign.read(path), path), None, path
 
 
 def weights_hash(path, *, averaged=True, ema_rate=0.0):

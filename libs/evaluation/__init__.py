@@ -15,26 +15,32 @@ import torch
 from libs import engine, metrics
 from libs.evaluation import noisy
 from libs.engine.checkpoint import write_text
+from libs.engine.file_names import FILE_NAME_BYTES, safe_name
 from libs.evaluation.agreement import Agreement, agreement
 from libs.evaluation.describing import (asked, bank_of, describer, masks_asked, preview_masks, preview_prompts, tell_cut,
                                         tell_parameters)
 from libs.evaluation.filtering import acceptance, acceptance_told, draws, open_filter, prompts_of
 from libs.evaluation.following import Following, following, pictures
 from libs.evaluation.generation import Sink, Timing, generate, generate_all, nhwc, save_npz, save_png
+from libs.evaluation.identity import CODEC, facts_of, record_identity
 from libs.evaluation.looking import REJECTED_SHOWN, look
 from libs.evaluation.provenance import provenance
-from libs.evaluation.requests import RequestOptions, compose, weights_used
-from libs.evaluation.samples import finish_samples, first_of_each, keep_draw, listed_samples, samples_there
-from libs.evaluation.trained import CODEC, Trained, base_weights, begin_with_lora, open_classifier, open_trained, tie_to_base
-from libs.evaluation.references import NoFeatures, extractors, feature_network, prepare, reference, statistics_there
-from libs.pipeline import described, exporting, grid, measure_name, to_uint8
+from libs.evaluation.requests import RequestOptions, compose
+from libs.evaluation.listing import check_free, listed_samples
+from libs.evaluation.samples import finish_samples, first_of_each, keep_draw, samples_there
+from libs.evaluation.trained import Trained, base_weights, begin_with_lora, open_classifier, open_trained, tie_to_base
+from libs.evaluation.weights import weights_options, weights_used
+from libs.evaluation.references import (PLAIN, NoFeatures, extractors, feature_network, prepare, reference,
+                                        statistics_there)
+from libs.pipeline import NotFinite, described, exporting, grid, measure_name, to_uint8
 
 __all__ = ["Agreement", "CODEC", "FLAGS", "Following", "RequestOptions", "Timing", "Trained", "agreement", "asked", "bank_of",
-           "base_weights", "begin_with_lora", "compose", "describer", "draws", "evaluate", "evaluate_run", "evaluator",
+           "base_weights", "begin_with_lora", "check_free", "compose", "describer", "draws", "evaluate", "evaluate_run", "evaluator",
            "export_best", "extractors", "feature_network", "finish_samples", "first_of_each", "following", "generate",
            "generate_all", "keep_draw", "listed_samples", "masks_asked", "noisy", "open_classifier", "open_filter",
-           "open_trained", "prepare", "previewer", "reference", "samples_there", "save_png", "table", "tell_cut",
-           "tell_parameters", "tie_to_base", "warn_unexportable", "weights_used"]
+           "open_trained", "prepare", "previewer", "record_identity", "reference", "samples_there", "save_png", "table", "tell_cut",
+           "tell_parameters", "tie_to_base", "warn_unexportable", "weights_options",
+           "weights_used"]
 
 # The options of every evaluation script, beside --config, --workdir and --nnet_path; see `evaluate_run`.
 FLAGS = {"seed": (1, "seed of the images; another than that of the evaluations during training"),
@@ -45,7 +51,7 @@ SHOWN = 8  # images of each class on a page or in a preview
 
 
 def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="", detailed=True, sides=(),
-             prompts=None, unscored="", rejection=None, classes=()):
+             prompts=None, unscored="", rejection=None, classes=(), facts=None, warning=""):
     """Generate n images and score them; the whole evaluation of one network, called by every process.
 
     Args:
@@ -58,6 +64,9 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
         unscored: why features of images cannot be compared with anything; they are made all the same. '' where they can.
         rejection: `filtering.Rejection`, by which images are drawn until they are accepted; fewer than n may come of it.
         classes: names of the network's classes, which the filter reads.
+        warning: what must be said beside the scores, '' for nothing.
+        facts: {name: value} of weights, autoencoder and text encoder, which scores.json and images that are
+            kept say.
 
     Returns:
         the content of scores.json: {'n', 'scores': {metric: {'value', 'low', 'high', 'n'}}, 'per_class', ...}, the
@@ -66,6 +75,7 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
 
     Raises:
         ValueError: the filter accepted fewer than two images.
+        NotFinite: an image is nan or infinite somewhere.
     """
     begun = time.perf_counter()
     found, references = ((), ()) if unscored else zip(*(sides or prepare(run, config, dataset)))
@@ -73,10 +83,18 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
     labels, texts = cond.get("label"), getattr(cond.get("text"), "texts", None)
     classes = [] if labels is None else list(classes)
     wordings = prompts_of(cond, n, classes) if rejection else ()
-    agrees = run.main_first(lambda: agreement(config, dataset)) if texts and detailed else None
+    agrees = run.main_first(lambda: agreement(config, dataset, run.device)) if texts and detailed else None
     follows = run.main_first(lambda: following(config, dataset, run.device)) if "mask" in cond and detailed else None
     timing = Timing() if name else None
-    keep = dict(folder=config.sample.path, npz=config.sample.npz, shape=(n, *pipeline.image_shape)) if name else {}
+    made_by = {"seed": seed, "nnet": str(nnet), "step": step, **dict(facts or {}),
+               "sampler": pipeline.describe()}
+
+    def facts_of_image(index):
+        return {"label": classes[int(labels[index])] if classes else "",
+                "prompt": texts[index] if texts else "", "index": index, **made_by}
+
+    keep = dict(folder=config.sample.path, npz=config.sample.npz, shape=(n, *pipeline.image_shape),
+                facts=facts_of_image) if name else {}
     with Sink(run, **keep) as sink:
         seen = look(run, pipeline, config, found, cond, n, seed=seed, show=_shown(labels, n), sink=sink, agrees=agrees,
                     follows=follows, timing=timing, rejection=rejection, prompts=wordings)
@@ -90,10 +108,11 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
     known = provenance(run, pipeline, dataset, found, references, agrees=agrees, follows=follows, timing=timing) if name else {}
     result = None
     if run.is_main:
-        result = {"n": n, "step": step, "nnet": str(nnet), "seed": seed, "sampler": pipeline.describe(),
-                  "features": ", ".join(each.name for each in found),
+        result = {"n": n, "step": step, "nnet": str(nnet), "seed": seed, **dict(facts or {}),
+                  "sampler": pipeline.describe(), "features": ", ".join(each.name for each in found),
                   "reference": "; ".join(each.source for each in references), **known,
-                  "scores": {}, "per_class": {}, "warnings": [f"not scored by features: {unscored}"] if unscored else []}
+                  "scores": {}, "per_class": {},
+                  "warnings": [f"not scored by features: {unscored}"] * bool(unscored) + [warning] * bool(warning)}
         if rejection:
             _tell_filter(result, rejection, seen, asked_for, of_all, classes, wordings)
         resamples = config.metrics.bootstrap if detailed else 0
@@ -102,10 +121,10 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
         for number, each in enumerate(found):
             _score(result, config.metrics.names, each, references[number], seen.features[number],
                    seen.probabilities[number], labels, dataset, seed=config.seed, resamples=resamples,
-                   per_class=detailed)
+                   per_class=detailed, device=run.device)
             if rejection:
                 _score_first(result, config.metrics.names, each, references[number], seen, number, of_all, dataset,
-                             seed=config.seed, resamples=resamples)
+                             seed=config.seed, resamples=resamples, device=run.device)
         if agrees:
             result["scores"] |= agrees.scores(texts, seen.attributes, seed=config.seed, resamples=resamples)
             result["agreement_of_real"] = agrees.of_real
@@ -149,18 +168,28 @@ def evaluate_run(config, workdir, nnet_path, seed, name, npz=""):
     ending = "" if trained.prompts is None or how == "bank" else f"_{how}"
     if trained.sampler.guides:
         ending += f"_{measure_name(config.sample.gradient.measure)}{config.sample.gradient.scale:g}"
+    ending += "" if trained.weights.get("averaged", True) else "_raw"
     rejection = run.main_first(lambda: open_filter(config, run.device))
     ending += f"_{rejection.words}" if rejection else ""
     ending += _guided_otherwise(trained.sampler, config.sample, engine.read_json(Path(workdir) / "config.json", {}))
-    sides, unscored = _sides(run, config, trained.dataset)
+    sides, unscored, warning = _sides(run, config, trained.dataset)
     result = evaluate(run, trained.sampler, config, trained.dataset, n=config.sample.n_samples, seed=seed, step=trained.step,
                       nnet=trained.source, prompts=trained.prompts, sides=sides, unscored=unscored, rejection=rejection,
-                      classes=trained.classes, name=name or f"{trained.source.stem}_{config.sample.n_samples}{ending}")
+                      classes=trained.classes, facts=_facts(trained), warning=warning,
+                      name=name or safe_name(f"{trained.source.stem}_{config.sample.n_samples}{ending}",
+                                             FILE_NAME_BYTES))
     text = table(result) if run.is_main else ""
     if config.sample.npz and run.is_main:
         text += f"\n{result['n']} images in {config.sample.npz}"
     run.finish()
     return text
+
+
+def _facts(trained):
+    """What of the weights and of what they were trained with scores.json and the images say; raw weights are
+    called so."""
+    raw = {} if trained.weights.get("averaged", True) else {"weights": "raw"}
+    return {"sha256": trained.weights_hash, **raw, **facts_of(trained.identity)}
 
 
 def _guided_otherwise(sampler, sample, of_run):
@@ -175,24 +204,39 @@ def _guided_otherwise(sampler, sample, of_run):
 
 
 def _sides(run, config, dataset):
-    """(sides of `prepare`, ''), or ((), why there are none) where the images are asked for all the same."""
+    """(sides of `prepare`, '', ''), or ((), why there are none, '') where the images are asked for all the
+    same.
+
+    The last is a warning for the scores: without any feature network, as offline and without labels, real and
+    generated images are compared by their colours alone, so that the rest of the evaluation (pictures,
+    nearest images, whether images follow their masks) is made all the same.
+    """
     try:
         if dataset is None and not statistics_there(config.metrics.fid_stat):
             raise NoFeatures(f"no images at config.dataset.path={config.dataset.get('path', '')!r}, and no statistics of them at "
                              f"config.metrics.fid_stat={config.metrics.fid_stat!r}")
-        return prepare(run, config, dataset), ""
+        return prepare(run, config, dataset), "", ""
     except NoFeatures as error:
-        if not config.sample.npz:
+        if config.sample.npz:
+            logging.warning("images are made for %s and not scored: %s", config.sample.npz, error)
+            return (), str(error), ""
+        if dataset is None:
             raise
-        logging.warning("images are made for %s and not scored: %s", config.sample.npz, error)
-        return (), str(error)
+        warning = (f"no Fréchet distance of a network: {error}. Compared are colours alone, {PLAIN}, as by "
+                   f"--config.metrics.features=\"('{PLAIN}',)\": mean and deviation, which say nothing of "
+                   f"shapes")
+        logging.warning("%s", warning)
+    plain = config.copy_and_resolve_references()
+    with plain.unlocked():
+        plain.metrics.features, plain.metrics.fid_stat = (PLAIN,), ""
+    return prepare(run, plain, dataset), "", warning
 
 
 def evaluator(run, pipeline, config, dataset, prompts=None):
     """evaluate(ema, step) -> {metric: value} for the training loop, or None where no feature network can be had.
 
     Scored are config.metrics.n_samples images under the first available features; their Fréchet distance is also given
-    as 'frechet', by which the best checkpoint is chosen.
+    as 'frechet', by which the best checkpoint is chosen. {}, and a warning, where pixels are not finite.
     """
     if not config.train.eval_interval:
         return None
@@ -207,8 +251,13 @@ def evaluator(run, pipeline, config, dataset, prompts=None):
         return None
 
     def evaluate_at(ema, step):
-        result = evaluate(run, pipeline, config, dataset, n=config.metrics.n_samples, seed=config.seed, name="", step=step,
-                          detailed=False, sides=sides, prompts=prompts)
+        try:
+            result = evaluate(run, pipeline, config, dataset, n=config.metrics.n_samples, seed=config.seed,
+                              name="", step=step, detailed=False, sides=sides, prompts=prompts)
+        except NotFinite as error:
+            if run.is_main:
+                logging.warning("no scores of step %d: %s", step, error)
+            return {}
         scores = {name: score["value"] for name, score in result["scores"].items()}
         scores["n"] = result["n"]
         frechet = [value for name, value in scores.items() if name == "fid" or name.startswith("fd_")]
@@ -219,7 +268,7 @@ def evaluator(run, pipeline, config, dataset, prompts=None):
 
 def previewer(run, pipeline, config, prompts=None, masks=None):
     """preview(ema, step) -> grid of images with the same noise and conditions at every call: a row for each class, or for each of
-    config.sample.validation_prompts.
+    config.sample.validation_prompts. None, and a warning, where pixels are not finite.
 
     masks: of a network that takes masks, the data set whose masks are asked for; each row of images then stands below its masks.
     """
@@ -236,7 +285,13 @@ def previewer(run, pipeline, config, prompts=None, masks=None):
         n = len(cond["mask"])
 
     def preview(ema, step):
-        images = generate_all(run, pipeline, cond, n, seed=config.seed, batch_size=config.sample.mini_batch_size)
+        try:
+            images = generate_all(run, pipeline, cond, n, seed=config.seed,
+                                  batch_size=config.sample.mini_batch_size)
+        except NotFinite as error:  # no reason to end a training, whose loss is checked by itself
+            if run.is_main:
+                logging.warning("no preview of step %d: %s", step, error)
+            return None
         if "mask" in cond:
             codes = pipeline.masks_as.index(cond["mask"][list(range(n))])
             shown = torch.stack([torch.as_tensor(pipeline.masks_as.picture(code)) for code in codes])
@@ -311,13 +366,13 @@ def _tell_filter(result, rejection, seen, n, labels, classes, prompts):
                                   "altogether is missing in the scores, classes and prompts among it")
 
 
-def _score_first(result, names, extractor, real, seen, number, labels, dataset, *, seed, resamples):
+def _score_first(result, names, extractor, real, seen, number, labels, dataset, *, seed, resamples, device):
     """Add to `result` the scores of a feature network without the filter, see `_as_many`."""
     rows = _as_many(seen, seed)
     share = seen.first.probabilities[number]
     own = {"scores": {}, "per_class": {}, "warnings": []}
     _score(own, names, extractor, real, seen.first.features[number][rows], None if share is None else share[rows],
-           None if labels is None else labels[rows], dataset, seed=seed, resamples=resamples, per_class=False)
+           None if labels is None else labels[rows], dataset, seed=seed, resamples=resamples, per_class=False, device=device)
     result["unfiltered"] |= own["scores"]
 
 
@@ -342,21 +397,26 @@ def _places(seen):
     return torch.searchsorted(seen.indices, seen.shown)
 
 
-def _score(result, names, extractor, real, features, probabilities, labels, dataset, *, seed, resamples, per_class):
-    """Add the scores of one feature network to `result`."""
+def _score(result, names, extractor, real, features, probabilities, labels, dataset, *, seed, resamples,
+           per_class, device):
+    """Add the scores of one feature network to `result`, computed on `device`: minutes on the one thread of a
+    launched process."""
+    features = metrics.gaussian.float64(features, device)
+    real_features = None if real.features is None else real.features.to(features.device)
+    probabilities = None if probabilities is None else probabilities.to(features.device)
     classes = [] if dataset is None else list(dataset.classes)
     recognise = labels is not None and bool(classes) and extractor.classes == classes
     common = dict(feature=extractor.name, seed=seed, resamples=resamples)
     known = 0 if real.features is None else len(real.features)
     # The Fréchet distance compares with all real images; what needs single ones, with those kept.
-    result["scores"] |= metrics.scores(features, real.features, real.gaussian, names=names, probabilities=probabilities,
+    result["scores"] |= metrics.scores(features, real_features, real.gaussian, names=names, probabilities=probabilities,
                                        labels=labels if recognise else None, **common)
     result["warnings"] += metrics.warnings(len(features), extractor.dims, feature=extractor.name, names=names, real=known,
                                            classes=extractor.classes is not None)
     if not per_class or labels is None or real.labels is None:
         return
     names = [name for name in names if name != "is"]
-    found = metrics.scores_per_class(features, labels, real.features, real.labels, classes=classes, names=names,
+    found = metrics.scores_per_class(features, labels, real_features, real.labels, classes=classes, names=names,
                                      probabilities=probabilities if recognise else None, **common)
     said = {}  # what holds for several classes is said once
     for label, (name, scores) in enumerate(found.items()):
@@ -417,4 +477,5 @@ def _labels(labels, indices):
 
 
 def _real(dataset, indices):
-    return to_uint8(torch.stack([dataset[i]["image"] for i in indices]))
+    return to_uint8(torch.stack([dataset[i]["image"] for i in indices]),
+                    lambda row: dataset.file_name(indices[row]))

@@ -54,8 +54,10 @@ class Agreement:
                 for name, column in columns.items() if len(column)}
 
 
-def agreement(config, dataset):
+def agreement(config, dataset, device="cpu"):
     """The `Agreement` of config.metrics.attributes; None where none are named, none can be read, or real images have no texts.
+
+    device: that the networks that read are trained and used on.
 
     Raises:
         ValueError: an unknown measure, or other words than the phantoms have.
@@ -66,7 +68,8 @@ def agreement(config, dataset):
     measure = config.metrics.get("measure", "classifier")
     if measure not in MEASURES:
         raise ValueError(f"config.metrics.measure is {measure!r}; known: {', '.join(MEASURES)}")
-    return _of_phantoms(words, dataset) if measure == "phantoms" else _of_classifiers(words, dataset, config.seed)
+    return _of_phantoms(words, dataset) if measure == "phantoms" else _of_classifiers(words, dataset, config.seed,
+                                                                                    device)
 
 
 def _of_phantoms(words, dataset):
@@ -87,12 +90,13 @@ def _of_phantoms(words, dataset):
 
     found = Agreement(words, read, {})
     chosen = data.some(dataset, 500)
-    shown = read(to_uint8(torch.stack([dataset[i]["image"] for i in chosen])))
+    shown = read(to_uint8(torch.stack([dataset[i]["image"] for i in chosen]),
+                          lambda row: dataset.file_name(chosen[row])))
     found.of_real = _values(found.scores([_caption(dataset, i) for i in chosen], shown))
     return found
 
 
-def _of_classifiers(words, dataset, seed):
+def _of_classifiers(words, dataset, seed, device):
     said = torch.tensor([[found[name] for name in words] for found in
                          (read_attributes(_caption(dataset, i), words) for i in range(len(dataset)))])
     readers, of_real = {}, {}
@@ -106,11 +110,11 @@ def _of_classifiers(words, dataset, seed):
             continue
         rows = torch.isin(column, kept).nonzero().flatten()
         folder = trained_once(dataset, torch.searchsorted(kept, column[rows]), [phrases[i] for i in kept], seed=seed,
-                              rows=rows.tolist(), of=name)
+                              rows=rows.tolist(), of=name, device=device)
         if len(kept) < len(phrases):
             logging.warning("attribute %r: not judged are %s, of which fewer than %d images are described", name,
                             ", ".join(phrase for i, phrase in enumerate(phrases) if i not in kept), FEWEST)
-        readers[name] = metrics.extractor(f"classifier:{folder}"), kept
+        readers[name] = metrics.extractor(f"classifier:{folder}", device=device), kept
         of_real[name] = round(metrics.load_classifier(folder).report["accuracy"], 4)
     if not readers:
         logging.warning("config.metrics.attributes: none of %s can be learned from the captions of %s; are the words written "

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from libs import data, metrics
-from libs.evaluation.references import held_out_groups, kept_once
+from libs.evaluation.references import held_out_groups, kept_once, named
 from libs.metrics.segmenter import LOOKS_AT
 from libs.pipeline import to_uint8
 
@@ -73,7 +73,7 @@ def following(config, dataset, device="cpu"):
     """
     if dataset is None or dataset.masks_as is None:
         return None
-    folder = segmenter(dataset, seed=config.seed, flip=config.dataset.get("random_flip", False))
+    folder = segmenter(dataset, seed=config.seed, flip=config.dataset.get("random_flip", False), device=device)
     network = metrics.load_segmenter(folder, fingerprint=dataset.fingerprint).to(device)
     split = config.train.get("validation_split", "")
     if split and config.dataset.get("split", "") not in ("", split):
@@ -83,16 +83,17 @@ def following(config, dataset, device="cpu"):
     found = Following(dataset.masks_as, network, {}, "")
     parts = []
     for batch in data.in_order(pairs, data.some(pairs, TRIED) if chosen is None else chosen[:TRIED], 64):
-        parts.append(found.read(to_uint8(batch["image"]), batch["mask"]))
+        parts.append(found.read(to_uint8(batch["image"], named(pairs, batch)), batch["mask"]))
     values = torch.cat(parts)
     return found._replace(of_real=found.scores(values, seed=config.seed, resamples=config.metrics.get("bootstrap", 0)),
                           source=f"{len(values)} pairs, {source}")
 
 
-def segmenter(dataset, *, seed, flip=False):
+def segmenter(dataset, *, seed, flip=False, device="cpu"):
     """Folder of a segmentation network of `dataset`'s pairs: trained at the first call, then found by the data's fingerprint.
 
-    `flip`: whether mirrored images are images of the data as well (config.dataset.random_flip).
+    `flip`: whether mirrored images are images of the data as well (config.dataset.random_flip). `device`:
+    that it is trained on.
     """
     rows = data.some(dataset, MOST)
     held_out = held_out_groups(dataset, rows, seed)
@@ -105,7 +106,7 @@ def segmenter(dataset, *, seed, flip=False):
         logging.info("training a segmentation network on %d pairs of %s", len(rows), dataset.name)
         network = metrics.train_segmenter(*pairs_of(dataset, rows), list(code.names), seed=seed, name=name,
                                           flips=("horizontal",) if flip else (), held_out=held_out,
-                                          fingerprint=dataset.fingerprint)
+                                          fingerprint=dataset.fingerprint, device=device)
         network.report["held_out_rows"] = [rows[i] for i in network.report["held_out_rows"]]
         logging.info("Dice of %d held-out pairs: %s", network.report["held_out"], ", ".join(
             f"{each} {value:.3f}" for each, value in zip(code.names, network.report["dice_per_class"]) if value is not None))
@@ -118,7 +119,7 @@ def pairs_of(dataset, rows):
     """Images uint8 (N, C, H, W) and masks int64 (N, H, W) of a data set, no larger than a segmenter looks at them."""
     images, masks = [], []
     for batch in data.in_order(dataset, rows, 64):
-        image, mask = to_uint8(batch["image"]), dataset.masks_as.index(batch["mask"])
+        image, mask = to_uint8(batch["image"], named(dataset, batch)), dataset.masks_as.index(batch["mask"])
         if max(image.shape[2:]) > LOOKS_AT:
             image = F.interpolate(image.float(), size=(LOOKS_AT, LOOKS_AT), mode="bilinear", antialias=True)
             image, mask = image.round().clamp(0, 255).to(torch.uint8), _resized(mask, (LOOKS_AT, LOOKS_AT))

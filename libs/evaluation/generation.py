@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from libs.pipeline import to_uint8
+from libs.engine.places import naming
+from libs.evaluation import listing
+from libs.pipeline import NotFinite, to_uint8
 
 
 AT_LEAST = 8  # batches, where there are as many images
@@ -46,9 +48,21 @@ def generate(run, pipeline, cond, n, *, seed, batch_size, without=(), only=None,
 
 
 def make(run, pipeline, cond, indices, *, seed, timing=None):
-    """Images `indices` of a seed in one batch: uint8 Tensor (b, C, H, W) on the CPU."""
-    with timing.batch(pipeline.net, len(indices)) if timing else nullcontext(), run.accelerator.autocast():
-        return to_uint8(pipeline({key: value[indices] for key, value in cond.items()}, seed=seed, indices=indices))
+    """Images `indices` of a seed in one batch: uint8 Tensor (b, C, H, W) on the CPU.
+
+    Raises:
+        NotFinite: an image is nan or infinite somewhere; names image, class, description and the step of the
+            sampler.
+    """
+    try:
+        with timing.batch(pipeline.net, len(indices)) if timing else nullcontext(), run.accelerator.autocast():
+            own = {key: value[indices] for key, value in cond.items()}
+            return to_uint8(pipeline(own, seed=seed, indices=indices))
+    except NotFinite as error:
+        texts = getattr(cond.get("text"), "texts", None)
+        if not (texts and error.rows):
+            raise
+        raise NotFinite(f"{error}. Its description: {texts[indices[error.rows[0]]]!r}", error.rows) from None
 
 
 def _told(run, batches):
@@ -64,6 +78,9 @@ def _told(run, batches):
             if bar.disable and now - said > TELL and done < total:
                 said = now
                 logging.info("%d of %d images%s, %.2g s each", done, total, own, (now - begun) / done)
+
+
+_UNKNOWN = {"label": "", "prompt": "", "sampler": ""}  # what is said of an image where nothing is known of it
 
 
 class Timing:
@@ -141,17 +158,36 @@ def _between(begin, end):
 
 
 def generate_all(run, pipeline, cond, n, *, seed, batch_size):
-    """All images 0 .. n-1 on every process: uint8 Tensor (n, C, H, W). For few images, such as a preview."""
-    parts = list(generate(run, pipeline, cond, n, seed=seed, batch_size=batch_size))
+    """All images 0 .. n-1 on every process: uint8 Tensor (n, C, H, W). For few images, such as a preview.
+
+    Raises:
+        NotFinite: an image is nan or infinite somewhere; on every process, so that none waits for another.
+    """
+    parts, fault = [], ""
+    try:
+        parts = list(generate(run, pipeline, cond, n, seed=seed, batch_size=batch_size))
+    except NotFinite as error:
+        fault = str(error)
+    raise_together(run, fault)
     images = torch.cat([part for _, part in parts] or [torch.empty(0, *pipeline.image_shape, dtype=torch.uint8)])
     indices = torch.tensor([i for part, _ in parts for i in part], dtype=torch.int64)
     return run.gather_rows(images)[run.gather_rows(indices).argsort()]
+
+
+def raise_together(run, fault):
+    """NotFinite on every process where one of them met a `fault`, a text that is '' elsewhere; called by
+    every process."""
+    if int(run.gather_rows(torch.tensor([bool(fault)])).sum()):
+        raise NotFinite(fault or "another process made pixels that are not finite (nan or infinite)")
 
 
 class Sink:
     """Where the images of an evaluation go beside the feature networks: PNG files, an `.npz`, or nowhere.
 
     with Sink(run, folder=..., npz=..., shape=(n, C, H, W)) as sink: sink.add(indices, images)
+
+    A folder has a table in the end, metadata.csv, of exactly these images; what an earlier one of ours lists
+    beyond them is deleted.
 
     Where a filter left images out, `sink.kept` (rising indices of those that came) closes the gaps in the archive.
 
@@ -161,16 +197,20 @@ class Sink:
     Args:
         folder: for `<index>.png`; '' for none.
         npz: path of an archive with `arr_0` uint8 (n, H, W, C), image i at row i, as the ADM suite reads it; '' for none.
-        shape: of all images, which an archive needs to know beforehand.
+        shape: of all images, which an archive and a table need to know beforehand.
+        facts: index -> {name: value} of an image of the folder, with 'label' and 'prompt' ('' where there is
+            none) and 'sampler'.
 
     Raises:
-        ValueError: `npz` is a folder. OSError: it cannot be written, or the disk is too small.
+        ValueError: `npz` is a folder; `folder` holds files of somebody else that would be replaced. OSError:
+            it cannot be written, or the disk is too small.
     """
 
-    def __init__(self, run, *, folder="", npz="", shape=()):
+    def __init__(self, run, *, folder="", npz="", shape=(), facts=None):
         self.run, self.folder, self.file, self.kept = run, Path(folder) if folder else None, None, None
+        self.facts, self.before, self.count = facts or (lambda index: _UNKNOWN), [], shape[0] if shape else 0
         if self.folder:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.before = run.main_first(self._begin)
         if npz:
             n, channels, height, width = shape
             self.npz, self.shape, self.row = Path(npz), (n, height, width, channels), height * width * channels
@@ -181,6 +221,12 @@ class Sink:
         return self
 
     def __exit__(self, kind, *_):
+        if self.folder and kind is None:
+            self.run.barrier()
+            if self.run.is_main:
+                rows = [{"file_name": _name(index), **self.facts(index)} for index in (
+                    range(self.count) if self.kept is None else self.kept)]
+                listing.finish(self.folder, rows, before=self.before)
         if self.file is None:
             return
         self.file.close()
@@ -189,7 +235,8 @@ class Sink:
         if self.run.is_main:
             try:
                 if kind is None:
-                    self._archive()
+                    with naming(self.npz):
+                        self._archive()
             finally:
                 self.staging.unlink(missing_ok=True)
         if kind is None:
@@ -199,10 +246,19 @@ class Sink:
         """Take in uint8 images (b, C, H, W)."""
         for index, image in zip(indices, images):
             if self.folder:
-                save_png(self.folder / f"{index:06d}.png", image)
+                save_png(self.folder / _name(index), image, **self.facts(index))
             if self.file:
-                self.file.seek(self.begin + index * self.row)
-                self.file.write(image.permute(1, 2, 0).contiguous().numpy())
+                with naming(self.staging):
+                    self.file.seek(self.begin + index * self.row)
+                    self.file.write(image.permute(1, 2, 0).contiguous().numpy())
+
+    def _begin(self):
+        """The files of earlier images in the folder; the main process notes which are coming."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.run.is_main:
+            return []
+        names = [_name(index) for index in range(self.count)]
+        return [*listing.begin(self.folder, names, lambda path: "sampler" in (read_facts(path) or {})), *names]
 
     def _opened(self):
         """The file of the array, which the main process begins with what numpy writes before the numbers."""
@@ -242,6 +298,11 @@ class Sink:
         staging.replace(self.npz)
 
 
+def _name(index):
+    """The file of an image of an evaluation."""
+    return f"{index:06d}.png"
+
+
 def nhwc(images):
     """uint8 (N, C, H, W) -> array (N, H, W, C)."""
     return images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -252,8 +313,12 @@ def save_npz(path, **arrays):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".staging-{path.stem}-{os.getpid()}.npz")
-    np.savez(staging, **arrays)
-    staging.replace(path)
+    try:
+        with naming(path):
+            np.savez(staging, **arrays)
+            staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def save_png(path, image, **text):
@@ -265,8 +330,13 @@ def save_png(path, image, **text):
         info.add_itxt(key, str(value))
     array, path = image.permute(1, 2, 0).numpy(), Path(path)
     staging = path.with_name(f".staging-{path.name}")
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(staging, format="PNG", pnginfo=info)
-    staging.replace(path)
+    try:
+        with naming(path):
+            picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+            picture.save(staging, format="PNG", pnginfo=info)
+            staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def facts_there(path, text, *, apart=()):

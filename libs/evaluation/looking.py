@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 
 from libs.evaluation.filtering import draws
+from libs.evaluation.generation import raise_together
+from libs.pipeline import NotFinite
 
 REJECTED_SHOWN = 8  # rejected images of each class that are kept to look at
 
@@ -49,13 +51,15 @@ def look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=None
     Args:
         found: feature networks. show: indices of the images to be shown.
         rejection, prompts: see `filtering.draws`.
+    Raises:
+        NotFinite: an image is nan or infinite somewhere.
     """
     taken, first, kept, rejected = _Rows(run, found), _Rows(run, found), _Pictures(run, pipeline), _Pictures(run, pipeline)
     attributes = [torch.empty(0, len(agrees.words) if agrees else 0, dtype=torch.int64)]
     dice = [torch.empty(0, follows.masks_as.classes if follows else 0, dtype=torch.float64)]
     of_first, attempts, labels, told = [attributes[0]], [], cond.get("label"), {}
-    for draw in draws(run, pipeline, cond, n, seed=seed, batch_size=config.sample.mini_batch_size, timing=timing,
-                      rejection=rejection, prompts=prompts):
+
+    def take(draw):
         rows = draw.taken.nonzero().flatten().tolist()
         new = list(range(len(draw.indices))) if rejection and draw.attempt == 0 else []
         looked = sorted({*rows, *new})
@@ -63,9 +67,10 @@ def look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=None
         place = {row: position for position, row in enumerate(looked)}
         for into, which in ((taken, rows), (first, new)):
             into.add([draw.indices[row] for row in which], values, [place[row] for row in which])
-        of_first += [agrees.read(draw.images[new])] if agrees and new else []
+        of_first.extend([agrees.read(draw.images[new])] if agrees and new else [])
         batch, images = [draw.indices[row] for row in rows], draw.images[rows]
-        attempts += [(draw.indices[row], draw.attempt, float(draw.scores[row])) for row in rows] if rejection else []
+        attempts.extend([(draw.indices[row], draw.attempt, float(draw.scores[row])) for row in rows]
+                        if rejection else [])
         kept.add([(index, row) for index, row in zip(batch, rows) if index in show], draw)
         for row in new:
             kind = 0 if labels is None else int(labels[draw.indices[row]])
@@ -73,9 +78,20 @@ def look(run, pipeline, config, found, cond, n, *, seed, show, sink, agrees=None
                 told[kind] += 1
                 rejected.add([(draw.indices[row], row)], draw)
         if rows:
-            attributes += [agrees.read(images)] if agrees else []
-            dice += [follows.read(images, cond["mask"][batch])] if follows else []
+            attributes.extend([agrees.read(images)] if agrees else [])
+            dice.extend([follows.read(images, cond["mask"][batch])] if follows else [])
             sink.add(batch, images)
+
+    fault = ""
+    try:
+        for draw in draws(run, pipeline, cond, n, seed=seed, batch_size=config.sample.mini_batch_size,
+                          timing=timing, rejection=rejection, prompts=prompts):
+            take(draw)
+    except NotFinite as error:
+        if rejection and run.world > 1:  # the others wait for the next round of draws
+            raise
+        fault = str(error)
+    raise_together(run, fault)
     indices, order = taken.order()
     if rejection is None and len(order) != n:
         raise RuntimeError(f"{len(order)} images were generated, not {n}")

@@ -22,8 +22,10 @@ from libs.data.mask_like import masks_alone
 from libs.data.scan import find
 from libs.data.table import Columns
 from libs.data.transforms import apply_crop_to_mask, plan_crop
+from libs.engine.file_names import safe_name
 from libs.names import match
 
+MASK_NAME_BYTES = 160  # of the name of a mask, to which those of images add their class and their number
 FOLDER = "masks"  # of the copies, beside the images
 RESERVED = ("grid", "comparison")  # what else lies beside the images
 KEPT = 64  # masks kept in memory
@@ -144,7 +146,8 @@ def of_files(path, files, of_image, code, *, side, crop=""):
     parts = [PurePosixPath(each.name).parts for each in files]
     shared = len(os.path.commonprefix([each[:-1] for each in parts]))
     own = ["_".join(each[shared:]) for each in parts]
-    names = distinct([_stem(each) for each in own], [each.replace(".", "_") for each in own])
+    names = distinct([_stem(each) for each in own],
+                     [safe_name(each.replace(".", "_"), MASK_NAME_BYTES) for each in own])
     try:
         return AskedMasks(code, read, of_image, names=names, sources=[each.name for each in files])
     except ValueError as error:
@@ -211,8 +214,8 @@ def distinct(names, others):
 
 
 def _stem(name):
-    """'a/b.png' -> 'a_b'."""
-    return str(PurePosixPath(name).with_suffix("")).replace("/", "_")
+    """'a/b.png' -> 'a_b', as a name that every file system takes."""
+    return safe_name(str(PurePosixPath(name).with_suffix("")).replace("/", "_"), MASK_NAME_BYTES)
 
 
 def _without_images(names, images, masks):

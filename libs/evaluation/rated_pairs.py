@@ -104,8 +104,8 @@ def pool_rows(real, options, pool, pictures=()):
     return found
 
 
-def own_network(pairs, seed):
-    """The name of the small network that tells the classes of the real images apart; trained at the first call.
+def own_network(pairs, seed, device="cpu"):
+    """The name of the small network that tells the classes of the real images apart; trained on `device` at the first call.
 
     Images of the pool are left out of it, rated or not: a network knows the images that it was trained on.
     """
@@ -115,12 +115,12 @@ def own_network(pairs, seed):
                          "with labels (config.pairs.path), or name classifier:<folder> of scripts/train_feature_network.py, or "
                          "timm:<network>")
     if len(pairs.unrated) == len(real):
-        return f"classifier:{references.feature_network(real, seed=seed)}"
+        return f"classifier:{references.feature_network(real, seed=seed, device=device)}"
     if len({pairs.labels[i] for i in pairs.unrated}) < 2:
         raise ValueError(f"config.encoder.images has 'classifier', and of the {len(real)} images of config.pairs the pool leaves "
                          f"{len(pairs.unrated)}, not of two classes: give more real images, or name another network")
     folder = references.trained_once(real, real.labels[torch.tensor(pairs.unrated)], real.classes, seed=seed, rows=pairs.unrated,
-                                     of="unrated-images")
+                                     of="unrated-images", device=device)
     return f"classifier:{folder}"
 
 

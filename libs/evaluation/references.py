@@ -16,12 +16,17 @@ from sklearn.model_selection import GroupShuffleSplit
 
 from libs import data, metrics
 from libs.engine.checkpoint import sha256
+from libs.engine.file_names import FILE_NAME_BYTES, safe_name
+from libs.engine.places import assets_folder
 from libs.evaluation.generation import save_npz
 from libs.metrics import gaussian
 from libs.pipeline import to_uint8
 
-CACHE = Path("assets/fid_stats/cache")
-NETWORKS = Path("assets/feature_networks")
+# Below the repository and not the current folder, so that a script called from elsewhere finds what another
+# call left.
+CACHE = assets_folder() / "fid_stats" / "cache"
+NETWORKS = assets_folder() / "feature_networks"
+PLAIN = "colour"  # the features that need no network
 LOOKED_AT = 64  # pixels a side at which the classifier of the data at hand looks
 KEPT = 10_000  # real feature vectors kept for what needs single images (KID, precision, nearest neighbours)
 
@@ -71,7 +76,8 @@ def extractors(run, config, dataset, *, only_first=False):
     """
     def build(name):
         if name == "classifier":
-            folder = feature_network(dataset, seed=config.seed, flip=config.dataset.get("random_flip", False))
+            folder = feature_network(dataset, seed=config.seed, flip=config.dataset.get("random_flip", False),
+                                     device=run.device)
             return metrics.extractor(f"classifier:{folder}", device=run.device)
         return metrics.extractor(name, device=run.device)
 
@@ -86,27 +92,31 @@ def extractors(run, config, dataset, *, only_first=False):
             logging.warning("features %r are left out: %s", name, error)
     names, reasons = run.from_main([list(found), reasons])
     if not names:
-        raise NoFeatures("no feature network of config.metrics.features can be had. " + " | ".join(reasons))
+        raise NoFeatures("no feature network of config.metrics.features can be had. " + " | ".join(reasons)
+                         + f" | --config.metrics.features=\"('{PLAIN}',)\" needs none: it compares mean and "
+                           f"deviation of the colours")
     return [found[name] if run.is_main else build(name) for name in names]
 
 
-def feature_network(dataset, *, seed, flip=False):
+def feature_network(dataset, *, seed, flip=False, device="cpu"):
     """Folder of a small classifier of `dataset`'s classes: trained at the first call, then found by the data's fingerprint.
 
-    `flip`: whether mirroring an image leaves its class as it is (config.dataset.random_flip).
+    `flip`: whether mirroring an image leaves its class as it is (config.dataset.random_flip). `device`: that
+    it is trained on.
     """
     if dataset is None or dataset.labels is None:
         raise FileNotFoundError("they need labelled data; use timm:<network>, dinov2 or inception")
-    return trained_once(dataset, dataset.labels, dataset.classes, seed=seed, flip=flip)
+    return trained_once(dataset, dataset.labels, dataset.classes, seed=seed, flip=flip, device=device)
 
 
-def trained_once(dataset, labels, classes, *, seed, flip=False, rows=None, of=""):
+def trained_once(dataset, labels, classes, *, seed, flip=False, rows=None, of="", device="cpu"):
     """Folder of a small classifier of images of `dataset` by any labels.
 
     Args:
         labels: LongTensor, one for each of `rows`; classes: their names.
         rows: indices of the images to learn from; None takes all.
         of: what is told apart, for the folder's name; '' are the data set's own classes.
+        device: that it is trained on.
     """
     rows = list(range(len(dataset))) if rows is None else list(rows)
     held_out = held_out_groups(dataset, rows, seed)
@@ -118,10 +128,11 @@ def trained_once(dataset, labels, classes, *, seed, flip=False, rows=None, of=""
     def train():
         what = f"classifier of {of}" if of else "feature network"
         logging.info("training a %s on %d images of %s", what, len(rows), dataset.name)
-        images = torch.cat([_small(to_uint8(batch["image"])) for batch in data.in_order(dataset, rows, 256)])
+        images = torch.cat([_small(to_uint8(batch["image"], named(dataset, batch)))
+                            for batch in data.in_order(dataset, rows, 256)])
         network = metrics.train_classifier(images, labels, classes=classes, seed=seed,
                                            flips=("horizontal",) if flip else (), name=name,
-                                           fingerprint=dataset.fingerprint, held_out=held_out)
+                                           fingerprint=dataset.fingerprint, held_out=held_out, device=device)
         logging.info("%.1f %% of %d held-out images recognised", 100 * network.report["accuracy"], network.report["held_out"])
         return network
 
@@ -130,9 +141,9 @@ def trained_once(dataset, labels, classes, *, seed, flip=False, rows=None, of=""
 
 def kept_once(name, train):
     """The folder of the network `name` below assets/feature_networks; where it is not there yet, train() gives the network."""
-    folder = NETWORKS / name
+    folder = NETWORKS / safe_name(name, FILE_NAME_BYTES)
     if not (folder / "config.json").is_file():
-        staging = folder.with_name(f".staging-{name}-{os.getpid()}")
+        staging = folder.with_name(f".staging-{folder.name}-{os.getpid()}")
         train().save(staging)
         try:
             os.replace(staging, folder)
@@ -140,6 +151,11 @@ def kept_once(name, train):
             shutil.rmtree(staging)
         logging.info("kept in %s", folder)
     return folder
+
+
+def named(dataset, batch):
+    """Position in a batch -> the file of that image, for messages."""
+    return lambda row: dataset.file_name(int(batch["index"][row]))
 
 
 def _small(images):
@@ -192,7 +208,7 @@ def reference(run, extractor, dataset, *, stats="", batch_size=64, workers=0):
     if dataset is None:
         return Reference(known, None, None, None, f"{stats} ({sha256(Path(stats))[:16]})")
     key = hashlib.sha256(json.dumps([dataset.fingerprint, extractor.fingerprint, KEPT]).encode()).hexdigest()
-    path = CACHE / f"{dataset.name}-{extractor.name}-{key[:16]}.npz".replace("/", "_")
+    path = CACHE / f"{safe_name(f'{dataset.name}-{extractor.name}', FILE_NAME_BYTES - 40)}-{key[:16]}.npz"
     if run.from_main(not _whole(path)):
         computed = _reference_of_data(run, extractor, dataset, batch_size, workers)
         if run.is_main:
@@ -223,7 +239,7 @@ def _reference_of_data(run, extractor, dataset, batch_size, workers):
     kept = set(np.random.default_rng(0).permutation(len(dataset))[:KEPT].tolist())
     moments, vectors, indices = gaussian.Moments(extractor.dims), [], []
     for batch in data.in_order(dataset, mine, batch_size, workers=workers):
-        feature = extractor(to_uint8(batch["image"])).cpu()
+        feature = extractor(to_uint8(batch["image"], named(dataset, batch))).cpu()
         moments.update(feature)
         for row, index in zip(feature, batch["index"].tolist()):
             if index in kept:

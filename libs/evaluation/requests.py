@@ -14,12 +14,15 @@ import torch
 
 from libs import data, engine, pipeline
 from libs.data.base import fail
-from libs.engine.checkpoint import MANIFEST
+from libs.engine.file_names import distinct_names, short_name
 from libs.evaluation import masks as masks_of
 from libs.evaluation.filtering import Rejection, prompts_of
+from libs.evaluation.identity import facts_of
 from libs.evaluation.masks import AskedMasks
+from libs.evaluation.weights import weights_options
 
 LAYOUTS = ("flat", "classes")
+OURS = ("grid.png", "comparison.png", "metadata.csv", "acceptance.json")  # files beside the images
 REJECTED = "rejected"  # folder of what a filter rejects, beside the images
 
 
@@ -106,7 +109,8 @@ def compose(run, config, workdir, trained, options, *, seed, rejection=None):
     else:
         labels, texts = pipeline.requested(options.prompts, options.label, classes, options.n_samples, labelled=labelled,
                                            bank=getattr(trained.prompts, "bank", None))
-    kinds = [classes[label].replace("/", "_") if labelled else "" for label in labels]
+    shown = class_names(classes)
+    kinds = [shown[classes[label]] if labelled else "" for label in labels]
     names = _names(kinds, options.layout) if of_mask is None else []
     masks = None
     if of_mask is not None:
@@ -117,9 +121,10 @@ def compose(run, config, workdir, trained, options, *, seed, rejection=None):
     elif "mask" in sampler.takes:
         masks = masks_of.of_training_images(config.dataset, labels if labelled else None, classes, seed=seed, names=names,
                                             side=sampler.image_shape[-1], code=sampler.masks_as)
-    if masks is not None and options.layout == "classes" and masks_of.FOLDER in kinds:
+    folders = {kind.casefold() for kind in kinds} if options.layout == "classes" else set()
+    if masks is not None and masks_of.FOLDER in folders:
         raise ValueError(f"--layout=classes: the folder {masks_of.FOLDER} holds the masks, and a class has that name; choose flat")
-    if rejection and options.layout == "classes" and REJECTED in kinds:
+    if rejection and REJECTED in folders:
         raise ValueError(f"--layout=classes: the folder {REJECTED} is for what the filter rejects, and a class has that name; "
                          "choose flat")
     cond = {"label": torch.tensor(labels)} if labelled else {}
@@ -133,7 +138,8 @@ def compose(run, config, workdir, trained, options, *, seed, rejection=None):
         cond["text"] = pipeline.described(trained.prompts).draw(cond.get("label"), len(labels), seed=seed)
         texts = cond["text"].texts
     known = {"seed": seed, "nnet": trained.source, "step": trained.step,
-             "sha256": engine.weights_hash(trained.source, ema_rate=config.sample.get("ema_rate", 0.0)),
+             "sha256": engine.weights_hash(trained.source, **weights_options(config.sample)),
+             **facts_of(trained.identity),
              "sampler": sampler.describe(), "steps": sampler.steps, "guidance": sampler.guidance,
              "precision": run.accelerator.mixed_precision, **(rejection.known if rejection else {})}
     if sampler.guides:
@@ -142,6 +148,12 @@ def compose(run, config, workdir, trained, options, *, seed, rejection=None):
     _keep_apart(folder, options.mask_path)
     return Request(labels, texts, cond, names, folder, known, classes if labelled else [], masks, rejection,
                    options.modalities)
+
+
+def class_names(classes):
+    """{class name: its name as a folder or a part of a file name}; what else lies beside the images is called
+    otherwise."""
+    return distinct_names(classes, reserved=OURS)
 
 
 def each_mask(files, label, classes, n, *, labelled):
@@ -162,18 +174,6 @@ def each_mask(files, label, classes, n, *, labelled):
     for each in files:
         labels += [classes.index(each.label) if each.label else (len(labels) + i) % len(classes) for i in range(n)]
     return [number for number in range(len(files)) for _ in range(n)], labels
-
-
-def weights_used(trained, ema_rate=0.0):
-    """Which weights made the images, in words."""
-    source, how = Path(trained.source), "weights as they are"
-    if (source / MANIFEST).is_file():
-        # train.ema_rate=0 keeps nothing of earlier steps
-        averaged = ema_rate or engine.read_json(source / "state.json", {}).get("ema_rate", 1.0)
-        how = f"moving average{f' of rate {ema_rate:g}' if ema_rate else ''}" if averaged else "the weights themselves"
-    elif any((folder / "unet_ema" / "config.json").is_file() for folder in (source, source.parent)):  # see engine.foreign
-        how = "moving average (unet_ema)"
-    return f"{source}{'' if trained.step is None else f', step {trained.step}'}, {how}"
 
 
 def _check(options, sampler, labelled):
@@ -202,8 +202,8 @@ def _names_of_masks(stems, kinds, layout):
     width = len(str(max(number)))
     tails = [f"_{each:0{width}d}" if max(number) else "" for each in number]
     if layout == "classes":
-        return [f"{kind}/{stem}{tail}.png" for stem, kind, tail in zip(stems, kinds, tails)]
-    names = [f"{stem}_{kind}".rstrip("_") + tail for stem, kind, tail in zip(stems, kinds, tails)]
+        return [f"{kind}/{short_name(f'{stem}{tail}')}.png" for stem, kind, tail in zip(stems, kinds, tails)]
+    names = [short_name(f"{stem}_{kind}".rstrip("_") + tail) for stem, kind, tail in zip(stems, kinds, tails)]
     return [f"{name}.png" for name in masks_of.distinct(names, names)]
 
 

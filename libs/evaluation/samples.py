@@ -4,7 +4,6 @@ The table is the manifest of the images: what each was asked for, its hash, the 
 made it, and where a filter chose it its score and the number of the draw. What the filter rejected lies in rejected/, on request.
 """
 
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -13,17 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from libs import tables
 from libs.engine.checkpoint import write_text
-from libs.evaluation import sorting
+from libs.engine.places import naming
 from libs.evaluation.filtering import OWN, acceptance, acceptance_told
 from libs.evaluation.generation import facts_there, read_facts, save_png
+from libs.evaluation.listing import TABLE, UNFINISHED, name_others, remove_others, write_table
 from libs.evaluation.masks import FOLDER
 from libs.evaluation.requests import REJECTED
 from libs.pipeline import grid
 
-FILES = ("file_name", "mask_file_name")  # columns of files in this folder
-TABLE, ACCEPTANCE, SHOWN = "metadata.csv", "acceptance.json", 64
+ACCEPTANCE, SHOWN = "acceptance.json", 64
 COMPARED, BESIDE = 16, 4  # masks in comparison.png, and images beside each
 
 
@@ -102,7 +100,7 @@ def _finish_rejected(request):
         elif {"rule", *OWN} <= set(read_facts(file) or {}):  # ours, of another request
             file.unlink()
     if rows:
-        _write_table(folder, rows)
+        write_table(folder, rows)
     else:
         (folder / TABLE).unlink(missing_ok=True)
 
@@ -119,33 +117,17 @@ def _finish(folder, rows, *, before=(), masks=None, of_image=()):
     """
     from PIL import Image
     folder = Path(folder)
-    for file in set(before) - {row[key] for row in rows for key in FILES if key in row}:
-        (folder / file).unlink(missing_ok=True)
+    remove_others(folder, rows, before=before)
     shown = _pictures(folder, [rows[i] for i in first_of_each([row["label"] for row in rows])])
-    Image.fromarray(grid(shown, 8)).save(folder / "grid.png")
+    with naming(folder / "grid.png"):
+        Image.fromarray(grid(shown, 8)).save(folder / "grid.png")
     if masks is not None:
         _keep_masks(folder, masks)
-        Image.fromarray(_comparison(folder, rows, masks, of_image)).save(folder / "comparison.png")
-    _write_table(folder, rows)
-
-
-def _write_table(folder, rows):
-    """metadata.csv of images that are in `folder`, with the hash of each file."""
-    rows = [{"file_name": row["file_name"], "label": row["label"], "text": row["prompt"], **row,
-             "image_sha256": hashlib.sha256((folder / row["file_name"]).read_bytes()).hexdigest()} for row in rows]
-    columns = [key for key in rows[0] if key != "prompt" and (key not in ("label", "text") or rows[0][key])]
-    write_text(folder / TABLE, sorting.table(rows, columns))
-
-
-def listed_samples(folder):
-    """The files that an earlier request wrote here, by its table; none where there is no table of ours."""
-    table = Path(folder) / TABLE
-    if not table.is_file():
-        return []
-    header, rows = tables.read_csv(table, [])  # one that is faulty is none of ours
-    files = [row[key] for _, row in rows if "sampler" in row for key in FILES if row.get(key)]
-    files += ["comparison.png"] if FILES[1] in header else []
-    return [file for file in dict.fromkeys(files) if not Path(file).is_absolute() and ".." not in Path(file).parts]
+        with naming(folder / "comparison.png"):
+            Image.fromarray(_comparison(folder, rows, masks, of_image)).save(folder / "comparison.png")
+    write_table(folder, rows)
+    (folder / UNFINISHED).unlink(missing_ok=True)  # of an evaluation that was stopped here
+    name_others(folder, rows)
 
 
 def first_of_each(labels, most=SHOWN):

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import ml_collections
@@ -10,21 +11,24 @@ import ml_collections
 from libs import data, engine, pipeline
 from libs.data import Dataset
 from libs.evaluation.describing import describer, stored_features
+from libs.evaluation.identity import CODEC, IDENTITY, check_identity, same_scale
 from libs.evaluation.masks import check_code
 from libs.evaluation.references import statistics_there
+from libs.evaluation.weights import log_newer, warn_of_average, weights_options
 from libs.pipeline import stable_diffusion
 
 
-CODEC = "codec.json"  # in a run of train_class_ldm.py: what its latents are of
 # What may differ between the two stages of a ControlNet.
 UNSHARED = {("nnet", "name"), ("nnet", "use_checkpoint"), ("nnet", "dropout"), ("nnet", "out_channels"), ("nnet", "num_classes"),
-            ("codec", "path"), ("codec", "decode_batch"), ("denoiser", "clip")}
+            ("codec", "path"), ("codec", "decode_batch"), ("codec", "scale_factor"), ("denoiser", "clip")}
 
 
 class Trained(NamedTuple):
     """A run, opened: its sampler, class names, descriptions and real images.
 
     dataset: the real images, None where they are not at hand. prompts: see `describer`, None for networks without text.
+    identity: pipeline.trained_with(...) of the codec and text encoder in use. weights: `weights_options` of
+    what was taken.
     """
 
     sampler: pipeline.Pipeline
@@ -34,6 +38,13 @@ class Trained(NamedTuple):
     dataset: Dataset | None
     step: int | None
     source: Path
+    identity: dict | None = None
+    weights: dict = MappingProxyType({})
+
+    @property
+    def weights_hash(self):
+        """SHA-256 (first 16 hex digits) of the weights that were taken."""
+        return engine.weights_hash(self.source, **self.weights)
 
 
 def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompts=True, exact=False, unscored=False,
@@ -50,12 +61,17 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
     A classifier in config.sample.gradient is opened with it.
 
     Raises:
-        ValueError: classes or masks of the run and of the data differ, or no classes are known.
+        ValueError: classes or masks of the run and of the data differ, or no classes are known; codec or text
+            encoder are not those of the training, see `check_identity`; weights are not finite.
         FileNotFoundError: no weights; or the images are needed and config.metrics.fid_stat does not stand in for them, unless
             `unscored`.
     """
-    weights, step, source = engine.load_weights(nnet_path or workdir, ema_rate=config.sample.get("ema_rate", 0.0))
-    stable_diffusion.start_from_folder(config, source)
+    options = weights_options(config.sample)
+    weights, step, source = engine.load_weights(nnet_path or workdir, **options)
+    if run.is_main:
+        warn_of_average(source, **options)
+        log_newer(nnet_path or workdir, source, step)
+    whole = stable_diffusion.start_from_folder(config, source)
     stable_diffusion.check_adapter(config, engine.adapter_settings(source))
     dataset = _images(config, unscored) if with_data else None
     device = "cpu" if alone else run.device
@@ -79,12 +95,18 @@ def open_trained(run, config, workdir, nnet_path, *, with_data=True, with_prompt
     sampler = pipeline.load(config, weights, classes=classes, device=device, encoder=encoder, classifier=classifier,
                             precision="no" if exact else run.accelerator.mixed_precision, masks_as=masks,
                             base=engine.base_of(source))
+    identity = None
+    if not alone:  # a training that opens its own run has codec and encoder at hand
+        # One process hashes for all: gigabytes, which each has read from the same files.
+        identity = run.from_main(pipeline.trained_with(sampler.codec, encoder) if run.is_main else None)
+        if not whole and (home / "config.json").is_file() and source.resolve().is_relative_to(home.resolve()):
+            check_identity(home, identity, config)
     bank, prompts = home / "bank.json", None
     if with_prompts:
         prompts = describer(config, home, encoder, dataset=dataset, features=features)
     elif bank.is_file():
         prompts = pipeline.Describer(pipeline.Bank.load(bank), encoder)
-    return Trained(sampler, classes, encoder, prompts, dataset, step, source)
+    return Trained(sampler, classes, encoder, prompts, dataset, step, source, identity, options)
 
 
 def tie_to_base(run, net, config):
@@ -110,6 +132,7 @@ def begin_with_lora(config, net):
         ValueError: they do not fit, or their LoRA counted otherwise (rank, alpha, rslora) where they were trained.
     """
     weights, _, source = engine.load_weights(config.train.init)
+    warn_of_average(source, advice="train it longer, or with --config.train.ema_warmup=True")
     of_run = engine.read_json(source.parent.parent / "config.json", {}).get("nnet", {})  # where it is a checkpoint of ours
     said = {"lora_alpha": of_run.get("lora_alpha", 8.0) or of_run["lora_rank"],
             "use_rslora": of_run.get("use_rslora", False)} if of_run.get("lora_rank") else {}
@@ -133,6 +156,7 @@ def base_weights(config, classes, codec):
         raise ValueError("config.train.ldm is '': a ControlNet starts from a trained UNet. Train one on the same images by "
                          "train_class_ldm.py and give its folder, --config.train.ldm=workdir/ldm")
     weights, step, source = engine.load_weights(path)
+    warn_of_average(source, advice="train the first stage longer, or with --config.train.ema_warmup=True")
     home = next((folder for folder in (Path(path), *source.parents[:3]) if (folder / "config.json").is_file()
                  and (folder / "classes.json").is_file()), None)
     known = engine.read_json(home / "classes.json", None) if home else engine.class_names(source)
@@ -146,8 +170,16 @@ def base_weights(config, classes, codec):
             if (section, key) not in UNSHARED and now[section].get(key, value) != value:
                 raise ValueError(f"{home} was trained with config.{section}.{key}={value!r}, here it is {now[section][key]!r}: set "
                                  f"--config.{section}.{key}={value}")
-    known, mine = engine.read_json(home / CODEC, None) if home else None, pipeline.identity(codec)["codec"]
-    if known and known != mine:
+    mine, known = pipeline.identity(codec)["codec"], None
+    if home:
+        known = engine.read_json(home / CODEC, None) or engine.read_json(home / IDENTITY, {}).get("codec")
+        scale = engine.read_json(home / IDENTITY, {}).get("codec", {}).get("scale_factor") or before.get("codec", {}).get(
+            "scale_factor", 0.0)
+        if scale and not same_scale(scale, codec.scale_factor):
+            raise ValueError(f"{home} was trained on latents of the scale factor {scale:g}, here it is "
+                             f"{codec.scale_factor:g}: set "
+                             f"--config.codec.scale_factor={scale:.6g}")
+    if known and any(known[key] != mine[key] for key in ("name", "fingerprint")):
         told = [f"{each['name']} {each['fingerprint'][:16]} of {options.get('path', '') or 'no file'!r}"
                 for each, options in ((known, before.get("codec", {})), (mine, now["codec"]))]
         raise ValueError(f"{home} was trained on the latents of another autoencoder, {told[0]}; here config.codec gives {told[1]}: "
@@ -166,6 +198,7 @@ def open_classifier(path, config=None, *, device="cpu"):
         ValueError, FileNotFoundError: there is no such run, or these are no weights of a classifier.
     """
     weights, step, source = engine.load_weights(path)
+    warn_of_average(source, advice="train the classifier longer, or with --config.train.ema_warmup=True")
     home = next((folder for folder in (Path(path), *source.parents[:3]) if (folder / "config.json").is_file()), None)
     if home is None and source.is_file() and config is not None:
         return pipeline.published_classifier(config, weights, device=device, source=source)

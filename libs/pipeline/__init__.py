@@ -14,6 +14,7 @@ from libs.diffusion import samplers
 from libs.diffusion.guidance import classifier_free
 from libs.encoders import Bank, Prompts, read_attributes
 from libs.pipeline import stable_diffusion
+from libs.pipeline.finite import NotFinite, Watch, advise, check_pixels, rows_not_finite
 from libs.pipeline.building import (build_net, check_classes, check_images, check_masks, classes_without_data, guidance_options,
                                     guidance_scale, latent_shape, null_conditions, start_controlnet, start_from)
 from libs.pipeline.parameters import parameters, parameters_table
@@ -25,9 +26,9 @@ from libs.pipeline.steering import (NoisyClassifier, by_gradient, check as check
 __all__ = ["Bank", "build_net", "check_classes", "check_images", "check_masks", "choose_labels", "classes_without_data",
            "count_labels", "described", "Describer", "draw_conditions", "draw_labels", "draw_rows", "grid", "guidance_options",
            "guidance_scale", "identity", "image_codec", "image_generator", "latent_shape", "load", "Masks", "measure_name",
-           "noisy_classifier", "NoisyClassifier", "null_conditions", "parameters", "parameters_table", "Pipeline", "PROMPTS",
+           "noisy_classifier", "NoisyClassifier", "NotFinite", "null_conditions", "parameters", "parameters_table", "Pipeline", "PROMPTS",
            "Prompts", "published_classifier", "read_attributes", "read_modalities", "read_prompts", "requested",
-           "start_controlnet", "start_from", "StoredDescriber", "text_encoder", "to_uint8"]
+           "start_controlnet", "start_from", "StoredDescriber", "text_encoder", "to_uint8", "trained_with"]
 
 STEERED = {"on": "x_t", "profile": "constant", "first": 1.0, "last": 0.0, "clip_norm": 0.0, "reclip": False, "legacy_steps": 0}
 LOWER = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,7 +44,11 @@ class Pipeline:
         masks_as: how masks are told in classes (a MaskCode of libs.data), or None.
         classifier: the NoisyClassifier that `config.sample.gradient` guides by, or None.
         codec: latents become images by its `decode`, which is differentiable, as all samplers are.
+        classes: names of the network's classes, for messages; () where they are not known.
     """
+
+    classes = ()
+    _watch = None  # a Watch, while it is sought where values stopped being finite
 
     def __init__(self, net, config, *, codec, schedule, null, classifier=None, algorithm="", steps=0, masks_as=None):
         """
@@ -88,11 +93,15 @@ class Pipeline:
 
         Returns:
             float32 Tensor (N, C, H, W) in [-1, 1] on the network's device.
+
+        Raises:
+            NotFinite: an image is nan or infinite somewhere; names image and class, and the step of the
+                sampler.
         """
         generators = [image_generator(seed, index) for index in indices]
         x = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(self.device)
         z = samplers.run(self.algorithm, self.denoise(cond), x, self.schedule, self.steps, generator=generators, **self.own)
-        return self.codec.decode(z).clamp(-1.0, 1.0).float()
+        return self._images(z, lambda row: self._describe_fault(cond, seed, indices, row))
 
     @torch.no_grad()
     def encode(self, images, cond, *, to_noise=True):
@@ -113,14 +122,20 @@ class Pipeline:
         plain = diffusion.Denoiser(self._network, self.schedule, self.denoiser.predicts, self.denoiser.learned_var)
         cond = self._with_states(self.net, self._conditions(cond))[0]
         z = self.codec.sample(self.codec.moments(images.to(self.device)).chunk(2, dim=1)[0])  # its mean: no draw
-        return samplers.sample_ddim(lambda x, t: plain(x, t, **cond), z, self._bridge_times()[:-1].flip(0), self.schedule,
-                                    to_noise=to_noise)
+        z = samplers.sample_ddim(lambda x, t: plain(x, t, **cond), z, self._bridge_times()[:-1].flip(0), self.schedule,
+                                 to_noise=to_noise)
+        rows = rows_not_finite(z)
+        if rows:
+            raise NotFinite(f"encoding to noise gave values that are not finite (nan or infinite). "
+                            f"{advise(self.net)}", rows)
+        return z
 
     @torch.no_grad()
     def decode(self, latents, cond):
         """Images (N, C, H, W) in [-1, 1] from latents of `encode`: DDIM along falling times, with all guidance."""
         z = samplers.sample_ddim(self.denoise(cond), latents.to(self.device), self._bridge_times(), self.schedule)
-        return self.codec.decode(z).clamp(-1.0, 1.0).float()
+        return self._images(z, lambda _: f"decoding gave pixels that are not finite (nan or infinite). "
+                                         f"{advise(self.net)}")
 
     def denoise(self, cond, *, net=None, guidance=None):
         """The denoiser under conditions (a row for each image), with the guidance of config.sample: classifier-free first,
@@ -140,7 +155,38 @@ class Pipeline:
         cond, null = self._with_states(self.net if net is None else net, self._conditions(cond))
         denoise = classifier_free(denoiser, cond, conditions.null(null, cond), self.guidance if guidance is None else guidance,
                                   **self.guided)
-        return by_gradient(denoise, self.gradient, self.classifier, cond.get("label")) if self.guides else denoise
+        denoise = by_gradient(denoise, self.gradient, self.classifier, cond.get("label")) if self.guides else denoise
+        return denoise if self._watch is None else self._watch.around(denoise)
+
+    def _images(self, z, describe):
+        """Latents as images in [-1, 1], float32; NotFinite with describe(row) of the first one that is not
+        finite: clamping would make white of what is infinite, and black of nan."""
+        images = self.codec.decode(z)
+        rows = rows_not_finite(images)
+        if rows:
+            raise NotFinite(describe(rows[0]), rows)
+        return images.clamp(-1.0, 1.0).float()
+
+    def _describe_fault(self, cond, seed, indices, row):
+        """What is wrong with an image of a batch, with the step at which it began: that image is made again,
+        and watched."""
+        label = int(cond["label"][row]) if "label" in self.takes else None
+        names = [f"seed {seed}"]
+        if label is not None:
+            names.append(f"class {self.classes[label]!r}" if label < len(self.classes) else f"class no. "
+                                                                                            f"{label}")
+        text = f"image {indices[row]} ({', '.join(names)}) has pixels that are not finite (nan or infinite)"
+        if self._watch is not None:
+            return text
+        self._watch = watch = Watch()
+        try:
+            self({key: cond[key][row:row + 1] for key in self.takes}, seed=seed, indices=[indices[row]])
+            where = f"made alone, out of its batch of {len(indices)}, it is finite"
+        except NotFinite:
+            where = watch.describe()
+        finally:
+            self._watch = None
+        return f"{text}: {where}. {advise(self.net)}"
 
     @property
     def guides(self):
@@ -228,9 +274,11 @@ def load(config, weights, *, classes, device, encoder=None, empty_text=None, cla
             backbones.lower(each, LOWER[precision])
     if "gradient" in config.sample:
         check_gradient(config.sample.gradient, classifier, classes=classes, shape=latent_shape(config.nnet))
-    return Pipeline(net.to(device).eval(), config, codec=image_codec(config, device),
-                    schedule=diffusion.schedule(**config.schedule),
-                    null=null_conditions(net, classes, empty_text), classifier=classifier, masks_as=masks_as, **own)
+    sampler = Pipeline(net.to(device).eval(), config, codec=image_codec(config, device),
+                       schedule=diffusion.schedule(**config.schedule),
+                       null=null_conditions(net, classes, empty_text), classifier=classifier, masks_as=masks_as, **own)
+    sampler.classes = list(classes)
+    return sampler
 
 
 def text_encoder(config, device="cpu"):
@@ -250,14 +298,30 @@ def identity(codec, encoder=None):
                         "shape": list(encoder.shape)} if encoder is not None else {}}
 
 
+def trained_with(codec, encoder=None):
+    """What a training depends on beside its data and its samples depend on as well: codec and encoder as of
+    `identity`, with the hash of the decoder and the scale factor of the latents, which stores are not
+    compared by."""
+    found = identity(codec, encoder)
+    found["codec"] |= {"decoder": codec.decoder_fingerprint, "scale_factor": float(codec.scale_factor)}
+    return found
+
+
 def image_generator(seed, index):
     """The generator of image `index` of `seed`; a CPU generator, so that every device draws the same noise."""
     state = np.random.SeedSequence([seed, int(index)]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-def to_uint8(images):
-    """[-1, 1] -> uint8, rounded, on the CPU: (N, C, H, W) -> (N, C, H, W)."""
+def to_uint8(images, name=None):
+    """[-1, 1] -> uint8, rounded, on the CPU: (N, C, H, W) -> (N, C, H, W).
+
+    name: position in the batch -> what a message calls that image.
+
+    Raises:
+        NotFinite: a pixel is nan or infinite, which the cast would make black or white without a word.
+    """
+    check_pixels(images, name)
     return ((images + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 

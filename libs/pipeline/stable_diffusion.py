@@ -108,16 +108,21 @@ def start_from_folder(config, path):
     """Where --nnet_path is the whole folder of a pipeline, take its text encoder and autoencoder as well: a network that was
     trained beside others makes other images with those of the run's config.nnet.path, which is set to the folder.
 
+    Returns:
+        whether it is.
+
     Raises:
         OSError, ValueError: as `check`.
     """
     folder = Path(path).expanduser()
-    whole = any((folder / name / "config.json").is_file() for name in ("text_encoder", "vae"))
-    if whole and family_of(config):
+    parts = any((folder / name / "config.json").is_file() for name in ("text_encoder", "vae"))
+    whole = parts and family_of(config) is not None
+    if whole:
         config.nnet.path = str(folder)
         check(config)
         logging.info("%s is a whole pipeline: config.nnet.path is set to it, so that its text encoder and autoencoder are used",
                      folder)
+    return whole
 
 
 def base_of(net):

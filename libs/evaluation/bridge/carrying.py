@@ -1,5 +1,6 @@
 """Encoding images to noise and decoding them again: the two networks of a bridge, and the loop over images."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -9,8 +10,9 @@ from pathlib import Path
 import torch
 
 from libs import data, engine
+from libs.evaluation.identity import facts_of
 from libs.evaluation.bridge.files import LATENTS, OF_GUIDANCE, read_row, save
-from libs.pipeline import to_uint8
+from libs.pipeline import NotFinite, to_uint8
 
 LOG_EVERY = 30  # seconds between two lines about the progress
 BARS = 8  # classes whose probabilities are kept for the page
@@ -73,9 +75,10 @@ class Bridge:
     def settings(self):
         """What decides the pixels of a result, as {name: value}; the guidance is in here, the images are not."""
         sampler = self.decoder.sampler
-        found = {"network": engine.weights_hash(self.encoder.source)}
+        found = {"network": self.encoder.weights_hash, **facts_of(self.encoder.identity)}
         if self.decoder is not self.encoder:
-            found["decoding_network"] = engine.weights_hash(self.decoder.source)
+            found["decoding_network"] = self.decoder.weights_hash
+            found |= {f"decoding_{name}": value for name, value in facts_of(self.decoder.identity).items()}
         found |= {"sample_steps": str(sampler.steps), "spacing": sampler.own.get("spacing") or "", "guidance": sampler.guidance,
                   "encode_to_noise": int(self.to_noise),
                   "classifier": "" if self.classifier is None else engine.weights_hash(self.classifier.source)}
@@ -105,7 +108,7 @@ def carry(run, bridge, dataset, jobs, folder, *, batch_size, facts=None, shown=(
     mine, said = [i for batch in batches for i in batch], time.monotonic()
     share, done = sum(len(of_image[i]) for i in mine), 0
     for batch in data.in_order(dataset, mine, batch_size):
-        sources = to_uint8(batch["image"])
+        sources = to_uint8(batch["image"], lambda row: dataset.file_name(int(batch["index"][row])))
         known = [hashlib.sha256(source.numpy().tobytes()).hexdigest()[:16] for source in sources]
         asked = [(k, job) for k, i in enumerate(batch["index"].tolist()) for job in of_image[i]]
         missing = {job for k, job in asked if (read_row(folder / job.name) or {}).get("source_sha256") != known[k]}
@@ -114,14 +117,15 @@ def carry(run, bridge, dataset, jobs, folder, *, batch_size, facts=None, shown=(
             continue
         starts = list(dict.fromkeys((k, job.source) for k, job in asked))
         rows = [k for k, _ in starts]
-        with run.accelerator.autocast():
+        with run.accelerator.autocast(), _naming([dataset.file_name(int(batch["index"][k])) for k in rows]):
             latents = bridge.encode(batch["image"][rows], [source for _, source in starts])
         before = bridge.beliefs(sources[rows])
         for part in [asked[begin:begin + batch_size] for begin in range(0, len(asked), batch_size)]:
             if missing.isdisjoint(job for _, job in part):
                 continue
             at = [starts.index((k, job.source)) for k, job in part]
-            with run.accelerator.autocast():
+            names = [f"{job.file} to {job.target!r}" if job.target else job.file for _, job in part]
+            with run.accelerator.autocast(), _naming(names):
                 results = bridge.decode(latents[at], [job.target for _, job in part])
             after = bridge.beliefs(results)
             for row, (k, job) in enumerate(part):
@@ -138,6 +142,15 @@ def carry(run, bridge, dataset, jobs, folder, *, batch_size, facts=None, shown=(
             said = time.monotonic()
             logging.info("%d of %d images", done, share)
     return made
+
+
+@contextlib.contextmanager
+def _naming(images):
+    """Names the image of a batch whose values are not finite."""
+    try:
+        yield
+    except NotFinite as error:
+        raise NotFinite(f"{images[error.rows[0]]}: {error}", error.rows) from None
 
 
 def _row(bridge, job, source, latent, result, before, after):

@@ -13,6 +13,7 @@ from PIL import Image
 from libs import engine, tables
 from libs.engine.checkpoint import write_text
 from libs.evaluation.generation import save_png
+from libs.evaluation.listing import remove_others, stays_inside
 
 COLUMNS = ("file_name", "label", "source_file", "source_label", "latent_mean", "latent_std", "latent_correlation", "change")
 BELIEFS = tuple(f"{when}_{what}" for when in ("before", "after") for what in ("class", "p_target", "entropy", "margin"))
@@ -81,7 +82,14 @@ def read_rows(folder, jobs):
 
 
 def write_table(folder, rows):
-    """metadata.csv of the rows: with it the folder is a data set."""
+    """metadata.csv of the rows: with it the folder is a data set. Results that the table of before lists and
+    this one does not, of sources that are gone, are deleted."""
+    folder = Path(folder)
+    if (folder / "metadata.csv").is_file():
+        with open(folder / "metadata.csv", newline="", encoding="utf-8") as stream:
+            names = [row["file_name"] for row in csv.DictReader(stream)
+                     if row.get("source_file") and row.get("file_name")]
+        remove_others(folder, rows, before=[name for name in names if stays_inside(name)])
     columns = [name for name in (*COLUMNS, *BELIEFS) if any(row.get(name) for row in rows)]
     text = io.StringIO(newline="")
     table = csv.DictWriter(text, columns, extrasaction="ignore")

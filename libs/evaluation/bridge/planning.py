@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 from libs import data
 from libs.data.base import did_you_mean
+from libs.engine.file_names import FILE_NAME_BYTES, distinct_names, safe_name, short_name
 
+# Files beside the folders of the classes.
+OURS = ("settings.json", "metadata.csv", "bridge.json", "shown.npz", "index.html")
 EVERY = ("all", "*")  # in a map: every class; on unlabelled images: no class
 
 
@@ -97,12 +100,15 @@ def plan(dataset, found, prefix):
     same name.
     """
     stems, jobs = _stems([dataset.file_name(i) for i in range(len(dataset))]), []
+    targets = sorted({target or label for label, pairs in found.items() for _, target in pairs} - {""})
+    folders = distinct_names([*dataset.classes, *targets], reserved=OURS)
     for i, stem in enumerate(stems):
         label = dataset.classes[int(dataset.labels[i])] if dataset.classes else ""
         for source, target in found.get(label, ()):
             target = target or label
-            folder = f"{_as_name(target)}/" if target else ""
-            jobs.append(Job(i, dataset.file_name(i), source or label, target, f"{folder}{prefix}_{stem}.png"))
+            folder = f"{folders[target]}/" if target else ""
+            name = f"{folder}{short_name(f'{prefix}_{stem}')}.png"
+            jobs.append(Job(i, dataset.file_name(i), source or label, target, name))
     for name, count in Counter(job.name.lower() for job in jobs).items():
         if count > 1:
             raise ValueError(f"{count} results would be called {name}: {[job.file for job in jobs if job.name.lower() == name]}")
@@ -128,5 +134,5 @@ def _stems(files):
 
 
 def _as_name(text):
-    """Text as the name of a file or folder."""
-    return re.sub(r"[^\w .,()+=@-]+", "_", text).strip(" ._") or "_"
+    """Text as the name of a file."""
+    return safe_name(re.sub(r"[^\w .,()+=@-]+", "_", text).strip(" ._") or "_", FILE_NAME_BYTES)
