@@ -182,6 +182,7 @@ def test_stops_and_each_advice_works_as_typed(tmp_path, layout):
         lambda root: [mask(root / f"a/{k}{k}{end}.png") for k in range(4) for end in ("", "b")],
         lambda root: [image(root / f"images/{k}.png", seed=k) for k in range(4)],
         lambda root: [mask(root / f"masks/{k}.png") for k in range(4)],
+        lambda root: [image(root / f"{a}/{k}.png", seed=k) for a in ("mask", "no_mask") for k in range(4)],
         lambda root: [image(root / f"{k}.png", seed=k) for k in range(1, 120)],
     ],
 )

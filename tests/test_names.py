@@ -176,6 +176,17 @@ def test_tables_and_files_of_two_forms(tmp_path):
         assert dataset.file_name(0) == f"{APART}/{COMPOSED}1.png" and dataset[0]["mask"].mean() > 0
 
 
+def test_split_folders_with_what_cannot_be_seen(tmp_path):
+    for split in ("train ", "val\u200b"):
+        image(tmp_path / split / "a" / "1.png")
+    train = folder(tmp_path, split="train")
+    assert len(train) == 1 and train.classes == ["a"] and train.file_name(0) == "train /a/1.png"
+    assert len(folder(tmp_path, split="val")) == 1 and train[0]["image"].shape == (3, 16, 16)
+    rows = ["file_name,label,split", "0.png,a,train\u200b", "1.png,a,train\u200b", "2.png,a,train\u200b"]
+    root = table(tmp_path / "t", rows)
+    assert [len(folder(root, split=split, holdout=0.34)) for split in ("train", "val")] == [2, 1]
+
+
 def test_options_and_the_command_line(tmp_path):
     classes = [COMPOSED, "nevus"]
     assert pipeline.choose_labels(APART, classes, 2, conditional=True) == [0, 0]

@@ -12,7 +12,7 @@ from .files import ImageFiles, check_options
 from .mask_like import check_masks, masks_among
 from .masks import MaskCode
 from .paths import natural
-from .scan import look, unlisted
+from .scan import SPLITS, look, unlisted
 from .split import advise_holdout, choose, hold_out, leaks
 from .table import Columns
 
@@ -243,6 +243,9 @@ def _one_spelling(found, path):
     for what in ("group", "split"):
         alike = names.spellings(getattr(row, what) for row in found.rows if getattr(row, what))
         first = {name: each[0] for each in alike.values() for name in each}
+        if what == "split":  # those that have a meaning are called as it is spelled
+            plain = {row.split: names.visible(row.split) for row in found.rows}
+            first |= {name: seen for name, seen in plain.items() if seen.lower() in SPLITS}
         for row in found.rows:
             setattr(row, what, first.get(getattr(row, what), getattr(row, what)))
         if alike:

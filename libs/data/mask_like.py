@@ -59,6 +59,7 @@ IMAGE_WORDS = {
     "scans",
 }
 ANY_WORD = re.compile("|".join((*MASK_WORDS, "ground[ _-]?truth")), re.IGNORECASE)
+NEGATIONS = {"no", "not", "non", "without"}
 SAMPLED_PAIRS = 8  # decoded to see what is in them
 FEW_LEVELS = 16  # different colours of a mask, at most
 EXTREME = 32  # levels from black or white that count as either: masks that JPEG smoothed
@@ -185,12 +186,13 @@ def mask_folders(files, folders, root):
     parts = set(place) | set(folders)
     words = {part: _words(part) for part in parts}
     images = {part for part in parts if words[part] and words[part] <= IMAGE_WORDS}
+    worn = any(words[part] & MASK_WORDS and words[part] & NEGATIONS for part in parts)  # faces without a mask
     masks = {
         part
         for part in parts
         if words[part] & MASK_WORDS
         and (
-            words[part] <= PLAIN_MASK_WORDS
+            words[part] <= PLAIN_MASK_WORDS and not worn
             or images
             and words[part] <= MASK_WORDS | IMAGE_WORDS | {"folder", "dir"}
             or _hold_masks(place.get(part, []), root)

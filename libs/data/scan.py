@@ -134,7 +134,7 @@ def look(path, columns, *, follow_links=False, read=None, ignore_files=(),
             walk.ignored += [row.name for row in rows if is_ignored(row.name, walk.ignore_files)]
             rows = [row for row in rows if not is_ignored(row.name, walk.ignore_files)]
         for row in rows:
-            row.split = split or row.split
+            row.split = names.visible(split) or row.split
         found.rows += rows
         found.fields |= fields | ({"split"} if split else set())
         have[split] = sorted(fields - {"split"})
@@ -238,8 +238,8 @@ def _log_other_tables(root, parts, walk, found, path_option):
              if name.lower().endswith((".txt", ".caption")) and name.rsplit(".", 1)[0] in stems]
     if texts:
         log.warning("%s: %d .txt file%s with the name of an image, such as %s, %s not read: captions stand "
-                    "in a table metadata.csv with the columns file_name,text", root, len(texts), "s" * (len(texts) > 1), texts[0],
-                    "are" if len(texts) > 1 else "is")
+                    "in a table metadata.csv with the columns file_name,text", root, len(texts),
+                    "s" * (len(texts) > 1), texts[0], "are" if len(texts) > 1 else "is")
 
 
 def text_of(files, shown=5):
