@@ -38,6 +38,8 @@ def ready(run, config, codec, encoder=None, *, masks=False, batch_size=64):
     """
     if not config.features.path:
         return config.features
+    if not run.resumes:
+        pipeline.check_scale(codec)  # before hours of encoding
     check(config)
     features = config.features.copy_and_resolve_references()
     features.path = folder(config.features, run.folder)

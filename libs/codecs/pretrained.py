@@ -61,6 +61,21 @@ def is_published_scale(given: float, own: float) -> bool:
         own, PUBLISHED_SCALES[0], rel_tol=1e-4)
 
 
+def check_scale(codec):
+    """ValueError where a training would begin with the scale factor that a config was published with, beside an
+    autoencoder whose folder says another one, for which that number was never meant."""
+    given, own = codec.scale_factor, codec.folder_scale
+    if own and codec.published_scale and not same_scale(given, own):
+        raise ValueError(f"config.codec.scale_factor is {given:g}, that of Stable Diffusion's autoencoder; the "
+                         f"autoencoder of config.codec.path says {own:g}, by which its latents have a deviation "
+                         "of 1. Set --config.codec.scale_factor=0. to take the autoencoder's own")
+
+
+def same_scale(a, b):
+    """Whether two scale factors are one number; folders and configs round them to five or six digits."""
+    return math.isclose(a, b, rel_tol=1e-4)
+
+
 def scale_factor(config, path: str, given: float) -> float:
     """The scale of latents: as given, or what the autoencoder's config says; ValueError where that is not a
     scale alone.
@@ -70,7 +85,7 @@ def scale_factor(config, path: str, given: float) -> float:
     """
     if given:
         own = config.get("scaling_factor")
-        if own and not math.isclose(given, own, rel_tol=1e-4):
+        if own and not same_scale(given, own):
             logging.warning("config.codec.scale_factor=%g is used, the autoencoder %s says %g: latents are "
                             "%.3g times as large as by its "
                             "own factor. --config.codec.scale_factor=0. takes the autoencoder's "

@@ -177,7 +177,7 @@ def generate_all(run, pipeline, cond, n, *, seed, batch_size):
 def raise_together(run, fault):
     """NotFinite on every process where one of them met a `fault`, a text that is '' elsewhere; called by
     every process."""
-    if int(run.gather_rows(torch.tensor([bool(fault)])).sum()):
+    if int(run.gather_rows(torch.tensor([int(bool(fault))])).sum()):
         raise NotFinite(fault or "another process made pixels that are not finite (nan or infinite)")
 
 

@@ -9,10 +9,10 @@ when it begins, in identity.json, and whoever opens the run compares.
 import hashlib
 import json
 import logging
-import math
 from pathlib import Path
 
 from libs import data, engine, pipeline
+from libs.pipeline import check_scale, same_scale
 
 IDENTITY = "identity.json"  # of a run
 CODEC = "codec.json"  # of runs of train_class_ldm.py: name and fingerprint of the encoding half alone
@@ -42,16 +42,6 @@ def record_identity(run, codec, encoder=None):
         return
     check_scale(codec)
     run.record(IDENTITY, now)
-
-
-def check_scale(codec):
-    """ValueError where a training would begin with the scale factor that a config was published with, beside
-    an autoencoder whose folder says another one, for which that number was never meant."""
-    given, own = codec.scale_factor, getattr(codec, "folder_scale", 0.0)
-    if own and codec.published_scale and not same_scale(given, own):
-        raise ValueError(f"config.codec.scale_factor is {given:g}, that of Stable Diffusion's autoencoder; the "
-                         f"autoencoder of config.codec.path says {own:g}, by which its latents have a deviation of "
-                         "1. Set --config.codec.scale_factor=0. to take the autoencoder's own")
 
 
 def check_identity(home, now, config):
@@ -130,11 +120,6 @@ def facts_of(identity):
     facts = {} if codec["name"] == "Pixels" else {
         "autoencoder": hashlib.sha256(json.dumps(codec, sort_keys=True).encode()).hexdigest()[:HASH_DIGITS]}
     return facts | ({"text_encoder": encoder["fingerprint"][:HASH_DIGITS]} if encoder else {})
-
-
-def same_scale(a, b):
-    """Whether two scale factors are one number; folders and configs round them to five or six digits."""
-    return math.isclose(a, b, rel_tol=1e-4)
 
 
 def _words(part):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from libs import backbones, codecs, cond as conditions, diffusion, encoders
+from libs.codecs.pretrained import check_scale, same_scale
 from libs.diffusion import samplers
 from libs.diffusion.guidance import classifier_free
 from libs.encoders import Bank, Prompts, read_attributes
@@ -23,11 +24,11 @@ from libs.pipeline.prompts import (Describer, Masks, PROMPTS, StoredDescriber, c
 from libs.pipeline.steering import (NoisyClassifier, by_gradient, check as check_gradient, measure_name, noisy_classifier,
                                     published_classifier)
 
-__all__ = ["Bank", "build_net", "check_classes", "check_images", "check_masks", "choose_labels", "classes_without_data",
+__all__ = ["Bank", "build_net", "check_classes", "check_images", "check_masks", "check_scale", "choose_labels", "classes_without_data",
            "count_labels", "described", "Describer", "draw_conditions", "draw_labels", "draw_rows", "grid", "guidance_options",
            "guidance_scale", "identity", "image_codec", "image_generator", "latent_shape", "load", "Masks", "measure_name",
            "noisy_classifier", "NoisyClassifier", "NotFinite", "null_conditions", "parameters", "parameters_table", "Pipeline", "PROMPTS",
-           "Prompts", "published_classifier", "read_attributes", "read_modalities", "read_prompts", "requested",
+           "Prompts", "published_classifier", "read_attributes", "read_modalities", "read_prompts", "requested", "same_scale",
            "start_controlnet", "start_from", "StoredDescriber", "text_encoder", "to_uint8", "trained_with"]
 
 STEERED = {"on": "x_t", "profile": "constant", "first": 1.0, "last": 0.0, "clip_norm": 0.0, "reclip": False, "legacy_steps": 0}
