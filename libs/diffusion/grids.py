@@ -7,7 +7,6 @@ import torch
 
 SPACINGS = ("respaced", "stride", "leading", "linspace", "uniform", "euler", "logsnr", "logsnr_fast")
 OF_STEPS = SPACINGS[:4]  # choose among the steps of a discrete schedule
-ENDS_AT_ZERO = ("respaced", "stride", "linspace", "euler")
 
 
 class OptionError(ValueError):

@@ -17,7 +17,7 @@ from typing import Callable
 
 import torch
 
-from .grids import ENDS_AT_ZERO, OptionError, describe_choice, fast_orders
+from .grids import OptionError, describe_choice, fast_orders
 from .schedule import mix
 
 
@@ -295,11 +295,12 @@ def _make(name, steps, spacing, schedule, options):
     respaces = isinstance(steps, str) and sampler.discrete == "respaced"
     chosen = spacing or ("respaced" if respaces else sampler.continuous if schedule.steps is None else sampler.discrete)
     _check_schedule(name, schedule, (*sampler.needs, *OF_SPACINGS.get(chosen, ()), *(("posterior",) if taken.get("eta") else ())))
-    if not sampler.to_zero and chosen in ENDS_AT_ZERO:
+    times = schedule.times(steps, spacing=chosen)
+    if not sampler.to_zero and times[-1] == 0:
         raise OptionError(f"{name} with spacing={chosen!r}, whose times end at 0: there log(alpha/sigma), in which this solver "
                           "steps, is infinite", "spacing", "name",
                           ways=({"spacing": ""}, *({"name": each} for each, row in SAMPLERS.items() if row.to_zero)))
-    return Prepared(name, steps, chosen, schedule, schedule.times(steps, spacing=chosen), taken)
+    return Prepared(name, steps, chosen, schedule, times, taken)
 
 
 def _works(arguments, schedule):

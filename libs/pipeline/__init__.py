@@ -239,10 +239,10 @@ def load(config, weights, *, classes, device, encoder=None, empty_text=None, cla
     for each in (net, classifier and classifier.net) if precision in LOWER else ():
         if each is not None:
             backbones.lower(each, LOWER[precision])
+    schedule = diffusion.schedule(**config.schedule)
     if "gradient" in config.sample:
-        check_gradient(config.sample.gradient, classifier, classes=classes, shape=latent_shape(config.nnet))
-    return Pipeline(net.to(device).eval(), config, codec=image_codec(config, device),
-                    schedule=diffusion.schedule(**config.schedule),
+        check_gradient(config.sample.gradient, classifier, classes=classes, shape=latent_shape(config.nnet), schedule=schedule)
+    return Pipeline(net.to(device).eval(), config, codec=image_codec(config, device), schedule=schedule,
                     null=null_conditions(net, classes, empty_text), classifier=classifier, masks_as=masks_as, **own)
 
 

@@ -63,5 +63,5 @@ def _in_words_of(config, error, values, other):
     paths |= {key: f"config.sample.{key}" for key in OPTIONS if key in config.sample}
     about = [f"{paths[option]} is {values[option]!r}" for option in error.options if option in paths]
     ways = [" ".join(f"--{paths[key]}={value}" for key, value in way.items()) for way in error.ways if way.keys() <= paths.keys()]
-    advice = f". Set {', or '.join(ways[:4])}" if ways else ""
+    advice = f". Set {' or '.join(ways[:4])}" if ways else ""  # blanks alone between options, for who copies one
     return f"{', '.join(about) or section}: {error}{advice}"
