@@ -5,11 +5,25 @@ Tensor of its shape and dtype. Both are computed in float64.
 """
 import difflib
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
 from . import grids
+
+
+@lru_cache(maxsize=16)
+def _copied(times, device):
+    return torch.tensor(times, dtype=torch.float64, device=device)
+
+
+def grid_on(times, device):
+    """Times, a Tensor or numbers, as a float64 Tensor on a device; copied there once, not at every step of a training."""
+    device = None if device is None else torch.device(device)
+    if device is None or device.type == "cpu" or isinstance(times, torch.Tensor) and times.device == device:
+        return torch.as_tensor(times, dtype=torch.float64, device=device)
+    return _copied(tuple(torch.as_tensor(times, dtype=torch.float64).tolist()), device)
 
 
 def mix(a, x, b, y):
@@ -111,7 +125,7 @@ class Schedule:
         source = device if generator is None else generator.device
         device = source if device is None else device
         if times is not None:
-            grid = torch.as_tensor(times, dtype=torch.float64, device=device)
+            grid = grid_on(times, device)
             return grid[torch.randint(len(grid) - 1, (n,), generator=generator, device=source).to(device)]
         if self.steps is None:
             return torch.rand(n, generator=generator, device=source, dtype=torch.float64).to(device)
