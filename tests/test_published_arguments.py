@@ -105,6 +105,11 @@ def test_uvit_s_norm_layer_and_qkv_bias_are_used():
             bias.normal_()
             assert not torch.equal(net(x, t, **cond), before), name
             bias.zero_()
+    earlier = {name: value for name, value in net.state_dict().items()
+               if name not in [f"Q_former.{linear}.bias" for linear in ("attn.ql", "attn.kl", "attn.vl", "z1", "z2")]}
+    with torch.no_grad():  # our own runs of before had no such biases, which is to compute with zeros
+        net.Q_former.z1.bias.normal_()
+        assert torch.equal(backbones.load(net, earlier)(x, t, **cond), before)
     plain = backbones.get("uvit_t2i_prototype", **kwargs).state_dict()
     with pytest.raises(ValueError, match="qkv_bias=False, the network True: set --config.nnet.qkv_bias=False"):
         backbones.load(net, plain)

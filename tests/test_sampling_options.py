@@ -255,3 +255,19 @@ def test_the_order_of_another_classifier_follows_its_network():
 def test_spacings_and_configs_agree():
     assert set(OF_STEPS) < set(SPACINGS) and all(
         config.sample.get("spacing", "") in ("", *SPACINGS) for config in CONFIGS.values() if "algorithm" in config.get("sample", {}))
+
+
+def test_one_schedule_in_the_place_of_another():
+    """--config.schedule.name=vpsde on a config whose section has steps=1000: its usual value asks for nothing."""
+    for name, config in NETWORKS.items():
+        for other in SCHEDULES:
+            made = diffusion.schedule(**{**config.schedule, "name": other})
+            plain, ours = SCHEDULES[other], other == config.schedule.name
+            assert ours or (type(made), made.steps) == (type(plain), plain.steps), name
+    with pytest.raises(ValueError, match="'vpsde' takes no steps, here 500: it takes beta_min, beta_max; steps is an option of sd, lin"):
+        diffusion.schedule("vpsde", steps=500)
+    with pytest.raises(ValueError, match="'linear' takes no beta_start, here 0.01: it takes steps; beta_start is an option of sd$"):
+        diffusion.schedule("linear", beta_start=0.01)
+    with pytest.raises(ValueError, match="'cosine' takes no stepz"):
+        diffusion.schedule("cosine", stepz=3)
+    assert diffusion.schedule("sd", steps=500, shift=-1).steps == 500

@@ -243,6 +243,8 @@ class PrototypeUViT(UViT):
         self.q, self.k, self.v = (nn.Linear(dim, dim) for _ in range(3))
         self.Q_former = PrototypeBlock(dim, attn.num_heads, self.mid_block.mlp.fc1.out_features, attn.scale, qkv_bias=qkv_bias,
                                        norm_layer=norm_layer)
+        if qkv_bias:  # our own earlier runs lack them, see checkpoint.load
+            self.later_biases = tuple(f"Q_former.{name}.bias" for name in ("attn.ql", "attn.kl", "attn.vl", "z1", "z2"))
         for linears in (self.q, self.k, self.v, self.Q_former):
             init_transformer_(linears)
         if zero_init:
