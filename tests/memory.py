@@ -86,8 +86,8 @@ class Saved:
 def saved_bytes(net, inputs, half):
     """Bytes that one forward pass of a network on the meta device saves."""
     mode = Autocast()
-    own = {weight.untyped_storage()._cdata for weight in [*net.parameters(), *net.buffers()]}
-    saved = Saved(lambda: own | {copy.untyped_storage()._cdata for copy in mode.copies.values()})
+    weights = {weight.untyped_storage()._cdata for weight in [*net.parameters(), *net.buffers()]}
+    saved = Saved(lambda: weights | {copy.untyped_storage()._cdata for copy in mode.copies.values()})
     x, t, cond = inputs
 
     def attention(q, k, v, *_, **__):

@@ -44,7 +44,7 @@ NETWORKS = {
     "pixart with T5": PIXART,
     "pixart with T5, DoRA": PIXART | dict(use_dora=True, text_targets="all"),
     "pixart with T5, base in bf16": PIXART | dict(base_dtype="bfloat16"),
-    "pixart told sizes": PIXART | dict(train_text_encoder=False, micro_conditions=True),
+    "pixart of sizes": PIXART | dict(train_text_encoder=False, micro_conditions=True),
 }
 
 
@@ -52,14 +52,14 @@ NETWORKS = {
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     return {"unet_sd": tiny_sd.save(root / "sd"), "pixart": tiny_pixart.save(root / "pixart"),
-            "told": tiny_pixart.save(root / "told", micro_conditions=True)}
+            "sized": tiny_pixart.save(root / "sized", micro_conditions=True)}
 
 
 def build(name, folders):
     """(network, example of its inputs) on the CPU."""
     kwargs, torch_state = dict(NETWORKS[name]), torch.Generator().manual_seed(0)
     if kwargs["name"] in folders:
-        kwargs["path"] = str(folders["told" if kwargs.pop("micro_conditions", False) else kwargs["name"]])
+        kwargs["path"] = str(folders["sized" if kwargs.pop("micro_conditions", False) else kwargs["name"]])
     torch.manual_seed(0)
     net = backbones.get(**kwargs).eval()
     classifier = kwargs["name"] == "adm_classifier"

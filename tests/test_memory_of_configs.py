@@ -82,8 +82,8 @@ def test_a_config_fits_the_gpus_of_its_docstring(name):
 def test_activations_are_those_that_were_measured_elsewhere(name):
     config = CONFIGS[name].copy_and_resolve_references()
     net = network_of(config)
-    found = memory.bytes_per_image(net, inputs_of(net, config.nnet), True) / 2 ** 20
-    assert found == pytest.approx(MEASURED[name], rel=0.08)
+    measured = memory.bytes_per_image(net, inputs_of(net, config.nnet), True) / 2 ** 20
+    assert measured == pytest.approx(MEASURED[name], rel=0.08)
 
 
 def test_what_is_counted_of_a_small_network():
@@ -110,13 +110,13 @@ def test_what_is_counted_of_a_small_network():
 
 @pytest.mark.parametrize("name, least", [("imagenet512_adm", 2.5), ("imagenet256_dit_xl2", 5), ("imagenet256_uvit_huge", 5)])
 def test_checkpointing_keeps_less(name, least):
-    found = {}
+    measured = {}
     for checkpointed in (False, True):
         config = CONFIGS[name].copy_and_resolve_references()
         config.nnet.use_checkpoint = checkpointed
         net = network_of(config)
-        found[checkpointed] = memory.bytes_per_image(net, inputs_of(net, config.nnet), True)
-    assert found[False] > least * found[True]
+        measured[checkpointed] = memory.bytes_per_image(net, inputs_of(net, config.nnet), True)
+    assert measured[False] > least * measured[True]
 
 
 def test_what_docstrings_say_of_other_cards():

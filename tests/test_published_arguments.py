@@ -48,46 +48,46 @@ def uvit_shapes(kind, *, depth, mlp_ratio, qkv_bias, mlp_time_embed, conv, skip,
     text, hidden, patches = kind != "uvit", int(D * mlp_ratio), (side // patch) ** 2
 
     def block(name, merges):
-        found = {}
+        shapes = {}
         for norm in ("norm1", "norm2"):
-            found |= pair(f"{name}.{norm}", D, bias=D)
-        found |= linear(f"{name}.attn.qkv", 3 * D, D, qkv_bias) | linear(f"{name}.attn.proj", D, D)
-        found |= linear(f"{name}.mlp.fc1", hidden, D) | linear(f"{name}.mlp.fc2", D, hidden)
-        return found | (linear(f"{name}.skip_linear", D, 2 * D) if merges else {})
+            shapes |= pair(f"{name}.{norm}", D, bias=D)
+        shapes |= linear(f"{name}.attn.qkv", 3 * D, D, qkv_bias) | linear(f"{name}.attn.proj", D, D)
+        shapes |= linear(f"{name}.mlp.fc1", hidden, D) | linear(f"{name}.mlp.fc2", D, hidden)
+        return shapes | (linear(f"{name}.skip_linear", D, 2 * D) if merges else {})
 
-    found = {"pos_embed": (1, 1 + label + text * num_clip_token + patches, D)}
-    found |= pair("patch_embed.proj", D, in_chans, patch, patch, bias=D)
-    found |= linear("time_embed.0", 4 * D, D) | linear("time_embed.2", D, 4 * D) if mlp_time_embed else {}
-    found |= {"label_emb.weight": (num_classes, D)} if label else {}
-    found |= linear("context_embed", D, clip_dim) if text else {}
+    shapes = {"pos_embed": (1, 1 + label + text * num_clip_token + patches, D)}
+    shapes |= pair("patch_embed.proj", D, in_chans, patch, patch, bias=D)
+    shapes |= linear("time_embed.0", 4 * D, D) | linear("time_embed.2", D, 4 * D) if mlp_time_embed else {}
+    shapes |= {"label_emb.weight": (num_classes, D)} if label else {}
+    shapes |= linear("context_embed", D, clip_dim) if text else {}
     for i in range(depth // 2):
-        found |= block(f"in_blocks.{i}", False) | block(f"out_blocks.{i}", skip)
-    found |= block("mid_block", False) | pair("norm", D, bias=D) | linear("decoder_pred", patch ** 2 * in_chans, D)
-    found |= pair("final_layer", in_chans, in_chans, 3, 3, bias=in_chans) if conv else {}
+        shapes |= block(f"in_blocks.{i}", False) | block(f"out_blocks.{i}", skip)
+    shapes |= block("mid_block", False) | pair("norm", D, bias=D) | linear("decoder_pred", patch ** 2 * in_chans, D)
+    shapes |= pair("final_layer", in_chans, in_chans, 3, 3, bias=in_chans) if conv else {}
     if kind == "uvit_t2i_prototype":
-        found["prototype.weight"] = (num_classes, 2 * patches * D)
+        shapes["prototype.weight"] = (num_classes, 2 * patches * D)
         for name in "qkv":
-            found |= linear(name, D, D)
+            shapes |= linear(name, D, D)
         for name in ("norm1", "norm2", "normp"):
-            found |= pair(f"Q_former.{name}", D, bias=D)
+            shapes |= pair(f"Q_former.{name}", D, bias=D)
         for name in ("attn.ql", "attn.kl", "attn.vl", "z1", "z2"):
-            found |= linear(f"Q_former.{name}", D, D, qkv_bias)  # all five follow qkv_bias in the original
-        found |= linear("Q_former.attn.proj", D, D) | linear("Q_former.mlp.fc1", hidden, D) | linear("Q_former.mlp.fc2", D, hidden)
-    return found
+            shapes |= linear(f"Q_former.{name}", D, D, qkv_bias)  # all five follow qkv_bias in the original
+        shapes |= linear("Q_former.attn.proj", D, D) | linear("Q_former.mlp.fc1", hidden, D) | linear("Q_former.mlp.fc2", D, hidden)
+    return shapes
 
 
 @pytest.mark.parametrize("kind, classes", [("uvit", -1), ("uvit", 5), ("uvit_t2i", None), ("uvit_t2i_label", 5),
                                            ("uvit_t2i_prototype", 5)])
 def test_uvit(kind, classes):
-    own = {} if classes is None else {"num_classes": classes}
-    own |= {} if kind == "uvit" else {"clip_dim": 10, "num_clip_token": 3}
+    options = {} if classes is None else {"num_classes": classes}
+    options |= {} if kind == "uvit" else {"clip_dim": 10, "num_clip_token": 3}
     without_names = {"qk_scale": 0.3, "use_checkpoint": True, "norm_layer": functools.partial(nn.LayerNorm, eps=1e-6)}
     for number, choice in enumerate(grid(mlp_ratio=(4, 2.5), qkv_bias=(False, True), mlp_time_embed=(False, True),
                                          conv=(True, False), skip=(True, False))):
         choice["depth"] = (2, 4)[(number + number // 2) % 2]
-        net = meta(kind, img_size=8, patch_size=2, in_chans=4, embed_dim=D, num_heads=4, **choice, **own,
+        net = meta(kind, img_size=8, patch_size=2, in_chans=4, embed_dim=D, num_heads=4, **choice, **options,
                    **(without_names if number % 3 else {}))
-        assert shapes_of(net) == uvit_shapes(kind, **choice, **own), choice
+        assert shapes_of(net) == uvit_shapes(kind, **choice, **options), choice
 
 
 def test_uvit_s_norm_layer_and_qkv_bias_are_used():
@@ -118,17 +118,17 @@ def test_uvit_s_norm_layer_and_qkv_bias_are_used():
 # DiT
 
 def dit_shapes(*, depth, mlp_ratio, class_dropout_prob, num_classes, learn_sigma, hidden=24, patch=2, side=8, channels=4):
-    found = {"pos_embed": (1, (side // patch) ** 2, hidden)}
-    found |= pair("x_embedder.proj", hidden, channels, patch, patch, bias=hidden)
-    found |= linear("t_embedder.mlp.0", hidden, 256) | linear("t_embedder.mlp.2", hidden, hidden)
-    found["y_embedder.embedding_table.weight"] = (num_classes + (class_dropout_prob > 0), hidden)
+    shapes = {"pos_embed": (1, (side // patch) ** 2, hidden)}
+    shapes |= pair("x_embedder.proj", hidden, channels, patch, patch, bias=hidden)
+    shapes |= linear("t_embedder.mlp.0", hidden, 256) | linear("t_embedder.mlp.2", hidden, hidden)
+    shapes["y_embedder.embedding_table.weight"] = (num_classes + (class_dropout_prob > 0), hidden)
     for i in range(depth):
         block = f"blocks.{i}"
-        found |= linear(f"{block}.attn.qkv", 3 * hidden, hidden) | linear(f"{block}.attn.proj", hidden, hidden)
-        found |= linear(f"{block}.mlp.fc1", int(hidden * mlp_ratio), hidden) | linear(f"{block}.mlp.fc2", hidden, int(hidden * mlp_ratio))
-        found |= linear(f"{block}.adaLN_modulation.1", 6 * hidden, hidden)
+        shapes |= linear(f"{block}.attn.qkv", 3 * hidden, hidden) | linear(f"{block}.attn.proj", hidden, hidden)
+        shapes |= linear(f"{block}.mlp.fc1", int(hidden * mlp_ratio), hidden) | linear(f"{block}.mlp.fc2", hidden, int(hidden * mlp_ratio))
+        shapes |= linear(f"{block}.adaLN_modulation.1", 6 * hidden, hidden)
     out = patch ** 2 * channels * (2 if learn_sigma else 1)
-    return found | linear("final_layer.linear", out, hidden) | linear("final_layer.adaLN_modulation.1", 2 * hidden, hidden)
+    return shapes | linear("final_layer.linear", out, hidden) | linear("final_layer.adaLN_modulation.1", 2 * hidden, hidden)
 
 
 def test_dit():
@@ -150,12 +150,12 @@ class Adm:
 
     def __init__(self, *, image_size, in_channels, model_channels, num_res_blocks, attention_resolutions, channel_mult, conv_resample,
                  use_scale_shift_norm, resblock_updown):
-        self.found, self.embedding, self.film = {}, 4 * model_channels, use_scale_shift_norm
+        self.shapes, self.embedding, self.film = {}, 4 * model_channels, use_scale_shift_norm
         self.attends, self.updown, self.conv = attention_resolutions, resblock_updown, conv_resample
         self.widths, self.blocks = [int(mult * model_channels) for mult in channel_mult], num_res_blocks
-        self.found |= linear("time_embed.0", self.embedding, model_channels) | linear("time_embed.2", self.embedding, self.embedding)
+        self.shapes |= linear("time_embed.0", self.embedding, model_channels) | linear("time_embed.2", self.embedding, self.embedding)
         width, number = self.widths[0], 1
-        self.found |= pair("input_blocks.0.0", width, in_channels, 3, 3, bias=width)
+        self.shapes |= pair("input_blocks.0.0", width, in_channels, 3, 3, bias=width)
         self.skips = [width]
         for level, out in enumerate(self.widths):
             for _ in range(num_res_blocks):
@@ -168,7 +168,7 @@ class Adm:
                 if resblock_updown:
                     self.residual(f"input_blocks.{number}.0", width, width)
                 elif conv_resample:
-                    self.found |= pair(f"input_blocks.{number}.0.op", width, width, 3, 3, bias=width)
+                    self.shapes |= pair(f"input_blocks.{number}.0.op", width, width, 3, 3, bias=width)
                 number += 1
                 self.skips.append(width)
         self.residual("middle_block.0", width, width)
@@ -177,19 +177,19 @@ class Adm:
         self.width, self.feature, self.side = width, sum(self.skips) + width, image_size // 2 ** (len(self.widths) - 1)
 
     def residual(self, name, into, out):
-        self.found |= pair(f"{name}.in_layers.0", into, bias=into) | pair(f"{name}.in_layers.2", out, into, 3, 3, bias=out)
-        self.found |= linear(f"{name}.emb_layers.1", out * (1 + self.film), self.embedding)
-        self.found |= pair(f"{name}.out_layers.0", out, bias=out) | pair(f"{name}.out_layers.3", out, out, 3, 3, bias=out)
+        self.shapes |= pair(f"{name}.in_layers.0", into, bias=into) | pair(f"{name}.in_layers.2", out, into, 3, 3, bias=out)
+        self.shapes |= linear(f"{name}.emb_layers.1", out * (1 + self.film), self.embedding)
+        self.shapes |= pair(f"{name}.out_layers.0", out, bias=out) | pair(f"{name}.out_layers.3", out, out, 3, 3, bias=out)
         if into != out:
-            self.found |= pair(f"{name}.skip_connection", out, into, 1, 1, bias=out)
+            self.shapes |= pair(f"{name}.skip_connection", out, into, 1, 1, bias=out)
 
     def attention(self, name, width):
-        self.found |= pair(f"{name}.norm", width, bias=width) | pair(f"{name}.qkv", 3 * width, width, 1, bias=3 * width)
-        self.found |= pair(f"{name}.proj_out", width, width, 1, bias=width)
+        self.shapes |= pair(f"{name}.norm", width, bias=width) | pair(f"{name}.qkv", 3 * width, width, 1, bias=3 * width)
+        self.shapes |= pair(f"{name}.proj_out", width, width, 1, bias=width)
 
     def unet(self, *, out_channels, num_classes):
         if num_classes is not None:
-            self.found["label_emb.weight"] = (num_classes, self.embedding)
+            self.shapes["label_emb.weight"] = (num_classes, self.embedding)
         width, number = self.width, 0
         for level in reversed(range(len(self.widths))):
             for i in range(self.blocks + 1):
@@ -203,26 +203,26 @@ class Adm:
                     if self.updown:
                         self.residual(f"{name}.{place}", width, width)
                     elif self.conv:
-                        self.found |= pair(f"{name}.{place}.conv", width, width, 3, 3, bias=width)
+                        self.shapes |= pair(f"{name}.{place}.conv", width, width, 3, 3, bias=width)
                 number += 1
-        self.found |= pair("out.0", width, bias=width) | pair("out.2", out_channels, width, 3, 3, bias=out_channels)
-        return self.found
+        self.shapes |= pair("out.0", width, bias=width) | pair("out.2", out_channels, width, 3, 3, bias=out_channels)
+        return self.shapes
 
     def classifier(self, *, out_channels, pool):
         width = self.width
         if pool in ("adaptive", "attention"):
-            self.found |= pair("out.0", width, bias=width)
+            self.shapes |= pair("out.0", width, bias=width)
         if pool == "adaptive":
-            self.found |= pair("out.3", out_channels, width, 1, 1, bias=out_channels)
+            self.shapes |= pair("out.3", out_channels, width, 1, 1, bias=out_channels)
         elif pool == "attention":
-            self.found["out.2.positional_embedding"] = (width, self.side ** 2 + 1)
-            self.found |= pair("out.2.qkv_proj", 3 * width, width, 1, bias=3 * width)
-            self.found |= pair("out.2.c_proj", out_channels, width, 1, bias=out_channels)
+            self.shapes["out.2.positional_embedding"] = (width, self.side ** 2 + 1)
+            self.shapes |= pair("out.2.qkv_proj", 3 * width, width, 1, bias=3 * width)
+            self.shapes |= pair("out.2.c_proj", out_channels, width, 1, bias=out_channels)
         elif pool == "spatial":
-            self.found |= linear("out.0", 2048, self.feature) | linear("out.2", out_channels, 2048)
+            self.shapes |= linear("out.0", 2048, self.feature) | linear("out.2", out_channels, 2048)
         else:
-            self.found |= linear("out.0", 2048, self.feature) | pair("out.1", 2048, bias=2048) | linear("out.3", out_channels, 2048)
-        return self.found
+            self.shapes |= linear("out.0", 2048, self.feature) | pair("out.1", 2048, bias=2048) | linear("out.3", out_channels, 2048)
+        return self.shapes
 
 
 SHARED = grid(attention_resolutions=((2, 4), (1,), ()), channel_mult=((1, 2, 2), (0.5, 1, 1), (2,)), conv_resample=(True, False),
@@ -234,9 +234,9 @@ OTHERS = ({}, dict(num_heads=4, num_heads_upsample=2, dropout=0.3, use_checkpoin
 def test_adm_unet():
     for number, choice in enumerate(SHARED):
         shared = dict(image_size=16, in_channels=(1, 3)[number % 2], model_channels=64, num_res_blocks=1 + number // 4 % 2, **choice)
-        own = dict(out_channels=(3, 6)[number % 2], num_classes=(None, 5)[number // 2 % 2])
-        net = meta("adm_unet", **shared, **own, **OTHERS[number % 3])
-        assert shapes_of(net) == Adm(**shared).unet(**own), (choice, own)
+        options = dict(out_channels=(3, 6)[number % 2], num_classes=(None, 5)[number // 2 % 2])
+        net = meta("adm_unet", **shared, **options, **OTHERS[number % 3])
+        assert shapes_of(net) == Adm(**shared).unet(**options), (choice, options)
 
 
 @pytest.mark.parametrize("pool", ["adaptive", "attention", "spatial", "spatial_v2"])
@@ -286,7 +286,7 @@ def test_unet_label_and_controlnet(legacy):
                    num_classes=(5, -1))
     for choice in choices[::5]:
         choice, classes = {key: value for key, value in choice.items() if key != "num_classes"}, choice["num_classes"]
-        own = LABEL | {key: value for key, value in choice.items() if key != "first"} | dict(
+        options = LABEL | {key: value for key, value in choice.items() if key != "first"} | dict(
             down_block_types=TYPES[choice["first"]][0], up_block_types=TYPES[choice["first"]][1], num_classes=classes, dropout=0.1)
         with torch.device("meta"):
             unet = diffusers_unet(**choice)
@@ -296,8 +296,8 @@ def test_unet_label_and_controlnet(legacy):
                 wanted |= under("controlnet", ControlNetModel.from_unet(unet, conditioning_channels=3,
                                                                         conditioning_embedding_out_channels=(4, 8)))
                 wanted |= {"dummy_encoder.embedding": (1, 1, 12)} if legacy else {}
-                own |= dict(conditioning_channels=3, conditioning_embedding_out_channels=(4, 8), legacy=legacy)
-            assert shapes_of(backbones.get("unet_label" if legacy is None else "controlnet", **own)) == wanted, choice
+                options |= dict(conditioning_channels=3, conditioning_embedding_out_channels=(4, 8), legacy=legacy)
+            assert shapes_of(backbones.get("unet_label" if legacy is None else "controlnet", **options)) == wanted, choice
 
 
 # networks that begin with a published pipeline: their own names, and peft's for LoRA
@@ -306,19 +306,19 @@ def lora_shapes(net, rank, ends, *, magnitudes=False):
     """Names and shapes once peft stands beside the layers whose names end in `ends`, as whole parts of a name."""
     layers = {name: layer for name, layer in net.named_modules()
               if isinstance(layer, (nn.Linear, nn.Conv2d)) and any(name == end or name.endswith(f".{end}") for end in ends)}
-    found = {}
+    shapes = {}
     for name, shape in shapes_of(net).items():
         parent, _, last = name.rpartition(".")
-        found[f"{parent}.base_layer.{last}" if parent in layers else name] = shape
+        shapes[f"{parent}.base_layer.{last}" if parent in layers else name] = shape
     for name, layer in layers.items():
         kernel = tuple(layer.kernel_size) if isinstance(layer, nn.Conv2d) else ()
         out, into = layer.weight.shape[:2]
-        found[f"{name}.lora_A.default.weight"] = (rank, into, *kernel)
-        found[f"{name}.lora_B.default.weight"] = (out, rank, *(1 for _ in kernel))
+        shapes[f"{name}.lora_A.default.weight"] = (rank, into, *kernel)
+        shapes[f"{name}.lora_B.default.weight"] = (out, rank, *(1 for _ in kernel))
         if magnitudes:
-            found[f"{name}.lora_magnitude_vector.default.weight"] = (out,)
+            shapes[f"{name}.lora_magnitude_vector.default.weight"] = (out,)
     assert layers
-    return found
+    return shapes
 
 
 ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from configs.common import gradient
-from libs import diffusion, pipeline
+from libs import diffusion, extraction, pipeline
 from libs.diffusion import samplers
 from libs.diffusion.grids import OF_STEPS, SPACINGS, OptionError
 from libs.pipeline import colour
@@ -101,9 +101,9 @@ def test_every_sampler_on_every_schedule_and_spacing(name, schedule):
 
 
 def test_published_spacings():
-    found = {name: [samplers.make(name, 10, "", SCHEDULES[schedule]).spacing for schedule in ("vpsde", "linear")]
+    spacings = {name: [samplers.make(name, 10, "", SCHEDULES[schedule]).spacing for schedule in ("vpsde", "linear")]
              for name in samplers.SAMPLERS}
-    assert found == {"ddim": ["uniform", "respaced"], "ddpm": ["uniform", "respaced"], "euler_maruyama_sde": ["euler"] * 2,
+    assert spacings == {"ddim": ["uniform", "respaced"], "ddpm": ["uniform", "respaced"], "euler_maruyama_sde": ["euler"] * 2,
                      "euler_maruyama_ode": ["euler"] * 2, "dpm_solver": ["logsnr_fast"] * 2, "dpmpp_fast": ["uniform"] * 2,
                      "dpmpp_2m": ["logsnr", "linspace"]}
 
@@ -115,8 +115,8 @@ def test_options_that_ask_for_nothing_are_left_out_and_others_refused():
         return diffusion.denoiser.Estimate(0.5 * x, 0.5 * x)
 
     for name, options in (("ddpm", {"eta": 0.0}), ("dpmpp_2m", {"eta": 0.0, "variance": ""}), ("ddim", {"variance": None})):
-        plain, given = (samplers.run(name, denoise, x, linear, 5, generator=torch.Generator().manual_seed(0), **own)
-                        for own in ({}, options))
+        plain, given = (samplers.run(name, denoise, x, linear, 5, generator=torch.Generator().manual_seed(0), **chosen)
+                        for chosen in ({}, options))
         assert torch.equal(plain, given)
     for name, options, message in (("ddpm", {"eta": 0.5}, "ddpm takes no eta, here 0.5; it is an option of ddim"),
                                    ("dpmpp_2m", {"variance": "large"}, "takes no variance, here 'large'; it is an option of ddpm"),
@@ -174,14 +174,14 @@ def test_what_does_not_go_together_is_refused_before_training_and_the_advice_wor
     config.update_from_flattened_dict(typed)
     with pytest.raises(ValueError) as caught:  # a training builds the pipeline of its previews
         tiny_networks.build(config, config.metrics.algorithm, config.metrics.sample_steps)
-    said = str(caught.value)
-    assert message in said
+    text = str(caught.value)
+    assert message in text
     with pytest.raises(ValueError, match=re.escape(message)):
         pipeline.check_samplers(config)
     if not previews:  # and sample.py that of its images
         with pytest.raises(ValueError, match=re.escape(message)):
             tiny_networks.build(config)
-    advice = re.findall(r"--(config\.\S+?)=(\S*)", said.split(". Set ")[1])
+    advice = re.findall(r"--(config\.\S+?)=(\S*)", text.split(". Set ")[1])
     assert advice
     for option, value in advice:
         fixed, (section, key) = config.copy_and_resolve_references(), option.split(".")[1:]
@@ -271,3 +271,11 @@ def test_one_schedule_in_the_place_of_another():
     with pytest.raises(ValueError, match="'cosine' takes no stepz"):
         diffusion.schedule("cosine", stepz=3)
     assert diffusion.schedule("sd", steps=500, shift=-1).steps == 500
+
+
+@pytest.mark.parametrize("section", ["sample", "metrics"])
+def test_samplers_are_checked_before_hours_of_encoding(section):
+    config = NETWORKS["folder256_unet_label"].copy_and_resolve_references()
+    config[section].sample_steps = 1000
+    with pytest.raises(ValueError, match=f"config.{section}.sample_steps is 1000.*Set --config.{section}.sample_steps=999"):
+        extraction.ready(None, config, None)

@@ -12,9 +12,8 @@ def lower(net: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     The same rounding that autocast repeats at every call; norms and embeddings stay as they are. The network then works with
     and without autocast, since each of these layers takes its input in its own precision; norms without weights (PixArt's)
-    have none and take any. What a base in the other half precision leaves behind is widened to float32, since the two do not
-    mix. Layers with the attribute `overflows_float16` set (T5's) stay as they are where that would be
-    their precision.
+    have none and take any. What a base in the other half precision leaves behind is widened to float32, since the two do
+    not mix. Layers with the attribute `overflows_float16` set (T5's) stay as they are where that would be their precision.
     """
     for module in net.modules():
         if dtype == torch.float16 and getattr(module, "overflows_float16", False):
