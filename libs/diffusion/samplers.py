@@ -198,7 +198,9 @@ def _check_variance(variance):
 
 @dataclass(frozen=True)
 class Sampler:
-    """One row of SAMPLERS; called as its function, sampler(denoise, x, times, schedule, *, generator=None, **options) -> x.
+    """One row of SAMPLERS, called as its function.
+
+    sampler(denoise, x, times, schedule, *, generator=None, **options) -> x.
 
     order: by which power of the step its error falls. calls: of the network at each of its times but the last.
     continuous, discrete: its published spacing on a schedule of that kind, by a name of `Schedule.times`.
@@ -218,14 +220,18 @@ class Sampler:
         return self.function(*args, **kwargs)
 
 
+OF_LOG_SNR = ("alpha", "sigma", "lam")  # what solvers need that step in log(alpha / sigma)
 SAMPLERS = {
     "ddim": Sampler(sample_ddim, 1, "uniform", "respaced", {"eta": _check_eta}),
-    "ddpm": Sampler(sample_ddpm, 1, "uniform", "respaced", {"variance": _check_variance}, ("alpha", "sigma", "posterior")),
-    "euler_maruyama_sde": Sampler(partial(sample_euler_maruyama, sde=True), 1, "euler", "euler", needs=("sigma", "beta")),
-    "euler_maruyama_ode": Sampler(partial(sample_euler_maruyama, sde=False), 1, "euler", "euler", needs=("sigma", "beta")),
-    "dpm_solver": Sampler(sample_dpm_fast, 3, "logsnr_fast", "logsnr_fast", needs=("alpha", "sigma", "lam"), to_zero=False),
-    "dpmpp_fast": Sampler(sample_dpmpp_fast, 3, "uniform", "uniform", needs=("alpha", "sigma", "lam"), to_zero=False),
-    "dpmpp_2m": Sampler(sample_dpmpp_2m, 2, "logsnr", "linspace", needs=("alpha", "sigma", "lam")),
+    "ddpm": Sampler(sample_ddpm, 1, "uniform", "respaced", {"variance": _check_variance},
+                    needs=("alpha", "sigma", "posterior")),
+    "euler_maruyama_sde": Sampler(partial(sample_euler_maruyama, sde=True), 1, "euler", "euler",
+                                  needs=("sigma", "beta")),
+    "euler_maruyama_ode": Sampler(partial(sample_euler_maruyama, sde=False), 1, "euler", "euler",
+                                  needs=("sigma", "beta")),
+    "dpm_solver": Sampler(sample_dpm_fast, 3, "logsnr_fast", "logsnr_fast", needs=OF_LOG_SNR, to_zero=False),
+    "dpmpp_fast": Sampler(sample_dpmpp_fast, 3, "uniform", "uniform", needs=OF_LOG_SNR, to_zero=False),
+    "dpmpp_2m": Sampler(sample_dpmpp_2m, 2, "logsnr", "linspace", needs=OF_LOG_SNR),
 }
 # What an option is where it asks for nothing, so that a sampler without it can leave it out.
 OFF = {"eta": (None, 0, 0.0), "variance": (None, "")}
@@ -270,7 +276,8 @@ def make(name, steps, spacing, schedule, **options):
     try:
         return _make(name, steps, spacing, schedule, options)
     except OptionError as error:
-        working = [way for way in error.ways if _works(dict(name=name, steps=steps, spacing=spacing, **options) | way, schedule)]
+        given = dict(name=name, steps=steps, spacing=spacing, **options)
+        working = [way for way in error.ways if _works(given | way, schedule)]
         error.ways = tuple(working or error.ways)
         raise
 
@@ -278,8 +285,8 @@ def make(name, steps, spacing, schedule, **options):
 def _make(name, steps, spacing, schedule, options):
     if name not in SAMPLERS:
         close = difflib.get_close_matches(str(name), SAMPLERS, 1)
-        raise OptionError(f"sampler {name!r}; known: {', '.join(SAMPLERS)}" + (f". Did you mean {close[0]!r}?" if close else ""),
-                          "name", ways=tuple({"name": each} for each in close))
+        raise OptionError(f"sampler {name!r}; known: {', '.join(SAMPLERS)}"
+                          + (f". Did you mean {close[0]!r}?" if close else ""), "name", ways=tuple({"name": each} for each in close))
     sampler, taken = SAMPLERS[name], {}
     for option, value in options.items():
         if option in sampler.options:
@@ -290,15 +297,17 @@ def _make(name, steps, spacing, schedule, options):
             raise OptionError(f"samplers have no option {option!r}; known: {', '.join(OFF)}", option)
         elif value not in OFF[option]:
             takers = [each for each, row in SAMPLERS.items() if option in row.options]
-            raise OptionError(f"{name} takes no {option}, here {value!r}; it is an option of {', '.join(takers)}", option, "name",
-                              ways=({option: OFF[option][-1]}, *({"name": each} for each in takers)))
+            raise OptionError(f"{name} takes no {option}, here {value!r}; it is an option of {', '.join(takers)}",
+                              option, "name", ways=({option: OFF[option][-1]}, *({"name": each} for each in takers)))
     respaces = isinstance(steps, str) and sampler.discrete == "respaced"
-    chosen = spacing or ("respaced" if respaces else sampler.continuous if schedule.steps is None else sampler.discrete)
-    _check_schedule(name, schedule, (*sampler.needs, *OF_SPACINGS.get(chosen, ()), *(("posterior",) if taken.get("eta") else ())))
+    published = sampler.continuous if schedule.steps is None else sampler.discrete
+    chosen = spacing or ("respaced" if respaces else published)
+    needs = (*sampler.needs, *OF_SPACINGS.get(chosen, ()), *(("posterior",) if taken.get("eta") else ()))
+    _check_schedule(name, schedule, needs)
     times = schedule.times(steps, spacing=chosen)
     if not sampler.to_zero and times[-1] == 0:
-        raise OptionError(f"{name} with spacing={chosen!r}, whose times end at 0: there log(alpha/sigma), in which this solver "
-                          "steps, is infinite", "spacing", "name",
+        raise OptionError(f"{name} with spacing={chosen!r}, whose times end at 0: there log(alpha/sigma), in which "
+                          "this solver steps, is infinite", "spacing", "name",
                           ways=({"spacing": ""}, *({"name": each} for each, row in SAMPLERS.items() if row.to_zero)))
     return Prepared(name, steps, chosen, schedule, times, taken)
 
@@ -314,9 +323,10 @@ def _works(arguments, schedule):
 
 def _check_schedule(name, schedule, needs):
     if missing := [each for each in dict.fromkeys(needs) if getattr(schedule, each, None) is None]:
-        fitting = [each for each, row in SAMPLERS.items() if all(getattr(schedule, need, None) is not None for need in row.needs)]
-        raise OptionError(f"{name} needs {describe_choice(missing)} of a schedule, and {type(schedule).__name__} has none", "name",
-                          ways=tuple({"name": each} for each in fitting))
+        fitting = [each for each, row in SAMPLERS.items()
+                   if all(getattr(schedule, need, None) is not None for need in row.needs)]
+        raise OptionError(f"{name} needs {describe_choice(missing)} of a schedule, and {type(schedule).__name__} has "
+                          "none", "name", ways=tuple({"name": each} for each in fitting))
 
 
 def run(name, denoise, x, schedule, steps, *, spacing=None, generator=None, **own):
