@@ -42,7 +42,7 @@ def sample(config, workdir, nnet_path, label, prompt, input_path, mask_path, cou
     for draw in evaluation.draws(run, trained.sampler, request.cond, len(request), seed=seed, without=there, timing=timing,
                                  batch_size=config.sample.mini_batch_size, rejection=rejection, prompts=request.prompts):
         evaluation.keep_draw(request, draw)
-    times = timing.told(run, trained.sampler.steps, what="draw" if rejection else "image")  # and all processes are done
+    times = timing.told(run, trained.sampler.calls, what="draw" if rejection else "image")  # and all processes are done
     if run.is_main:
         made, filtered = evaluation.finish_samples(request, before=listed)
         print(f"{made} images in {request.folder}")

@@ -5,6 +5,7 @@ Expected (paper, Table 1): FID 40.487, IS 2.728, precision .375, recall .600.
 
 Settings of the authors' training script: batch 32, 100,000 steps, five steps of warm-up, a label token beside the prototypes,
 text states of BioLinkBERT.
+By our estimate for 2 GPUs of 8 GB or more, in half precision.
 
     python scripts/caption_images.py --config=configs/chestxray_captions.py --config.input.path=assets/datasets/ChestXray14/images
     accelerate launch --multi_gpu --num_processes 2 scripts/extract_feature.py \

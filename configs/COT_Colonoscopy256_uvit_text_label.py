@@ -5,6 +5,8 @@ Expected (paper, Table 1, other images): FID 32.147, IS 4.812, precision .405, r
 
 The settings of COT_ISIC256_uvit_text_label; the data set's 8:2 split is random. `dataset.path` is where the captions were written:
 a metadata.csv with file_name, text and label.
+By our estimate for 2 GPUs of 40 GB in half precision, or one of 80 GB. On one of 40 GB, or two of 24 GB, add
+--config.train.accumulation=2.
 
     python scripts/caption_images.py --config=configs/colonoscopy_captions.py --config.input.path=assets/datasets/Colonoscopy
     accelerate launch --multi_gpu --num_processes 2 scripts/extract_feature.py \

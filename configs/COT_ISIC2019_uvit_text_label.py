@@ -4,6 +4,8 @@ VAP-Diffusion (Huang et al., MICCAI 2025): U-ViT-S/2 (Deep) on latents with text
 Expected (paper, Table 1): FID 25.232, IS 5.252, precision .416, recall .496.
 
 The settings of COT_ISIC256_uvit_text_label, of which the paper says no other for this data set.
+By our estimate for 2 GPUs of 40 GB in half precision, or one of 80 GB. On one of 40 GB, or two of 24 GB, add
+--config.train.accumulation=2.
 
     python scripts/caption_images.py --config=configs/isic_captions.py \
         --config.input.path=assets/datasets/ISIC2019/ISIC_2019_Training_Input

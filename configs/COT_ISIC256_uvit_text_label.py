@@ -4,6 +4,8 @@ VAP-Diffusion (Huang et al., MICCAI 2025): U-ViT-S/2 (Deep) on latents with text
 Expected (paper, Table 1): FID 19.790, IS 4.404, precision .617, recall .812; images, steps and resolution are not stated there.
 
 Published settings; class-balanced sampling as in the authors' training script. Text states of BiomedCLIP's text tower.
+By our estimate for 2 GPUs of 40 GB in half precision, or one of 80 GB. On one of 40 GB, or two of 24 GB, add
+--config.train.accumulation=2.
 
     python scripts/caption_images.py --config=configs/isic_captions.py \
         --config.input.path=assets/datasets/ISIC2018/ISIC2018_Task3_Training_Input

@@ -35,7 +35,7 @@ def metrics(*, features=("inception",), fid_stat="", n_samples=10_000, algorithm
     """How a network is scored: feature networks, scores, and the smaller evaluation during training.
 
     n_samples, algorithm and sample_steps belong to evaluations and previews during training; the final one uses
-    `config.sample`. Guidance is the same in both.
+    `config.sample`. Guidance is the same in both; spacing and eta of `config.sample` only where the algorithm is the same too.
 
     attributes (only for networks that take text): {attribute: words}, such as {'size': ('small', 'large')}, for which
     evaluations measure how often pictures show what their texts ask for; measure: what reads them off pictures.

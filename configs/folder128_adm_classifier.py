@@ -3,6 +3,7 @@
 Luo et al., "Measurement Guidance in Diffusion Models: Insight from Medical Image Synthesis", TPAMI 2024: dropout 0.4, weight
 decay 1e-5, 200,000 steps of 64 images (42 M parameters). Trained, as configs/folder128_adm.py is, on 250 of 1,000 steps, but told
 the same times as the diffusion model; --config.train.respacing='' trains on all.
+By our estimate for 4 GPUs of 8 GB or more, in half precision.
 
     accelerate launch --multi_gpu --num_processes 4 --mixed_precision bf16 train_classifier.py \
         --config=configs/folder128_adm_classifier.py --config.dataset.path=/path/to/images --workdir=workdir/classifier

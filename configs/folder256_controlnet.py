@@ -3,6 +3,7 @@
 MaybeRichard/Diffusion-Model-SOTA, controlnet/ (60 M trained parameters; the authors publish no scores). As there: a copy of the
 UNet's way down, AdamW at 1e-5, UNet frozen. Unlike there, class and guidance are kept, and masks of several classes are told apart:
 dataset.mask_values=(0,1,2) names the grey levels of the files, ((0,0,0),(255,0,0)) the colours.
+By our estimate for 1 GPU of 12 GB or more, in half precision.
 
     python train_controlnet.py --config=configs/folder256_controlnet.py --config.dataset.path=/path/to/pairs \
         --config.train.ldm=workdir/ldm --workdir=workdir/controlnet

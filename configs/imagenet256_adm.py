@@ -4,6 +4,9 @@ Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 20
 Expected: FID 10.94, sFID 6.02, precision 0.69, recall 0.63 with 250 steps; guided 4.59, 5.25, 0.82, 0.52 (554 M parameters).
 Guided: --config.sample.gradient.measure=log_probability --config.sample.gradient.scale=1.0 and
 --config.sample.gradient.classifier=RUN of configs/imagenet256_adm_classifier.py.
+Each GPU takes its 32 images in 4 parts of 8 (train.accumulation), which fit 8 GPUs of 40 GB in half
+precision, by our estimate; on 80 GB --config.train.accumulation=2.
+In float32, or on fewer GPUs, take more parts.
 
     accelerate launch --multi_gpu --num_processes 8 --mixed_precision fp16 train_guided_diffusion.py \
         --config=configs/imagenet256_adm.py
@@ -17,7 +20,7 @@ from configs.common import adamw, d, filtering, gradient, metrics
 def get_config():
     config = d()
     config.seed = 1234
-    config.train = d(mode="cond", n_steps=1_980_000, batch_size=256, accumulation=1, mixed_precision="",
+    config.train = d(mode="cond", n_steps=1_980_000, batch_size=256, accumulation=4, mixed_precision="",
                      fp16_scale_growth=0.0, compile=False, attention="auto", workers=8, balanced=False, weighting="eps",
                      rescale_learned_sigmas=False, use_kl=False, time_sampler="uniform", respacing="", p_uncond=0.0,
                      ema_rate=0.9999, ema_warmup=False, more_ema_rates=(), grad_clip=0.0, init="", init_without=(),

@@ -2,6 +2,7 @@
 
 Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021. Published guidance scale 1.0 with 250
 steps (DDIM with 25 steps: 2.5), on configs/imagenet256_adm.py.
+By our estimate for 8 GPUs of 24 GB or more, in half precision.
 
     accelerate launch --multi_gpu --num_processes 8 --mixed_precision bf16 train_classifier.py \
         --config=configs/imagenet256_adm_classifier.py

@@ -2,6 +2,7 @@
 
 Peebles and Xie, "Scalable Diffusion Models with Transformers", ICCV 2023: the smallest setting that fast-DiT was checked on.
 Expected: FID 68.4 without guidance (fast-DiT in PyTorch: 68.9; 130 M parameters).
+By our estimate for 8 GPUs of 8 GB or more, in half precision.
 
     accelerate launch --multi_gpu --num_processes 8 scripts/extract_feature.py --config=configs/imagenet256_dit_b4.py
     accelerate launch --multi_gpu --num_processes 8 --mixed_precision bf16 train_dit.py --config=configs/imagenet256_dit_b4.py

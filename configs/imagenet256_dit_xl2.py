@@ -6,6 +6,7 @@ after 400,000 steps and without guidance FID 19.5 (fast-DiT in PyTorch: 18.1).
 
 Published in float32 with TF32 products; bf16 and features encoded once are fast-DiT's means of speed. Previews and scores during
 training take DPM-Solver++ of 25 steps, as does everything with --config.sample.algorithm=dpmpp_2m --config.sample.sample_steps=25.
+By our estimate for 8 GPUs of 24 GB or more, in half precision.
 
     accelerate launch --multi_gpu --num_processes 8 scripts/extract_feature.py --config=configs/imagenet256_dit_xl2.py
     accelerate launch --multi_gpu --num_processes 8 --mixed_precision bf16 train_dit.py --config=configs/imagenet256_dit_xl2.py

@@ -4,6 +4,9 @@ Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 20
 Expected: FID 23.24, sFID 10.19, precision 0.73, recall 0.60 with 250 steps; guided 7.72, 6.57, 0.87, 0.42 (559 M parameters).
 Guided: --config.sample.gradient.measure=log_probability --config.sample.gradient.scale=4.0 and
 --config.sample.gradient.classifier=RUN of configs/imagenet512_adm_classifier.py.
+Each GPU takes its 32 images in 16 parts of 2 (train.accumulation), which fit 8 GPUs of 40 GB in half
+precision, by our estimate; on 80 GB --config.train.accumulation=4. With --config.nnet.use_checkpoint=True, which takes
+a third more time, 4 parts also fit 40 GB.
 
     accelerate launch --multi_gpu --num_processes 8 --mixed_precision fp16 train_guided_diffusion.py \
         --config=configs/imagenet512_adm.py
@@ -17,7 +20,7 @@ from configs.common import adamw, d, filtering, gradient, metrics
 def get_config():
     config = d()
     config.seed = 1234
-    config.train = d(mode="cond", n_steps=1_940_000, batch_size=256, accumulation=1, mixed_precision="",
+    config.train = d(mode="cond", n_steps=1_940_000, batch_size=256, accumulation=16, mixed_precision="",
                      fp16_scale_growth=0.0, compile=False, attention="auto", workers=8, balanced=False, weighting="eps",
                      rescale_learned_sigmas=False, use_kl=False, time_sampler="uniform", respacing="", p_uncond=0.0,
                      ema_rate=0.9999, ema_warmup=False, more_ema_rates=(), grad_clip=0.0, init="", init_without=(),

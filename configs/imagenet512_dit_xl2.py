@@ -3,6 +3,7 @@
 Peebles and Xie, "Scalable Diffusion Models with Transformers", ICCV 2023.
 Expected: FID 3.04, IS 240.82 with guidance 1.5 of the first three latent channels and 250 ancestral steps (676 M parameters).
 From the weights for 256x256: --config.train.init=DiT-XL-2-256x256.pt --config.train.init_without="('pos_embed',)".
+By our estimate for 8 GPUs of 40 GB or more, in half precision.
 
     accelerate launch --multi_gpu --num_processes 8 scripts/extract_feature.py --config=configs/imagenet512_dit_xl2.py
     accelerate launch --multi_gpu --num_processes 8 --mixed_precision bf16 train_dit.py --config=configs/imagenet512_dit_xl2.py

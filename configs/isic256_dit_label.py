@@ -3,6 +3,7 @@
 Settings are those of DiT (Peebles and Xie, ICCV 2023); steps, batch size and guidance are a choice for 10,015 images, and no scores
 are published for them. Classes are drawn evenly, as VAP-Diffusion trains on these data. The first line begins with the published
 weights, all but the embeddings of the classes; without the last three options the training begins with none, for 100,000 steps.
+By our estimate for 2 GPUs of 24 GB or more, in half precision.
 
     accelerate launch --multi_gpu --num_processes 2 --mixed_precision bf16 train_dit.py --config=configs/isic256_dit_label.py \
         --workdir=workdir/isic256_dit --config.train.n_steps=20000 --config.train.init=DiT-XL-2-256x256.pt \

@@ -8,6 +8,8 @@ flips (left is not right in medicine), texts left out in one case of ten so that
 Every Stable Diffusion 1.x or 2.x works, by the name or folder of config.nnet.path alone; what of it disagrees with this file is
 said before training. Version 2.x at 768 pixels: --config.denoiser.predicts=v --config.nnet.sample_size=96
 --config.dataset.resolution=768.
+By our estimate for one GPU of 40 GB in half precision, which train.mixed_precision=auto takes. On 24 GB: LoRA
+(the second command), or --config.optimizer.name=adamw_8bit with --config.train.accumulation=16.
 
     python train_sd_finetune.py --config=configs/medical512_sd_finetune.py --config.dataset.path=/path/to/data.csv \
         --config.nnet.path=CompVis/stable-diffusion-v1-4 --workdir=workdir/sd

@@ -41,6 +41,8 @@ def ready(run, config, codec, encoder=None, *, masks=False, batch_size=64):
     if not run.resumes:
         pipeline.check_scale(codec)  # before hours of encoding
     check(config)
+    if "algorithm" in config.get("sample", {}):
+        pipeline.check_samplers(config)  # encoding may take hours, and a training would be refused after it
     features = config.features.copy_and_resolve_references()
     features.path = folder(config.features, run.folder)
     identity, images = pipeline.identity(codec, encoder), data.at_hand(config.dataset)

@@ -257,6 +257,7 @@ class UNet(Encoder):
     num_heads              of each attention, or num_head_channels channels to a head; num_heads_upsample on the way up
     use_scale_shift_norm   time and class scale and shift the channels, else they are added
     use_new_attention_order  q, k, v are packed before the heads (of the published ones, only 64 px)
+    dims, use_fp16         the original's too; only images (2) and weights in float32 (False) are had here
 
     Raises ValueError for sizes that do not divide.
     """
@@ -265,7 +266,8 @@ class UNet(Encoder):
                  attention_resolutions: tuple[int, ...], dropout: float = 0.0, channel_mult: tuple[float, ...] = (1, 2, 4, 8),
                  conv_resample: bool = True, num_classes: int | None = None, use_checkpoint: bool = False, num_heads: int = 1,
                  num_head_channels: int = -1, num_heads_upsample: int = -1, use_scale_shift_norm: bool = False,
-                 resblock_updown: bool = False, use_new_attention_order: bool = False):
+                 resblock_updown: bool = False, use_new_attention_order: bool = False, dims: int = 2, use_fp16: bool = False):
+        _check_published(dims, use_fp16)
         super().__init__(image_size=image_size, in_channels=in_channels, model_channels=model_channels,
                          out_channels=out_channels, num_res_blocks=num_res_blocks, attention_resolutions=attention_resolutions,
                          dropout=dropout, channel_mult=channel_mult, conv_resample=conv_resample, use_checkpoint=use_checkpoint,
@@ -327,7 +329,8 @@ class Classifier(Encoder):
           'adaptive'    mean over the pixels, then a linear map
           'spatial'     means of all blocks' outputs, then an MLP; 'spatial_v2' normalizes within it
 
-    The other arguments are those of `UNet`; channel widths go to heads of num_head_channels, -1 for num_heads.
+    The other arguments are those of `UNet`; channel widths go to heads of num_head_channels, -1 for num_heads. num_heads_upsample
+    changes nothing, as in the original, since there is no way up.
     """
 
     takes = ()
@@ -336,7 +339,8 @@ class Classifier(Encoder):
                  attention_resolutions: tuple[int, ...], dropout: float = 0.0, channel_mult: tuple[float, ...] = (1, 2, 4, 8),
                  conv_resample: bool = True, use_checkpoint: bool = False, num_heads: int = 1, num_head_channels: int = 64,
                  use_scale_shift_norm: bool = False, resblock_updown: bool = False, use_new_attention_order: bool = False,
-                 pool: str = "attention"):
+                 pool: str = "attention", num_heads_upsample: int = -1, dims: int = 2, use_fp16: bool = False):
+        _check_published(dims, use_fp16)
         if pool not in POOLS:
             raise ValueError(f"pool={pool!r}; known: {', '.join(POOLS)}")
         super().__init__(image_size=image_size, in_channels=in_channels, model_channels=model_channels,
@@ -371,6 +375,15 @@ class Classifier(Encoder):
     def settings(state: dict[str, Tensor]) -> dict[str, object]:
         """The constructor arguments that the shapes of a state_dict tell, {} if it is of another kind of network."""
         return told(state)
+
+
+def _check_published(dims: int, use_fp16: bool) -> None:
+    """Raise ValueError for values of the original's arguments that are not had here."""
+    if dims != 2:
+        raise ValueError(f"dims={dims!r}: networks of signals and volumes are not had here; leave dims out, or give 2")
+    if use_fp16:
+        raise ValueError(f"use_fp16={use_fp16!r}: weights are kept in float32 and computed with in half precision by autocast; leave "
+                         "it out, and set --config.train.mixed_precision=fp16")
 
 
 def _split(qkv: Tensor, num_heads: int, new_order: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Strict loading of a checkpoint, and what to change when it does not fit; what tells frozen weights apart."""
 
 import hashlib
+import logging
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,10 @@ def load(net: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     """
     own = net.state_dict()
     state = _with_own_text_encoder(own, state)
+    later = getattr(net, "later_biases", ())
+    if later and set(own) - set(state) == set(later):
+        logging.warning("the checkpoint is of a time when %s was without biases: they are taken as 0, which it computed with", later[0])
+        state = {**state, **{name: torch.zeros_like(own[name]) for name in later}}
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
     reshaped = [f"{key}: checkpoint {tuple(state[key].shape)}, network {tuple(own[key].shape)}"

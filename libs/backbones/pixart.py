@@ -68,8 +68,12 @@ class PixArt(nn.Module):
         if not self._are_numbers(text):
             return text
         mask = text != self.pad
+        attended = mask
+        if self.text_encoder.config._attn_implementation == "sdpa":
+            # in full, which is taken as it is; of two axes transformers asks the device whether anything is padded, and waits
+            attended = mask[:, None, None, :].expand(-1, 1, text.shape[1], -1)
         with _without_float16(text.device.type):
-            states = self.text_encoder(input_ids=text, attention_mask=mask).last_hidden_state
+            states = self.text_encoder(input_ids=text, attention_mask=attended).last_hidden_state
         return states.masked_fill(~mask[..., None], 0.0)
 
     def settings(self, state: dict) -> dict:
@@ -88,8 +92,7 @@ class PixArt(nn.Module):
         """Resolution and aspect ratio of the images in pixels, for transformers that were trained with them."""
         if not self.transformer.use_additional_conditions:
             return None
-        sides = torch.tensor([side * self.downsample for side in x.shape[-2:]], dtype=torch.float32, device=x.device)
-        sides = sides.expand(len(x), 2)
+        sides = torch.cat([torch.full((len(x), 1), float(side * self.downsample), device=x.device) for side in x.shape[-2:]], dim=1)
         return {"resolution": sides, "aspect_ratio": sides[:, :1] / sides[:, 1:]}
 
 
@@ -127,6 +130,12 @@ def build(path: str, *, subfolder: str = "transformer", sample_size: int = 64, a
         raise ValueError(f"config.nnet.path is missing: {ADVICE}")
     if base_dtype not in DTYPES:
         raise ValueError(f"config.nnet.base_dtype is {base_dtype!r}; known: {', '.join(map(repr, DTYPES))}")
+    if use_dora and not (lora_rank and train_text_encoder):
+        raise ValueError("config.nnet.use_dora is of LoRA on T5 alone, which config.nnet.lora_rank above 0 and "
+                         "config.nnet.train_text_encoder=True train: set --config.nnet.use_dora=False")
+    if use_rslora and not lora_rank:
+        raise ValueError("config.nnet.use_rslora is of LoRA, and config.nnet.lora_rank=0 trains all weights: set "
+                         "--config.nnet.use_rslora=False")
     targets = _targets("lora_targets", lora_targets, TARGETS)
     text_targets = _targets("text_targets", text_targets, TEXT_TARGETS)
     if base_dtype and not lora_rank:
@@ -260,6 +269,8 @@ def _downsample(path):
 
 def _without_float16(device):
     """No autocast to float16, in which T5 overflows; other precisions stay."""
+    if not torch.amp.is_autocast_available(device):  # the meta device
+        return contextlib.nullcontext()
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()

@@ -14,6 +14,7 @@ Parameter names are those of the published checkpoints, which therefore load wit
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +31,11 @@ class Block(nn.Module):
     """Pre-norm transformer block; with `skip` a linear first merges the tokens of an earlier block."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, qk_scale: float | None, *,
-                 skip: bool):
+                 skip: bool, norm_layer: Callable[[int], nn.Module] = nn.LayerNorm):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = norm_layer(dim)
         self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, scale=qk_scale)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = norm_layer(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.skip_linear = nn.Linear(2 * dim, dim) if skip else None
 
@@ -50,7 +51,9 @@ class UViT(nn.Module):
 
     img_size, patch_size  pixels of the square input (or of its latent) and of a patch
     depth                 even: depth / 2 blocks in, one in the middle, depth / 2 out
+    qkv_bias              biases of the maps to queries, keys and values, those of the published prototypes among them
     qk_scale              of q k^T; None or 0 for (embed_dim / num_heads)^-0.5
+    norm_layer            what makes a normalization of a width, such as functools.partial(nn.LayerNorm, eps=1e-6)
     mlp_time_embed        an MLP on the time embedding
     conv                  a last 3 x 3 convolution across patch borders
     skip                  the long skip connections
@@ -64,7 +67,8 @@ class UViT(nn.Module):
 
     def __init__(self, *, img_size: int = 224, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 768,
                  depth: int = 12, num_heads: int = 12, mlp_ratio: float = 4.0, qkv_bias: bool = False,
-                 qk_scale: float | None = None, mlp_time_embed: bool = False, use_checkpoint: bool = False,
+                 qk_scale: float | None = None, norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+                 mlp_time_embed: bool = False, use_checkpoint: bool = False,
                  conv: bool = True, skip: bool = True, num_classes: int = -1, clip_dim: int = 768,
                  num_clip_token: int = 0):
         super().__init__()
@@ -91,10 +95,10 @@ class UViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, self.extras + self.num_patches, embed_dim))
 
         shape = (embed_dim, num_heads, mlp_ratio, qkv_bias, qk_scale)
-        self.in_blocks = nn.ModuleList(Block(*shape, skip=False) for _ in range(depth // 2))
-        self.mid_block = Block(*shape, skip=False)
-        self.out_blocks = nn.ModuleList(Block(*shape, skip=skip) for _ in range(depth // 2))
-        self.norm = nn.LayerNorm(embed_dim)
+        self.in_blocks = nn.ModuleList(Block(*shape, skip=False, norm_layer=norm_layer) for _ in range(depth // 2))
+        self.mid_block = Block(*shape, skip=False, norm_layer=norm_layer)
+        self.out_blocks = nn.ModuleList(Block(*shape, skip=skip, norm_layer=norm_layer) for _ in range(depth // 2))
+        self.norm = norm_layer(embed_dim)
         self.decoder_pred = nn.Linear(embed_dim, patch_size ** 2 * in_chans)
         self.final_layer = nn.Conv2d(in_chans, in_chans, 3, padding=1) if conv else nn.Identity()
 
@@ -210,7 +214,8 @@ class PrototypeUViT(UViT):
     mechanism   'code': as above. 'paper': the tokens F in front of the middle block ask the prototypes by cross-
                 attention; the answer passes self-attention and a linear that starts at zero, and is added behind
                 the middle block. The loss is 1/2 mean (answer - F)^2, with F as a target without gradient (as in
-                an earlier version of the authors' code; the paper does not say). Not a published checkpoint's.
+                an earlier version of the authors' code; the paper does not say). Not a published checkpoint's. qkv_bias
+                is of the blocks alone here.
     label_token the label is a token as well: [time, label, text, patches] (the authors' chest X-ray networks)
     zero_init   start the two linears that add the prototypes' answer at zero, as the paper says. The
                 published code means to, but overwrites them with the common initialization, the default here.
@@ -222,11 +227,13 @@ class PrototypeUViT(UViT):
     """
 
     def __init__(self, *, num_classes: int, num_clip_token: int = 77, mechanism: str = "code", label_token: bool = False,
-                 zero_init: bool = False, **trunk):
+                 zero_init: bool = False, qkv_bias: bool = False, norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+                 **trunk):
         _positive("uvit_t2i_prototype", num_classes=num_classes, num_clip_token=num_clip_token)
         if mechanism not in ("code", "paper"):
             raise ValueError(f"mechanism={mechanism!r}; known: code, paper, none")
-        super().__init__(num_clip_token=num_clip_token, num_classes=num_classes if label_token else -1, **trunk)
+        super().__init__(num_clip_token=num_clip_token, num_classes=num_classes if label_token else -1, qkv_bias=qkv_bias,
+                         norm_layer=norm_layer, **trunk)
         dim, attn = self.pos_embed.shape[-1], self.mid_block.attn
         self.uses_label = True
         self.prototype = nn.Embedding(num_classes, 2 * self.num_patches * dim)
@@ -234,12 +241,15 @@ class PrototypeUViT(UViT):
             self.Q_former = PaperPrototypeBlock(dim, attn.num_heads, attn.scale)
             return
         self.q, self.k, self.v = (nn.Linear(dim, dim) for _ in range(3))
-        self.Q_former = PrototypeBlock(dim, attn.num_heads, self.mid_block.mlp.fc1.out_features, attn.scale)
+        self.Q_former = PrototypeBlock(dim, attn.num_heads, self.mid_block.mlp.fc1.out_features, attn.scale, qkv_bias=qkv_bias,
+                                       norm_layer=norm_layer)
+        if qkv_bias:  # our own earlier runs lack them, see checkpoint.load
+            self.later_biases = tuple(f"Q_former.{name}.bias" for name in ("attn.ql", "attn.kl", "attn.vl", "z1", "z2"))
         for linears in (self.q, self.k, self.v, self.Q_former):
             init_transformer_(linears)
         if zero_init:
-            nn.init.zeros_(self.Q_former.z1.weight)
-            nn.init.zeros_(self.Q_former.z2.weight)
+            for linear in (self.Q_former.z1, self.Q_former.z2):
+                nn.init.zeros_(linear.weight)  # their biases are zero as all linear maps' are
 
     def _after_middle(self, tokens: Tensor, encoded: Tensor, label: Tensor | None,
                       with_losses: bool) -> tuple[Tensor, dict]:
@@ -259,17 +269,21 @@ class PrototypeUViT(UViT):
 
 
 class PrototypeBlock(nn.Module):
-    """Tokens (N, L, D) attend to prototypes (N, S, D) and pass an MLP, each result added through a linear."""
+    """Tokens (N, L, D) attend to prototypes (N, S, D) and pass an MLP, each result added through a linear.
 
-    def __init__(self, dim: int, num_heads: int, hidden: int, scale: float | None):
+    qkv_bias: as published it gives biases to both of these linears too, not to the maps of attention alone.
+    """
+
+    def __init__(self, dim: int, num_heads: int, hidden: int, scale: float | None, *, qkv_bias: bool = False,
+                 norm_layer: Callable[[int], nn.Module] = nn.LayerNorm):
         super().__init__()
-        self.norm1, self.norm2, self.normp = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.norm1, self.norm2, self.normp = norm_layer(dim), norm_layer(dim), norm_layer(dim)
         self.norm1.requires_grad_(False)
         self.normp.requires_grad_(False)
-        self.attn = CrossAttention(dim, num_heads, scale)
+        self.attn = CrossAttention(dim, num_heads, scale, qkv_bias=qkv_bias)
         self.mlp = Mlp(dim, hidden)
-        self.z1 = nn.Linear(dim, dim, bias=False)
-        self.z2 = nn.Linear(dim, dim, bias=False)
+        self.z1 = nn.Linear(dim, dim, bias=qkv_bias)
+        self.z2 = nn.Linear(dim, dim, bias=qkv_bias)
 
     def forward(self, x: Tensor, prototypes: Tensor) -> Tensor:
         x = x + self.z1(self.attn(x, prototypes))
@@ -297,10 +311,10 @@ class PaperPrototypeBlock(nn.Module):
 class CrossAttention(nn.Module):
     """Tokens (N, L, D) attend to prototypes (N, S, D), each with its own linear map, -> (N, L, D)."""
 
-    def __init__(self, dim: int, num_heads: int, scale: float | None):
+    def __init__(self, dim: int, num_heads: int, scale: float | None, *, qkv_bias: bool = False):
         super().__init__()
         self.num_heads, self.scale = num_heads, scale
-        self.ql, self.kl, self.vl = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+        self.ql, self.kl, self.vl = (nn.Linear(dim, dim, bias=qkv_bias) for _ in range(3))
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, prototypes: Tensor) -> Tensor:

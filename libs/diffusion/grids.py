@@ -1,5 +1,7 @@
 """Which times a sampler visits: the published grids, as `Schedule.times` gives them."""
+import difflib
 import math
+from numbers import Integral
 
 import torch
 
@@ -7,14 +9,37 @@ SPACINGS = ("respaced", "stride", "leading", "linspace", "uniform", "euler", "lo
 OF_STEPS = SPACINGS[:4]  # choose among the steps of a discrete schedule
 
 
+class OptionError(ValueError):
+    """Options of a sampler that do not go together, or with its schedule.
+
+    options: their names, 'name', 'steps', 'spacing' or one of the sampler's own. ways: changes that would do, each a dict of
+    options and values. Who knows where the options come from can then say what to type.
+    """
+
+    def __init__(self, message, *options, ways=()):
+        super().__init__(message)
+        self.options, self.ways = options, tuple(ways)
+
+
+def describe_choice(names, word="and"):
+    """'a', 'a and b', 'a, b and c'."""
+    return f" {word} ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
 def times(schedule, steps, spacing, start, end):
     """See `Schedule.times`."""
     if spacing not in SPACINGS:
-        raise ValueError(f"spacing={spacing!r}; known: {', '.join(SPACINGS)}")
+        close = difflib.get_close_matches(str(spacing), SPACINGS, 1)
+        raise OptionError(f"spacing={spacing!r}; known: {', '.join(SPACINGS)}"
+                          + (f". Did you mean {close[0]!r}?" if close else ""), "spacing",
+                          ways=(*({"spacing": each} for each in close), {"spacing": ""}))
     if spacing in OF_STEPS:
         if schedule.steps is None:
-            raise ValueError(f"times({steps!r}, spacing={spacing!r}): a continuous schedule has no steps to "
-                             f"choose from; spacings for it: {', '.join(SPACINGS[4:])}")
+            raise OptionError(f"times({steps!r}, spacing={spacing!r}): a continuous schedule has no steps to "
+                              f"choose from; spacings for it: {', '.join(SPACINGS[4:])}",
+                              *(("steps",) if isinstance(steps, str) else ("spacing",)),
+                              ways=({"steps": 50},) if isinstance(steps, str) else
+                              ({"spacing": ""}, *({"spacing": each} for each in SPACINGS[4:])))
         if (start, end) != (1.0, None):
             raise ValueError(f"start, end do not apply to spacing={spacing!r}: slice the times instead")
         return torch.tensor(_on_steps(schedule.steps, steps, spacing), dtype=torch.float64) / schedule.steps
@@ -51,15 +76,18 @@ def respaced(total, spacing):
         strides = {math.ceil(total / stride): stride for stride in range(total, 0, -1)}   # the smallest stays
         if wanted not in strides:
             below, above = [n for n in strides if n < wanted][-1:], [n for n in strides if n > wanted][:1]
-            raise ValueError(f"{spacing!r}: no whole stride keeps {wanted} of {total} steps; "
-                             f"nearest: {', '.join(f'ddim{n}' for n in below + above)}")
+            raise OptionError(f"{spacing!r}: no whole stride keeps {wanted} of {total} steps; "
+                              f"nearest: {', '.join(f'ddim{n}' for n in below + above)}", "steps",
+                              ways=(*({"steps": n} for n in below + above), *({"steps": f"ddim{n}"} for n in below + above),
+                                    {"spacing": ""}))
         return list(range(0, total, strides[wanted]))
     counts = [_count(part, spacing) for part in spacing.split(",")] if spacing else [total]
     kept, first = [], 0
     for i, count in enumerate(counts):
         size = total // len(counts) + (i < total % len(counts))
         if count > size:
-            raise ValueError(f"{spacing!r}: section {i + 1} of {total} steps has {size}, fewer than {count}")
+            raise OptionError(f"{spacing!r}: section {i + 1} of {total} steps has {size}, fewer than {count}", "steps",
+                              ways=({"steps": size},) if len(counts) == 1 else ())
         at = 0.0
         for _ in range(count):      # sums instead of multiplying, to round halves as the published code does
             kept.append(first + round(at))
@@ -75,13 +103,15 @@ def fast_orders(steps):
 
 
 def _whole(steps, spacing, most=math.inf):
-    if isinstance(steps, str) or not 1 <= steps <= most:
-        raise ValueError(f"steps={steps!r} with spacing={spacing!r}: allowed are whole numbers from 1"
-                         + (f" to {most}" if most < math.inf else ""))
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or not 1 <= steps <= most:
+        ways = [{"steps": most}] if most < math.inf else [{"steps": 50}]
+        raise OptionError(f"steps={steps!r} with spacing={spacing!r}: allowed are whole numbers from 1"
+                          + (f" to {most}" if most < math.inf else ""), "steps", "spacing",
+                          ways=(*ways, {"spacing": ""}, *([{"spacing": "respaced"}] if isinstance(steps, str) else [])))
     return steps
 
 
 def _count(text, spacing):
     if not text.strip().isdigit() or int(text) < 1:
-        raise ValueError(f"respacing {spacing!r}: allowed are 'ddimN', 'N', 'a,b,c' (numbers from 1), ''")
+        raise OptionError(f"respacing {spacing!r}: allowed are 'ddimN', 'N', 'a,b,c' (numbers from 1), ''", "steps")
     return int(text)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from .denoiser import Output
-from .schedule import mix
+from .schedule import grid_on, mix
 
 # A weighting is a weight on |error of x0|^2 as a function of the SNR, whatever the network predicts.
 WEIGHTINGS = {
@@ -89,7 +89,7 @@ def hybrid(denoise, x0, t, noise=None, *, times=None, weighting="eps", gamma=5.0
     if times is None:
         grid = torch.arange(schedule.steps + 1, dtype=torch.float64, device=t.device) / schedule.steps
     else:
-        grid = torch.as_tensor(times, dtype=torch.float64, device=t.device).flip(0)
+        grid = grid_on(times, t.device).flip(0)
     if len(grid) < 3:
         raise ValueError(f"times={times}: the variances of the hybrid loss need at least two steps")
     x_t, output, mse = _errors(denoise, x0, t, noise, weighting, gamma, cond)

@@ -5,14 +5,23 @@ all times but the last, with a float t; the coefficients are Python floats, so a
 network and a few operations. Gradients pass through (use torch.no_grad where they should not). generator: one
 torch.Generator for the batch, or a list of one per image, whose noise then does not depend on the batch it is
 in; the deterministic samplers take it and leave it.
+
+SAMPLERS says of each by name what it takes and needs; `make` puts one together with its times and refuses what does not
+fit, so that a fault is found before anything is sampled.
 """
+import difflib
 import math
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Callable
 
 import torch
 
-from .grids import fast_orders
+from .grids import OptionError, describe_choice, fast_orders
 from .schedule import mix
+
+
+VARIANCES = ("learned", "small", "large")
 
 
 def normal_like(x, generator=None):
@@ -34,8 +43,7 @@ def sample_ddim(denoise, x, times, schedule, *, eta=0.0, to_noise=False, generat
     guided-diffusion and MGDM encode, taking the image for x at the lowest step:
     sample_ddim(denoise, image, schedule.times("ddim250")[:-1].flip(0), schedule, to_noise=True).
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta={eta}: allowed are 0 (deterministic) to 1 (ancestral)")
+    _check_eta(eta)
     times = _checked(times, may_rise=eta == 0)
     if to_noise and times[0] > times[-1]:
         raise ValueError("to_noise=True encodes, which needs rising times")
@@ -56,8 +64,7 @@ def sample_ddpm(denoise, x, times, schedule, *, variance=None, generator=None):
     learned where the network learned it, else small. Guidance by a gradient moves the mean by variance times
     gradient (Dhariwal & Nichol 2021, algorithm 1); of a step that ends at 0, whose beta~ is 0, by that of the step before.
     """
-    if variance not in (None, "learned", "small", "large"):
-        raise ValueError(f"variance={variance!r}; allowed: 'learned', 'small', 'large', or None to choose")
+    _check_variance(variance)
     times, small_before = _checked(times), 0.0
     for t, s in zip(times, times[1:]):
         estimate = denoise(x, t)
@@ -178,34 +185,154 @@ def _checked(times, *, may_rise=False):
     return times
 
 
+def _check_eta(eta):
+    if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
+        raise OptionError(f"eta={eta!r}: allowed are 0 (deterministic) to 1 (ancestral)", "eta", ways=({"eta": 0.0},))
+
+
+def _check_variance(variance):
+    if variance not in (None, "", *VARIANCES):
+        raise OptionError(f"variance={variance!r}; allowed: 'learned', 'small', 'large', or None to choose", "variance",
+                          ways=tuple({"variance": kind} for kind in VARIANCES))
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One row of SAMPLERS, called as its function.
+
+    sampler(denoise, x, times, schedule, *, generator=None, **options) -> x.
+
+    order: by which power of the step its error falls. calls: of the network at each of its times but the last.
+    continuous, discrete: its published spacing on a schedule of that kind, by a name of `Schedule.times`.
+    options: {name: check of a value, which raises}. needs: what it asks of a schedule, attributes of `Schedule`.
+    to_zero: whether its times may end at t = 0, where log(alpha / sigma) is infinite.
+    """
+    function: Callable
+    order: int
+    continuous: str
+    discrete: str
+    options: dict = field(default_factory=dict)
+    needs: tuple = ("alpha", "sigma")
+    to_zero: bool = True
+    calls: int = 1
+
+    def __call__(self, *args, **kwargs):
+        return self.function(*args, **kwargs)
+
+
+OF_LOG_SNR = ("alpha", "sigma", "lam")  # what solvers need that step in log(alpha / sigma)
 SAMPLERS = {
-    "ddim": sample_ddim,
-    "ddpm": sample_ddpm,
-    "euler_maruyama_sde": partial(sample_euler_maruyama, sde=True),
-    "euler_maruyama_ode": partial(sample_euler_maruyama, sde=False),
-    "dpm_solver": sample_dpm_fast,
-    "dpmpp_fast": sample_dpmpp_fast,
-    "dpmpp_2m": sample_dpmpp_2m,
+    "ddim": Sampler(sample_ddim, 1, "uniform", "respaced", {"eta": _check_eta}),
+    "ddpm": Sampler(sample_ddpm, 1, "uniform", "respaced", {"variance": _check_variance},
+                    needs=("alpha", "sigma", "posterior")),
+    "euler_maruyama_sde": Sampler(partial(sample_euler_maruyama, sde=True), 1, "euler", "euler",
+                                  needs=("sigma", "beta")),
+    "euler_maruyama_ode": Sampler(partial(sample_euler_maruyama, sde=False), 1, "euler", "euler",
+                                  needs=("sigma", "beta")),
+    "dpm_solver": Sampler(sample_dpm_fast, 3, "logsnr_fast", "logsnr_fast", needs=OF_LOG_SNR, to_zero=False),
+    "dpmpp_fast": Sampler(sample_dpmpp_fast, 3, "uniform", "uniform", needs=OF_LOG_SNR, to_zero=False),
+    "dpmpp_2m": Sampler(sample_dpmpp_2m, 2, "logsnr", "linspace", needs=OF_LOG_SNR),
 }
-# The published spacing of each on (continuous, discrete) schedules; None: that of `Schedule.times`.
-_SPACINGS = {
-    "ddim": (None, None),
-    "ddpm": (None, None),
-    "euler_maruyama_sde": ("euler", "euler"),
-    "euler_maruyama_ode": ("euler", "euler"),
-    "dpm_solver": ("logsnr_fast", "logsnr_fast"),
-    "dpmpp_fast": ("uniform", "uniform"),
-    "dpmpp_2m": ("logsnr", "linspace"),
-}
+# What an option is where it asks for nothing, so that a sampler without it can leave it out.
+OFF = {"eta": (None, 0, 0.0), "variance": (None, "")}
+OF_SPACINGS = {"logsnr": ("lam", "t_of_lam"), "logsnr_fast": ("lam", "t_of_lam")}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sampler with its times: prepared(denoise, x, *, generator=None) -> x, as often as wanted. `make` makes it.
+
+    name, steps, spacing: what it was made of, spacing by its name. options: what its function is given.
+    times: float64 (calls + 1,), falling. calls: how often the network is called for one batch.
+    """
+    name: str
+    steps: int | str
+    spacing: str
+    schedule: object
+    times: torch.Tensor
+    options: dict
+
+    @property
+    def calls(self):
+        return SAMPLERS[self.name].calls * (len(self.times) - 1)
+
+    def __call__(self, denoise, x, *, generator=None):
+        return SAMPLERS[self.name](denoise, x, self.times, self.schedule, generator=generator, **self.options)
+
+
+def make(name, steps, spacing, schedule, **options):
+    """The sampler of that name on `steps` of `schedule`, a `Prepared`.
+
+    Args:
+        name: of SAMPLERS.
+        steps: the number of network calls, or respacing text such as "ddim250" for ddim and ddpm.
+        spacing: a name of `Schedule.times`; '' or None is the one that the sampler was published with.
+        schedule: of diffusion.schedule.
+        options: the sampler's own (eta, variance). One that it does not take is left out where its value asks for nothing.
+
+    Raises:
+        OptionError: a ValueError that names the options which do not go together, and others that would.
+    """
+    try:
+        return _make(name, steps, spacing, schedule, options)
+    except OptionError as error:
+        given = dict(name=name, steps=steps, spacing=spacing, **options)
+        working = [way for way in error.ways if _works(given | way, schedule)]
+        error.ways = tuple(working or error.ways)
+        raise
+
+
+def _make(name, steps, spacing, schedule, options):
+    if name not in SAMPLERS:
+        close = difflib.get_close_matches(str(name), SAMPLERS, 1)
+        raise OptionError(f"sampler {name!r}; known: {', '.join(SAMPLERS)}"
+                          + (f". Did you mean {close[0]!r}?" if close else ""), "name", ways=tuple({"name": each} for each in close))
+    sampler, taken = SAMPLERS[name], {}
+    for option, value in options.items():
+        if option in sampler.options:
+            sampler.options[option](value)
+            if value not in OFF[option]:
+                taken[option] = value
+        elif option not in OFF:
+            raise OptionError(f"samplers have no option {option!r}; known: {', '.join(OFF)}", option)
+        elif value not in OFF[option]:
+            takers = [each for each, row in SAMPLERS.items() if option in row.options]
+            raise OptionError(f"{name} takes no {option}, here {value!r}; it is an option of {', '.join(takers)}",
+                              option, "name", ways=({option: OFF[option][-1]}, *({"name": each} for each in takers)))
+    respaces = isinstance(steps, str) and sampler.discrete == "respaced"
+    published = sampler.continuous if schedule.steps is None else sampler.discrete
+    chosen = spacing or ("respaced" if respaces else published)
+    needs = (*sampler.needs, *OF_SPACINGS.get(chosen, ()), *(("posterior",) if taken.get("eta") else ()))
+    _check_schedule(name, schedule, needs)
+    times = schedule.times(steps, spacing=chosen)
+    if not sampler.to_zero and times[-1] == 0:
+        raise OptionError(f"{name} with spacing={chosen!r}, whose times end at 0: there log(alpha/sigma), in which "
+                          "this solver steps, is infinite", "spacing", "name",
+                          ways=({"spacing": ""}, *({"name": each} for each, row in SAMPLERS.items() if row.to_zero)))
+    return Prepared(name, steps, chosen, schedule, times, taken)
+
+
+def _works(arguments, schedule):
+    name, steps, spacing = (arguments.pop(key) for key in ("name", "steps", "spacing"))
+    try:
+        _make(name, steps, spacing, schedule, arguments)
+    except OptionError:
+        return False
+    return True
+
+
+def _check_schedule(name, schedule, needs):
+    if missing := [each for each in dict.fromkeys(needs) if getattr(schedule, each, None) is None]:
+        fitting = [each for each, row in SAMPLERS.items()
+                   if all(getattr(schedule, need, None) is not None for need in row.needs)]
+        raise OptionError(f"{name} needs {describe_choice(missing)} of a schedule, and {type(schedule).__name__} has "
+                          "none", "name", ways=tuple({"name": each} for each in fitting))
 
 
 def run(name, denoise, x, schedule, steps, *, spacing=None, generator=None, **own):
     """The sampler of that name (see SAMPLERS) from noise x: `steps` network calls at its published times.
 
     steps: a number, or respacing text such as "ddim250" for ddim and ddpm. spacing: other times, by a name of
-    `Schedule.times`. own: the sampler's own arguments (eta, variance).
+    `Schedule.times`. own: the sampler's own arguments (eta, variance). See `make`, which a caller of many batches uses once.
     """
-    if name not in SAMPLERS:
-        raise ValueError(f"sampler {name!r}; known: {', '.join(SAMPLERS)}")
-    times = schedule.times(steps, spacing=spacing or _SPACINGS[name][schedule.steps is not None])
-    return SAMPLERS[name](denoise, x, times, schedule, generator=generator, **own)
+    return make(name, steps, spacing, schedule, **own)(denoise, x, generator=generator)

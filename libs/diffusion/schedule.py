@@ -4,12 +4,27 @@ A float t is answered by a float, so that a sampler's coefficients cost the devi
 Tensor of its shape and dtype. Both are computed in float64.
 """
 import difflib
+import inspect
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
 from . import grids
+
+
+@lru_cache(maxsize=16)
+def _copied(times, device):
+    return torch.tensor(times, dtype=torch.float64, device=device)
+
+
+def grid_on(times, device):
+    """Times, a Tensor or numbers, as a float64 Tensor on a device; copied there once, not at every step of a training."""
+    device = None if device is None else torch.device(device)
+    if device is None or device.type == "cpu" or isinstance(times, torch.Tensor) and times.device == device:
+        return torch.as_tensor(times, dtype=torch.float64, device=device)
+    return _copied(tuple(torch.as_tensor(times, dtype=torch.float64).tolist()), device)
 
 
 def mix(a, x, b, y):
@@ -111,7 +126,7 @@ class Schedule:
         source = device if generator is None else generator.device
         device = source if device is None else device
         if times is not None:
-            grid = torch.as_tensor(times, dtype=torch.float64, device=device)
+            grid = grid_on(times, device)
             return grid[torch.randint(len(grid) - 1, (n,), generator=generator, device=source).to(device)]
         if self.steps is None:
             return torch.rand(n, generator=generator, device=source, dtype=torch.float64).to(device)
@@ -220,10 +235,30 @@ def _sd(steps=1000, beta_start=0.00085, beta_end=0.012, shift=0.0):
 SCHEDULES = {"vpsde": VPSDE, "vpsde_cosine": VPSDECosine, "sd": _sd, "linear": _linear, "cosine": _cosine}
 
 
+# Where another kind of schedule than the options are of is chosen, their usual values are left out and others refused.
+USUAL = {"steps": (1000,), "beta_start": (0.00085,), "beta_end": (0.012,), "shift": (0.0, -1.0), "beta_min": (0.1,),
+         "beta_max": (20.0,), "s": (0.008,)}
+
+
 def schedule(name, **kwargs):
-    """The schedule of that name: vpsde(beta_min, beta_max), vpsde_cosine(s), sd(steps, shift), linear, cosine (steps)."""
+    """The schedule of that name: vpsde(beta_min, beta_max), vpsde_cosine(s), sd(steps, shift), linear, cosine (steps).
+
+    An option that the named schedule does not take is left out where it has the value that it has by default elsewhere, so
+    that one name can be put in the place of another.
+
+    Raises:
+        ValueError: an unknown name, or an option that the schedule does not take, of another value.
+    """
     if name not in SCHEDULES:
         close = difflib.get_close_matches(str(name), SCHEDULES, 1)
         raise ValueError(f"schedule {name!r}; known: {', '.join(SCHEDULES)}"
                          + (f". Did you mean {close[0]!r}?" if close else ""))
+    takes = {each: list(inspect.signature(make).parameters) for each, make in SCHEDULES.items()}
+    for option in [option for option in kwargs if option not in takes[name]]:
+        value = kwargs.pop(option)
+        if value in USUAL.get(option, ()):
+            continue
+        others = [each for each in SCHEDULES if option in takes[each]]
+        raise ValueError(f"schedule {name!r} takes no {option}, here {value!r}: it takes {', '.join(takes[name])}"
+                         + (f"; {option} is an option of {', '.join(others)}" if others else ""))
     return SCHEDULES[name](**kwargs)

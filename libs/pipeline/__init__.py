@@ -21,10 +21,12 @@ from libs.pipeline.building import (build_net, check_classes, check_images, chec
 from libs.pipeline.parameters import parameters, parameters_table
 from libs.pipeline.prompts import (Describer, Masks, PROMPTS, StoredDescriber, choose_labels, count_labels, described,
                                    draw_conditions, draw_labels, draw_rows, read_modalities, read_prompts, requested)
+from libs.pipeline.sampling import check_samplers, given_options, make_sampler
 from libs.pipeline.steering import (NoisyClassifier, by_gradient, check as check_gradient, measure_name, noisy_classifier,
                                     published_classifier)
 
-__all__ = ["Bank", "build_net", "check_classes", "check_images", "check_masks", "check_scale", "choose_labels", "classes_without_data",
+__all__ = ["Bank", "build_net", "check_classes", "check_images", "check_masks", "check_samplers", "check_scale",
+           "choose_labels", "classes_without_data",
            "count_labels", "described", "Describer", "draw_conditions", "draw_labels", "draw_rows", "grid", "guidance_options",
            "guidance_scale", "identity", "image_codec", "image_generator", "latent_shape", "load", "Masks", "measure_name",
            "noisy_classifier", "NoisyClassifier", "NotFinite", "null_conditions", "parameters", "parameters_table", "Pipeline", "PROMPTS",
@@ -60,7 +62,12 @@ class Pipeline:
             schedule: diffusion.schedule(...).
             null: see `null_conditions`; {} for an unconditional network.
             classifier: for config.sample.gradient; without one images are not guided by a gradient (previews in training).
-            algorithm, steps: in place of those of config.sample.
+            algorithm, steps: in place of those of config.sample, whose spacing and eta then count only if the algorithm is the
+                same (previews in training).
+
+        Raises:
+            ValueError: guidance that this network cannot be given; a sampler, steps, spacing or options that do not go together
+                or not with the schedule, also those of config.sample where others are given.
         """
         device = next(net.parameters()).device
         self.net, self.codec, self.schedule, self.takes, self.masks_as = net, codec, schedule, tuple(net.takes), masks_as
@@ -69,9 +76,12 @@ class Pipeline:
         self.denoiser = diffusion.Denoiser(self._network, schedule, **config.denoiser)
         self.shape = latent_shape(config.nnet)
         self.image_shape = codec.image_shape(self.shape)
-        self.algorithm, self.steps = algorithm or config.sample.algorithm, steps or config.sample.sample_steps
+        self.prepared = make_sampler(config, schedule, algorithm=algorithm, steps=steps)
+        if algorithm or steps:
+            make_sampler(config, schedule)  # of the images after training: refused before it
+        self.algorithm, self.steps = self.prepared.name, self.prepared.steps
         self.guidance, self.guided = guidance_scale(config.sample), guidance_options(config.sample, self.shape[0])
-        self.own = {key: config.sample[key] for key in ("eta", "spacing") if key in config.sample}
+        self.own = {"spacing": given_options(config, self.algorithm).get("spacing") or "", **self.prepared.options}
         self.gradient, self.classifier = config.sample.get("gradient"), classifier
         self.controlnet_scale = config.sample.get("controlnet_scale", 1.0)
         if self.guidance != 1.0 and not null:
@@ -79,9 +89,6 @@ class Pipeline:
         if self.guidance != 1.0 and "train" in config and not config.train.get("p_uncond", 0.0):
             logging.warning("guidance %g asks the network without conditions, which it never saw in training "
                             "(config.train.p_uncond=0)", self.guidance)
-        for asked in (self.algorithm, config.sample.algorithm):
-            if asked not in samplers.SAMPLERS:
-                raise ValueError(f"unknown sampling algorithm {asked!r}; known: {', '.join(samplers.SAMPLERS)}")
 
     @torch.no_grad()
     def __call__(self, cond, *, seed, indices):
@@ -101,7 +108,7 @@ class Pipeline:
         """
         generators = [image_generator(seed, index) for index in indices]
         x = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(self.device)
-        z = samplers.run(self.algorithm, self.denoise(cond), x, self.schedule, self.steps, generator=generators, **self.own)
+        z = self.prepared(self.denoise(cond), x, generator=generators)
         return self._images(z, lambda row: self._describe_fault(cond, seed, indices, row))
 
     @torch.no_grad()
@@ -190,6 +197,11 @@ class Pipeline:
         return f"{text}: {where}. {advise(self.net)}"
 
     @property
+    def calls(self):
+        """How often the network is called for a batch of images; guidance then gives it two rows for each image."""
+        return self.prepared.calls
+
+    @property
     def guides(self):
         """Whether a classifier's gradient guides."""
         return self.classifier is not None and self.gradient.scale > 0
@@ -219,13 +231,14 @@ class Pipeline:
         return cond | {"text": states(cond["text"])}, self.null | {"text": states(self.null["text"][None])[0]}
 
     def _bridge_times(self):
-        return self.schedule.times(self.steps, spacing=self.own.get("spacing") or None)
+        return samplers.make("ddim", self.steps, self.own["spacing"], self.schedule).times
 
     def describe(self):
         """All that decides the images but weights and seed, in words: for reports, and to tell samples apart."""
         words = [f"{self.algorithm}, {self.steps} steps"]
         words += [f"spacing {self.own['spacing']}"] if self.own.get("spacing") else []
-        words += [f"eta {self.own['eta']:g}"] if self.own.get("eta") else []
+        words += [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in
+                  self.prepared.options.items()]
         if self.guidance != 1.0:
             channels, (first, last) = self.guided["channels"], self.guided["interval"]
             words.append(f"guidance {self.guidance:g}" + (f" of the first {channels} channels" if channels else "")
@@ -273,10 +286,10 @@ def load(config, weights, *, classes, device, encoder=None, empty_text=None, cla
     for each in (net, classifier and classifier.net) if precision in LOWER else ():
         if each is not None:
             backbones.lower(each, LOWER[precision])
+    schedule = diffusion.schedule(**config.schedule)
     if "gradient" in config.sample:
-        check_gradient(config.sample.gradient, classifier, classes=classes, shape=latent_shape(config.nnet))
-    sampler = Pipeline(net.to(device).eval(), config, codec=image_codec(config, device),
-                       schedule=diffusion.schedule(**config.schedule),
+        check_gradient(config.sample.gradient, classifier, classes=classes, shape=latent_shape(config.nnet), schedule=schedule)
+    sampler = Pipeline(net.to(device).eval(), config, codec=image_codec(config, device), schedule=schedule,
                        null=null_conditions(net, classes, empty_text), classifier=classifier, masks_as=masks_as, **own)
     sampler.classes = list(classes)
     return sampler

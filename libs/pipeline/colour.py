@@ -6,6 +6,7 @@ import logging
 
 import torch
 
+from libs import diffusion
 from libs.diffusion.colour import REDUCTIONS, colour_loss, sample_through
 
 
@@ -16,9 +17,13 @@ def check(config):
         raise ValueError(f"config.colour.every is {own.every}; give a number of steps, or 0 for a training without the colour loss")
     if not own.every:
         return
-    steps = config.schedule.get("steps", 1000)
-    if not 1 <= own.steps < steps:
-        raise ValueError(f"config.colour.steps is {own.steps}; the solver takes 1 .. {steps - 1} of the {steps} steps of the noise")
+    schedule = diffusion.schedule(**config.schedule)
+    if schedule.steps is None:
+        raise ValueError(f"config.schedule.name is {config.schedule.name!r}, which is continuous; the solver of config.colour takes "
+                         "steps of a discrete one: set --config.schedule.name=linear, or --config.colour.every=0")
+    if not 1 <= own.steps < schedule.steps:
+        raise ValueError(f"config.colour.steps is {own.steps}; the solver takes 1 .. {schedule.steps - 1} of the {schedule.steps} "
+                         "steps of the noise")
     if not 0 <= own.last <= own.steps:
         raise ValueError(f"config.colour.last is {own.last}; give how many of the {own.steps} steps have a gradient, 0 for all")
     if own.reduction not in REDUCTIONS:

@@ -75,11 +75,13 @@ class NoisyClassifier:
 
 
 class Reordered(torch.nn.Module):
-    """A classifier whose logits come in another order."""
+    """A classifier whose logits come in another order: `order` (K,) int64 follows the network from device to device."""
 
     def __init__(self, net, order):
         super().__init__()
-        self.net, self.order = net, order
+        self.net = net
+        # beside the weights, for an index on another device would be copied at every step
+        self.register_buffer("order", order.to(next(net.parameters(), order).device), persistent=False)
 
     def forward(self, x, t):
         return self.net(x, t)[:, self.order]
@@ -120,8 +122,9 @@ def measure_name(asked):
                      + (f". Did you mean {known[close[0]]!r}?" if close else ""))
 
 
-def check(gradient, classifier, *, classes, shape):
-    """Raise ValueError for a section `gradient` that asks for what cannot be, and a classifier of other images."""
+def check(gradient, classifier, *, classes, shape, schedule=None):
+    """Raise ValueError for a section `gradient` that asks for what cannot be, or not on this noise schedule, and a classifier of
+    other images."""
     measure_name(gradient.measure)
     for option, known in (("profile", PROFILES), ("on", ("x_t", "x0"))):
         if gradient[option] not in known:
@@ -131,6 +134,9 @@ def check(gradient, classifier, *, classes, shape):
     if gradient.scale < 0 or gradient.clip_norm < 0 or not 0 <= gradient.last <= gradient.first <= 1:
         raise ValueError(f"config.sample.gradient: scale={gradient.scale}, clip_norm={gradient.clip_norm} must not be "
                          f"negative, and 0 <= last={gradient.last} <= first={gradient.first} <= 1")
+    if gradient.legacy_steps < 0 or gradient.legacy_steps and schedule is not None and schedule.steps is None:
+        raise ValueError(f"config.sample.gradient.legacy_steps is {gradient.legacy_steps}; it numbers the steps of a discrete schedule "
+                         "(linear, cosine), of which there are 250 in MGDM: set --config.sample.gradient.legacy_steps=0, which is off")
     if bool(gradient.measure) != (gradient.scale > 0):
         raise ValueError(f"config.sample.gradient has measure={gradient.measure!r} and scale={gradient.scale}: both are needed, or "
                          "neither")
