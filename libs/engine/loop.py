@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from libs.engine import checkpoint
+from libs.engine.item_noise import ItemNoise
 
 EXIT_AFTER_SIGTERM = 143  # 128 + SIGTERM, what schedulers expect of a job that obeyed
 DATA = "data.json"  # of a run: what `batches` says of its data
@@ -44,7 +45,7 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
         preview: preview(ema, step) -> uint8 array (H, W, 3) on the main process; called by every process.
         evaluate: evaluate(ema, step) -> {name: number}; called by every process. `best_metric` names the number whose
             smallest value marks the best checkpoint, which is kept; 'validation_loss' is that of `validation`, whose noise
-            is the same at each call.
+            is a function of (seed, item).
 
     Raises:
         FloatingPointError: a loss or gradient was not finite; no weight was changed by it. Names step and files.
@@ -91,9 +92,10 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
             best = False
             if validation and due("validation_interval"):
                 window.check()
-                numbers = validation_loss(run, loss_fn, state.averaged(), validation())
+                numbers, items = _mean_of_items(run, loss_fn, state.averaged(), validation())
                 run.log(state.step, "validation", numbers)
-                best = settings["best_metric"] == VALIDATION and _is_best(state, {VALIDATION: numbers["loss"]}, VALIDATION)
+                best = settings["best_metric"] == VALIDATION and _is_best(
+                    state, {VALIDATION: numbers["loss"]}, VALIDATION, [f"{VALIDATION} of {items} items, noise of seed {run.seed}"])
             if preview and due("preview_interval"):
                 window.check()
                 _keep_preview(run, preview(state.averaged(), state.step), state.step)
@@ -132,17 +134,33 @@ def check_settings(train, known=()):
 
 
 def validation_loss(run, loss_fn, net, batches):
-    """Mean of the loss over held-out batches with noise and times fixed by (seed, batch), over all processes.
+    """Mean of the loss over held-out batches, over all processes; noise and times of an item are fixed by (seed, item).
+
+    However the items are cut into batches and shared among processes, the mean is the same, but for the rounding of sums.
+
+    Args:
+        run: engine.Run; its seed counts.
+        loss_fn: as `fit` takes it. Its loss and terms are means over the items of a batch.
+        net: the network, in eval mode.
+        batches: iterator of this process's batches; 'index' names the items, and two items of one index meet the same noise.
 
     Returns:
         {name: float}, each term weighted by the items of its batch.
+
+    Raises:
+        ValueError: the loss draws random numbers that cannot be given to single items, see `ItemNoise`.
     """
+    return _mean_of_items(run, loss_fn, net, batches)[0]
+
+
+def _mean_of_items(run, loss_fn, net, batches):
+    """`validation_loss`, and the number of items."""
     sums, count = {}, 0
     with torch.no_grad(), torch.random.fork_rng(_devices(run)):
-        for number, batch in enumerate(batches):
-            _seed(run, 1, number)
+        for batch in batches:
+            index = batch["index"].tolist()
             batch = _to(run.device, batch)
-            with run.accelerator.autocast():
+            with run.accelerator.autocast(), ItemNoise(run.seed, index):
                 loss, terms = loss_fn(net, batch)
             n = len(batch["index"])
             count += n
@@ -151,7 +169,7 @@ def validation_loss(run, loss_fn, net, batches):
     names = run.from_main(sorted(sums))  # a process may have had no batch
     mine = [float(sums.get(name, 0.0)) for name in names] + [float(count)]
     total = run.gather_rows(torch.tensor([mine], dtype=torch.float64)).sum(0)
-    return dict(zip(names, (total[:-1] / total[-1]).tolist()))
+    return dict(zip(names, (total[:-1] / total[-1]).tolist())), int(total[-1])
 
 
 class Window:
@@ -284,10 +302,13 @@ def _evaluate(run, state, evaluate, metric):
     return _is_best(state, scores, metric)
 
 
-def _is_best(state, scores, metric):
-    """Whether this step is the best so far, which the state then remembers."""
+def _is_best(state, scores, metric, judged=()):
+    """Whether this step is the best so far, which the state then remembers.
+
+    judged: what has to be the same for two values to be compared; the names of the scores by default.
+    """
     # Every process holds the same numbers: evaluation ends with a gather, not with an opinion of rank 0.
-    judged = sorted(scores)
+    judged = list(judged) or sorted(scores)
     if state.best and state.best["judged_by"] != judged:
         logging.warning("the best checkpoint so far was judged by other scores (%s); the search begins anew",
                         ", ".join(state.best["judged_by"]))
