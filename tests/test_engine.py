@@ -204,7 +204,8 @@ def test_average_follows_its_formula_and_frozen_weights_are_shared(tmp_path):
         loss, _ = loss_fn(state.net, next(Batches()(step)))
         loss.backward()
         state.advance(loss.detach())
-        expected = 0.9 * expected + 0.1 * net[2].weight.detach()
+        rate = min(0.9, (2 + step) / (11 + step))  # of update number step + 1
+        expected = rate * expected + (1 - rate) * net[2].weight.detach()
     torch.testing.assert_close(state.ema[2].weight, expected)
     state.save(tmp_path / "ckpts", keep=1)
     saved, _ = checkpoint.read(tmp_path / "ckpts" / "3.ckpt")

@@ -74,6 +74,7 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
     def due(name):
         return settings[name] and (state.step % settings[name] == 0 or state.step == settings["n_steps"])
 
+    state.warn_of_start(settings["n_steps"])
     bar = tqdm(total=settings["n_steps"], initial=state.step, unit="step", disable=None if run.is_main else True)
     stream = batches(state.step)
     state.net.train()

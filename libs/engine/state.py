@@ -18,6 +18,9 @@ import torch
 from libs.engine import checkpoint, foreign, optim
 from libs.engine.frozen import frozen_of, hash_with_frozen
 
+MOST_START = 0.05  # share of an average that may be the weights that the training began with
+SMALLER_RATES = (0.9999, 0.9995, 0.999, 0.995, 0.99, 0.95, 0.9, 0.5, 0.1, 0.0)  # what is advised in place of a larger one
+
 
 class State:
     """Network, exponential moving average, optimizer and step of a run.
@@ -42,7 +45,8 @@ class State:
             ema_rate: share of the average that is kept at each step, in [0, 1).
             more_ema_rates: further averages, which checkpoints hold beside that one (see load_weights).
             ema_warmup: limit each rate to (1 + step) / (10 + step), see `warmed_up`, so that the random start does not stay in
-                the average of a short training; False keeps the rates as they are, as most published trainings did.
+                the average of a short training; False keeps the rates as they are, as most published trainings did. A run that
+                resumes goes on as it was begun.
             grad_clip: largest norm of the gradient; 0 is off.
             compile: pass the network through torch.compile.
             keep: {name: nn.Module}, what else has a state of its own that a resume must find, as buffers.
@@ -54,7 +58,7 @@ class State:
             raise ValueError(f"train.more_ema_rates={tuple(more_ema_rates)}: one is there twice, is train.ema_rate={ema_rate}, or "
                              "is 0, the weights themselves")
         self.run, self.module, self.ema_rate = run, net.to(run.device), ema_rate
-        self.ema_warmup = ema_warmup
+        self.ema_warmup, self.resumed_warmup = bool(ema_warmup), False
         trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
         if not trained:
             raise ValueError("the network has no parameter that requires a gradient: nothing to train")
@@ -111,7 +115,8 @@ class State:
                 **{averaged_name(rate): dict(zip(self.names, each)) | buffers for rate, each in self._more.items()},
                 **{name: module.state_dict() for name, module in self.keep.items() if module.state_dict()},
                 "optimizer": moments,
-            }, {"step": self.step, "best": self.best, "ema_rate": self.ema_rate, "optimizer": scalars, "extra": extra or {},
+            }, {"step": self.step, "best": self.best, "ema_rate": self.ema_rate, "ema_warmup": self.ema_warmup,
+                "optimizer": scalars, "extra": extra or {},
                 "scaler": scaler.state_dict() if scaler is not None else {}})
             checkpoint.prune(root, keep=keep, protect={self.best.get("step")})
         self._saved_step = self.step
@@ -160,7 +165,32 @@ class State:
             self.run.accelerator.scaler.load_state_dict(record["scaler"])
         self.step, self.best, self._saved_step = record["step"], record["best"], record["step"]
         logging.info("resumed from %s", folder)
+        self._keep_warmup(record.get("ema_warmup", False))  # checkpoints of earlier versions lack it, and had none
         return record["extra"]
+
+    def _keep_warmup(self, began_with):
+        """The averages of a run go on as they were begun: half of each way would be neither."""
+        if self.ema_warmup != began_with:
+            logging.info("train.ema_warmup is %s, but this run was begun with %s: its averages go on %s the warm-up of their rate",
+                         self.ema_warmup, began_with, "with" if began_with else "without")
+        self.ema_warmup, self.resumed_warmup = began_with, True
+
+    def warn_of_start(self, n_steps):
+        """Log a warning for every average of which too much will be the weights that the training began with."""
+        for rate in (self.ema_rate, *self._more):
+            share = start_share(rate, n_steps, warmup=self.ema_warmup)
+            if share > MOST_START:
+                option = "ema_rate" if rate == self.ema_rate else "more_ema_rates"
+                smaller = next(each for each in SMALLER_RATES if each not in (self.ema_rate, *self._more)
+                               and start_share(each, n_steps, warmup=self.ema_warmup) <= MOST_START)
+                if option == "more_ema_rates":
+                    smaller = repr(tuple(smaller if each == rate else each for each in self._more)).replace(" ", "")
+                warmup = "" if self.ema_warmup or self.resumed_warmup else "--config.train.ema_warmup=True, or "
+                logging.warning(
+                    "after %d steps %.0f %% of the average of rate %g (train.%s) will still be the weights that the training began "
+                    "with, which are random unless train.init gave others: images of it would be noise. Set %s"
+                    "--config.train.%s=%s, or train for more steps. The raw weights are taken by --config.sample.weights=raw",
+                    n_steps, 100 * share, rate, option, warmup, option, smaller)
 
     @contextlib.contextmanager
     def gradients_later(self, later):
