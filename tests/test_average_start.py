@@ -74,8 +74,8 @@ def test_a_rate_that_leaves_the_start_is_named_with_what_to_set(tmp_path, caplog
     train(tmp_path / "a", 20, ema_warmup=False, ema_rate=0.95, rates=(0.5, 0.99))
     first, second = [record.getMessage() for record in caplog.records if "will still be the weights" in record.getMessage()]
     assert f"{100 * 0.95 ** 20:.0f} % of the average of rate 0.95 (train.ema_rate)" in first
-    assert "--config.train.ema_warmup=True" in first and "--config.train.ema_rate=0.5" in first
-    assert "--config.sample.weights=raw" in first and "--config.train.more_ema_rates=(0.5,0.1)" in second  # 0.5 is there
+    assert "--config.train.ema_warmup=True" in first and "--config.train.ema_rate=0.8" in first
+    assert "--config.sample.weights=raw" in first and '--config.train.more_ema_rates="(0.5, 0.8)"' in second
     assert f"{100 * 0.99 ** 20:.0f} %" in second
     caplog.clear()
     train(tmp_path / "b", 20, ema_warmup=True, ema_rate=0.9999)
@@ -88,7 +88,7 @@ def test_a_resumed_run_is_not_advised_to_warm_up(tmp_path, caplog):
     caplog.clear()
     train(tmp_path, 20, ema_warmup=True, ema_rate=0.99)
     warning, = [record.getMessage() for record in caplog.records if "will still be the weights" in record.getMessage()]
-    assert "ema_warmup=True" not in warning and "--config.train.ema_rate=0.5" in warning
+    assert "ema_warmup=True" not in warning and "--config.train.ema_rate=0.8" in warning
 
 
 def losses(folder, kind):

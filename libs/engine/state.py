@@ -19,7 +19,7 @@ from libs.engine import checkpoint, foreign, optim
 from libs.engine.frozen import frozen_of, hash_with_frozen
 
 MOST_START = 0.05  # share of an average that may be the weights that the training began with
-SMALLER_RATES = (0.9999, 0.9995, 0.999, 0.995, 0.99, 0.95, 0.9, 0.5, 0.1, 0.0)  # what is advised in place of a larger one
+SMALLER_RATES = (0.9999, 0.9995, 0.999, 0.995, 0.99, 0.95, 0.9, 0.8, 0.5, 0.1, 0.0)  # what is advised in place of a larger one
 
 
 class State:
@@ -184,7 +184,7 @@ class State:
                 smaller = next(each for each in SMALLER_RATES if each not in (self.ema_rate, *self._more)
                                and start_share(each, n_steps, warmup=self.ema_warmup) <= MOST_START)
                 if option == "more_ema_rates":
-                    smaller = repr(tuple(smaller if each == rate else each for each in self._more)).replace(" ", "")
+                    smaller = f'"{tuple(smaller if each == rate else each for each in self._more)}"'
                 warmup = "" if self.ema_warmup or self.resumed_warmup else "--config.train.ema_warmup=True, or "
                 logging.warning(
                     "after %d steps %.0f %% of the average of rate %g (train.%s) will still be the weights that the training began "
