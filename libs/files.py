@@ -170,7 +170,7 @@ def _unreadable(path, error):
     foreign = _GLOBAL.search(str(error))  # torch's own words advise to switch the protection off
     if type(error).__name__ == "UnpicklingError":  # of a module that nothing here imports
         reason = f"it holds {foreign[1]}, which could run code" if foreign else "it is damaged, or no file of torch"
-    return f"{path} cannot be read safely as weights, tensors and plain values alone: {reason}"
+    return f"{path} cannot be read safely as weights: {reason}. Tensors and plain values alone can be loaded safely"
 
 
 def _safetensors_damage(path, head, size):

@@ -6,7 +6,6 @@ keeps its hash (base.json), which becomes a part of that of the run's checkpoint
 """
 
 import hashlib
-import json
 import logging
 import os
 from pathlib import Path

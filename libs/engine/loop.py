@@ -20,13 +20,15 @@ from tqdm import tqdm
 from libs.engine import checkpoint
 from libs.engine.item_noise import ItemNoise
 
-EXIT_AFTER_SIGTERM = 143  # 128 + SIGTERM, what schedulers expect of a job that obeyed
 DATA = "data.json"  # of a run: what `batches` says of its data
 VALIDATION = "validation_loss"  # the best_metric that needs no evaluation
 
 # Every key of config.train that `fit` reads, with its default. 0 is off for an interval.
 SETTINGS = dict(n_steps=0, log_interval=10, validation_interval=0, preview_interval=0, eval_interval=0,
                 save_interval=1000, keep_checkpoints=3, accumulation=1, best_metric="")
+
+
+START = ("mixed_precision", "tf32")  # keys of config.train that `start` reads
 
 
 def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None, evaluate=None):
@@ -49,7 +51,8 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
 
     Raises:
         FloatingPointError: a loss or gradient was not finite; no weight was changed by it. Names step and files.
-        SystemExit: code 143 after SIGTERM or SIGUSR1 on any process, when all have saved the same step.
+        SystemExit: after a signal to stop on any process, when all have saved the same step: SIGTERM or SIGUSR1 (code 143), a
+            first Ctrl-C (130), a terminal that is gone (129).
     """
     settings = {key: settings.get(key, default) for key, default in SETTINGS.items()}
     if settings["best_metric"] == VALIDATION and not (validation and settings["validation_interval"]):
@@ -57,9 +60,15 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
                         "train.validation_interval: the newest checkpoint will count as the best")
     checkpoints = run.folder / "ckpts"
     window = Window(run)
+    extra = state.resume(checkpoints)
+    if state.step >= settings["n_steps"]:
+        logging.info("%s has its %d steps already (train.n_steps=%d): nothing is trained, and nothing of it is changed", run.folder,
+                     state.step, settings["n_steps"])
+        for line in run.changes:
+            logging.warning("this setting is of no effect, the run has its steps: %s", line)
+        return
     if run.is_main:
         checkpoint.sweep(checkpoints)
-    extra = state.resume(checkpoints)
     run.rewind_log(state.step)
     facts = getattr(batches, "facts", {})
     if facts or (run.folder / DATA).is_file():
@@ -67,9 +76,6 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
     run.describe()
     if extra is not None:
         window.restore(extra)
-    if state.step >= settings["n_steps"]:
-        logging.info("%s has its %d steps already", run.folder, state.step)
-        return
 
     def due(name):
         return settings[name] and (state.step % settings[name] == 0 or state.step == settings["n_steps"])
@@ -108,11 +114,11 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
                 window.check()
                 state.save(checkpoints, keep=settings["keep_checkpoints"], extra=window.record())
         if stop:
-            logging.warning("asked to stop: step %d is saved; the same command goes on from there", state.step)
+            logging.warning("asked to stop: step %d is saved. Start the same command again to go on from there", state.step)
             stream.close()
             bar.close()
             run.finish()
-            sys.exit(EXIT_AFTER_SIGTERM)
+            sys.exit(run.exit_code)
         if state.step == settings["n_steps"]:
             break
     stream.close()
@@ -126,7 +132,7 @@ def check_settings(train, known=()):
         train: config.train.
         known: the keys that the script itself and the state read.
     """
-    allowed = {*SETTINGS, *known}
+    allowed = {*SETTINGS, *START, *known}
     for key in train:
         if key not in allowed:
             close = difflib.get_close_matches(key, allowed, n=1)

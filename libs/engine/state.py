@@ -8,13 +8,13 @@ nothing of them needs to be saved for a resume to be exact.
 
 import contextlib
 import copy
-import json
 import logging
 import math
 from pathlib import Path
 
 import torch
 
+from libs import files
 from libs.engine import checkpoint, foreign, optim
 from libs.engine.frozen import frozen_of, hash_with_frozen
 
@@ -134,7 +134,7 @@ class State:
             return None
         folder, tensors, record = found
         settings = self.run.folder / "config.json"
-        began_with = json.loads(settings.read_text()).get("optimizer", {}).get("name", "") if settings.is_file() else ""
+        began_with = files.read_json(settings).get("optimizer", {}).get("name", "") if settings.is_file() else ""
         optim.check_moments(self.optimizer, {key.split(".", 1)[0] for key in tensors["optimizer"]}, folder, began_with)
         _load_into(self.module, tensors["nnet"], self.names, folder)
         _load_into(self.ema, tensors["nnet_ema"], self.names, folder)
@@ -269,7 +269,7 @@ def weights_hash(path, *, averaged=True, ema_rate=0.0):
     if len(foreign.split(path)) > 1 or foreign.is_folder(path):
         return foreign.digest(path)[:16]
     if path.is_dir():
-        record = json.loads((path / "state.json").read_text())
+        record = files.read_json(path / "state.json")
         name = averaged_name(ema_rate, record) if averaged else "nnet"
         digest = checkpoint.read_manifest(path)[f"{name}.safetensors"]["sha256"]
         return hash_with_frozen(digest, path)[:16]
