@@ -21,6 +21,7 @@ from libs.engine import checkpoint
 from libs.engine.item_noise import ItemNoise
 
 DATA = "data.json"  # of a run: what `batches` says of its data
+SKIPPED = "skipped_steps"  # of fp16, whose gradients overflowed
 VALIDATION = "validation_loss"  # the best_metric that needs no evaluation
 
 # Every key of config.train that `fit` reads, with its default. 0 is off for an interval.
@@ -88,7 +89,7 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
     for batch in stream:
         loss, terms = _gradients(run, state, loss_fn, batch, settings["accumulation"])
         norm, verdict = state.advance(loss)
-        window.add({"loss": loss, "grad_norm": norm, **terms}, verdict, batch["index"], state.step, batches)
+        window.add({"loss": loss, **_norm_terms(run, norm), **terms}, verdict, batch["index"], state.step, batches)
         bar.update()
         if due("log_interval"):
             window.check()
@@ -231,8 +232,9 @@ class Window:
         """The means over all processes since the last log line, with images per second; starts a new window."""
         names, sums, counts = self._of_all()
         means = (sums.double().sum(0) / counts.double().sum(0)).tolist()
+        numbers = _without_skipped(dict(zip(names, means)), dict(zip(names, counts[0].tolist())))
         seconds = time.perf_counter() - self._clock
-        numbers = dict(zip(names, means)) | {"images_per_second": self._images / max(seconds, 1e-9)}
+        numbers |= {"images_per_second": self._images / max(seconds, 1e-9)}
         self._reset()
         return numbers
 
@@ -295,6 +297,25 @@ def _gradients(run, state, loss_fn, batch, accumulation):
         if len(of_parts) < len(parts):  # the mean over the parts that have this term
             totals[name] = totals[name] / sum(of_parts)
     return totals.pop("loss"), totals
+
+
+def _norm_terms(run, norm):
+    """What is summed of a gradient's norm. In fp16 a gradient may overflow, which is routine: the scaler skips that step, and its
+    norm, which is not finite, is counted in place of summed, on the device."""
+    if run.accelerator.scaler is None:
+        return {"grad_norm": norm}
+    finite = norm.isfinite()
+    return {"grad_norm": torch.where(finite, norm, 0.0), SKIPPED: (~finite).float()}
+
+
+def _without_skipped(means, counts):
+    """Means of a window in which the norm is that of the steps that were not skipped, and `skipped_steps` their number."""
+    if SKIPPED not in means:
+        return means
+    share, steps = means.pop(SKIPPED), counts[SKIPPED]
+    skipped = round(share * steps)
+    total = means.pop("grad_norm")
+    return means | ({"grad_norm": total / (1.0 - share)} if skipped < steps else {}) | {SKIPPED: skipped}
 
 
 def _evaluate(run, state, evaluate, metric):
