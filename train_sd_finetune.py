@@ -45,7 +45,7 @@ def train(config, workdir):
     if own_text:
         opened = data.with_tokens(opened, config.dataset, encoder.encode, validation_split=split)
     run.record("classes.json", opened.examples.classes, fixed=True)
-    if run.is_main and opened.examples.captions is not None and not run.has_trained(config.train.n_steps):
+    if run.is_main and opened.examples.captions is not None and run.is_to_write("bank.json", config.train.n_steps):
         evaluation.bank_of(opened.examples).save(run.folder / "bank.json")
     run.barrier()
     stream = data.Stream(opened.examples, config.train.batch_size, seed=config.seed, workers=config.train.workers,

@@ -28,7 +28,7 @@ def train(config, workdir):
                                                validation_split=config.train.validation_split,
                                                shape=pipeline.latent_shape(config.nnet))
     run.record("classes.json", features.classes, fixed=True)
-    if run.is_main and features.captions is not None and not run.has_trained(config.train.n_steps):
+    if run.is_main and features.captions is not None and run.is_to_write("bank.json", config.train.n_steps):
         evaluation.bank_of(features).save(run.folder / "bank.json")
     run.barrier()
     stream = data.Stream(features, config.train.batch_size, seed=config.seed, workers=config.train.workers,

@@ -11,9 +11,11 @@ import os
 import re
 import shutil
 import zipfile
+import zlib
 from errno import ENOENT, ENOSPC
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -73,6 +75,26 @@ def read_torch(path, *, allow=(), mmap=False):
         raise
     except Exception as error:  # of unpicklers, archives and torch itself
         raise ValueError(_unreadable(path, error)) from error
+
+
+def read_npz(path, names=None):
+    """The arrays of a .npz file of plain arrays, {name: array}.
+
+    Args:
+        path: the file.
+        names: (list of all names) -> those to read; None reads all.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds objects; names it and says what it is.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in (file.files if names is None else names(file.files))}
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} {describe_damage(path) or f'is not a readable .npz of plain arrays: {error}'}") from error
 
 
 def write_safetensors(tensors, path, metadata=None):

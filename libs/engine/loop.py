@@ -248,7 +248,8 @@ class Window:
     def record(self):
         """What a checkpoint keeps of an unfinished window: the sums of every process. Called by all of them."""
         names, sums, counts = self._of_all()
-        return {"names": names, "sums": sums.tolist(), "counts": counts.tolist()}
+        finite = sums.isfinite()  # JSON has no word for others: of such a term the next log line is the mean over what follows
+        return {"names": names, "sums": sums.where(finite, 0.0).tolist(), "counts": counts.where(finite, 0.0).tolist()}
 
     def restore(self, record):
         """Go on with an unfinished window."""

@@ -35,6 +35,7 @@ _PACKAGES = ("torch", "torchvision", "accelerate", "diffusers", "transformers", 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _OF_A_TERMINAL = (signal.SIGINT, signal.SIGHUP)  # a shell has them ignored where they are not meant for a process
 EXIT_AFTER_SIGTERM = 143  # 128 + SIGTERM, what schedulers expect of a job that obeyed
+PATIENCE = datetime.timedelta(hours=12)  # of a process that waits for another
 SAME_CTRL_C = 3.0  # seconds: a launcher hands on the Ctrl-C that its processes have had from the terminal already
 
 
@@ -75,7 +76,7 @@ class Run:
             mixed_precision=self.precision, cpu=True if not devices.has_accelerator() else None,
             kwargs_handlers=[*growth, DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
                              # The others wait while one process checks a million files or trains a feature network.
-                             InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))])
+                             InitProcessGroupKwargs(timeout=PATIENCE)])
         if self.accelerator.num_processes != world:
             raise RuntimeError(f"{world} processes were launched but accelerate joined {self.accelerator.num_processes}; "
                                "each would train its own copy. Launch with `accelerate launch --multi_gpu` or `torchrun`")
@@ -122,9 +123,15 @@ class Run:
         """What was recorded and differs from what the run folder holds, a line each."""
         return list(self._changes)
 
-    def has_trained(self, n_steps):
-        """Whether the run has so many steps already, so that nothing is to be trained and nothing to be written."""
-        return max(steps(self.folder / "ckpts"), default=-1) >= n_steps
+    def is_to_write(self, name, n_steps):
+        """Whether a script writes the file `name` of the run folder anew: it is missing, or training goes on to `n_steps`."""
+        return max(steps(self.folder / "ckpts"), default=-1) < n_steps or not (self.folder / name).is_file()
+
+    def is_stale(self, path):
+        """Whether what is made of the weights of a finished training, a file or folder, is missing or older than they are."""
+        saved = steps(self.folder / "ckpts")
+        newest = (self.folder / "ckpts" / f"{saved[-1]}.ckpt").stat().st_mtime_ns if saved else 0
+        return not path.exists() or path.stat().st_mtime_ns < newest
 
     def describe(self):
         """Write what was recorded, and add this session (command, versions, device, commit) to run.json.
@@ -261,7 +268,7 @@ class Stop:
     def __init__(self, world):
         self._asked = False  # by a signal to this process
         self.exit_code, self._first, self._terminals = EXIT_AFTER_SIGTERM, 0.0, ()
-        self._group = torch.distributed.new_group(backend="gloo") if world > 1 else None
+        self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE) if world > 1 else None
         self._pending = None
 
     def listen(self):
