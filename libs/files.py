@@ -94,7 +94,8 @@ def read_npz(path, names=None):
     except FileNotFoundError:
         raise
     except (ValueError, OSError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} {describe_damage(path) or f'is not a readable .npz of plain arrays: {error}'}") from error
+        damage = describe_damage(path)
+        raise ValueError(f"{path} is not a readable .npz of plain arrays: {f'it {damage}' if damage else error}") from error
 
 
 def write_safetensors(tensors, path, metadata=None):
@@ -141,9 +142,9 @@ def describe_damage(path):
     if not size:
         return "is empty, a download or a copy that was cut off. Fetch it again"
     if head.startswith(LFS):
-        return f"is a Git LFS pointer, not the weights: run `git lfs pull` in {path.resolve().parent}"
+        return f"is a Git LFS pointer, not the {'weights' if path.suffix in WEIGHT_ENDINGS else 'file'}: run `git lfs pull` in {path.resolve().parent}"
     if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
-        return "is a web page, not weights: the link that it was fetched from shows a page. Fetch the file itself"
+        return "is a web page, not weights or arrays: the link that it was fetched from shows a page. Fetch the file itself"
     if path.suffix == ".safetensors":
         return _safetensors_damage(path, head, size)
     if head.startswith(b"PK") and not zipfile.is_zipfile(path):

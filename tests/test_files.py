@@ -36,7 +36,7 @@ def good(path):
 DAMAGE = {
     "pointer": (lambda whole: LFS, "is a Git LFS pointer, not the weights: run `git lfs pull`"),
     "empty": (lambda whole: b"", "is empty"),
-    "page": (lambda whole: b"<!DOCTYPE html><html><body>404</body></html>", "is a web page, not weights"),
+    "page": (lambda whole: b"<!DOCTYPE html><html><body>404</body></html>", "is a web page, not weights or arrays"),
     "cut": (lambda whole: whole[:len(whole) // 2], "is cut off after"),
 }
 READERS = {
@@ -167,3 +167,14 @@ def test_json_of_ours_is_strict_and_readable(tmp_path):
         (tmp_path / "x.json").write_bytes(damaged)
         with pytest.raises(ValueError, match="x.json is.*damaged, restore it"):
             files.read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("content, what", [(LFS, "it is a Git LFS pointer, not the file: run `git lfs pull`"), (b"", "it is empty"),
+                                           (b"<html></html>", "it is a web page"), (b"PK\x03\x04 and no more", "it is cut off after")])
+def test_damaged_archives_of_arrays_are_named(tmp_path, content, what):
+    path = tmp_path / "stats.npz"
+    path.write_bytes(content)
+    for read in (files.read_npz, metrics.gaussian.load_stats):
+        with pytest.raises(ValueError) as caught:
+            read(path)
+        assert str(path) in str(caught.value) and what in str(caught.value)
