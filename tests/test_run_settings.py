@@ -118,15 +118,15 @@ def test_config_launcher_and_device_choose_the_precision(monkeypatch, caplog, as
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert devices.choose_precision(asked, training=True) == expected
-    told = launched in ("fp16", "bf16") and asked in ("auto", "no", "bf16") and asked != launched
-    assert bool(caplog.text) is told
+    said = launched in ("fp16", "bf16") and asked in ("auto", "no", "bf16") and asked != launched
+    assert bool(caplog.text) is said
     if (asked, device) == ("auto", "fp16") and not launched:
         assert devices.choose_precision(asked, training=True, fp16=False) == "no"
 
 
 @pytest.mark.parametrize("asked, launched, recorded, expected", [
     ("", "", "bf16", "bf16"), ("", "no", "bf16", "bf16"), ("", "", "fp16", "no"), ("fp16", "", "bf16", "no"), ("no", "", "bf16", "no"),
-    ("", "bf16", "no", "bf16"), ("", "", "", "no")])
+    ("", "bf16", "no", "bf16"), ("", "", "", "no"), ("auto", "", "bf16", "bf16"), ("auto", "", "no", "no")])
 def test_what_reads_a_run_takes_the_precision_of_its_last_session(monkeypatch, tmp_path, asked, launched, recorded, expected):
     """On a processor; fp16, which it has not, becomes float32 where nothing is trained."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
@@ -136,6 +136,31 @@ def test_what_reads_a_run_takes_the_precision_of_its_last_session(monkeypatch, t
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT,
                           env={**os.environ, "ACCELERATE_USE_CPU": "true"})
     assert done.stdout.split() == [expected, expected], done.stderr[-2000:]
+
+
+def test_bf16_of_a_gpu_is_not_emulated_by_a_processor(monkeypatch):
+    monkeypatch.setattr(devices, "has_fp16", lambda: False)
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda: False)
+    assert devices.recorded_precision({"precision": "bf16", "device_type": "cuda"}) == ""
+    assert devices.recorded_precision({"precision": "bf16", "device_type": "cpu"}) == "bf16"
+    assert devices.recorded_precision({"precision": "fp8"}) == devices.recorded_precision({}) == ""
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda: True)
+    assert devices.recorded_precision({"precision": "bf16", "device_type": "cuda"}) == "bf16"
+
+
+def test_what_is_made_of_a_run_is_made_again_only_for_newer_weights(tmp_path):
+    run = engine.Run(tmp_path)
+    assert run.is_stale(tmp_path / "pipeline") and run.is_to_write("bank.json", 2)
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "bank.json").write_text("{}")
+    checkpoint.write(tmp_path / "ckpts", 2, {"nnet": {"a": torch.ones(1)}}, {"step": 2})
+    os.utime(tmp_path / "pipeline", (1, 1))
+    assert run.is_stale(tmp_path / "pipeline") and run.is_to_write("bank.json", 3) and not run.is_to_write("bank.json", 2)
+    (tmp_path / "pipeline" / "file").touch()
+    assert not run.is_stale(tmp_path / "pipeline")
+    (tmp_path / "bank.json").unlink()
+    assert run.is_to_write("bank.json", 2)
+    run.finish()
 
 
 def test_run_json_holds_the_precision_that_was_used(inside, finished, tmp_path):

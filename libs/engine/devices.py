@@ -23,7 +23,8 @@ def choose_precision(asked, *, training, recorded="", fp16=True):
             fp16, else float32; '' what `accelerate launch --mixed_precision` says, else float32. The launcher wins over 'auto',
             and one of the three wins over the launcher.
         training: whether weights are trained; else a run is only read.
-        recorded: precision of the last session of a run that is read, which counts where nobody says anything.
+        recorded: precision of the last session of a run that is read, see `recorded_precision`; it counts where neither launcher
+            nor config name one, and before 'auto'.
         fp16: whether 'auto' may be fp16, which needs its loss scaled.
 
     Raises:
@@ -45,10 +46,10 @@ def choose_precision(asked, *, training, recorded="", fp16=True):
         chosen = launched
         if asked == "auto":
             logging.info("accelerate launch --mixed_precision %s is used in place of %s=auto", launched, OPTION)
-    elif asked == "auto":
-        chosen = _native(fp16)
+    elif recorded or asked != "auto":
+        chosen, said_by = recorded or "no", "the run"
     else:
-        chosen, said_by = recorded or "no", "run.json"
+        chosen = _native(fp16)
     if chosen == "fp16" and not has_fp16():
         if training:
             raise ValueError(f"`{said_by}={chosen}` is not computed by a processor, which would train in float32 and call it fp16. "
@@ -56,6 +57,16 @@ def choose_precision(asked, *, training, recorded="", fp16=True):
         logging.info("fp16 of %s is not computed by a processor: float32 is used", said_by)
         chosen = "no"
     return chosen
+
+
+def recorded_precision(session):
+    """The precision that a session of a run used, '' where it says none or would be slow here.
+
+    Slow is bf16 that was computed by a GPU, on a processor that has to emulate it.
+    """
+    precision = session.get("precision", "")
+    elsewhere = session.get("device_type", "cpu") != "cpu" and not has_fp16()
+    return "" if precision not in PRECISIONS or precision == "bf16" and elsewhere and not multiplies_bf16() else precision
 
 
 def has_accelerator():

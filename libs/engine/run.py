@@ -68,7 +68,7 @@ class Run:
                              "as `--config.seed=1234`")
         self.folder, self.seed, self.tf32 = Path(folder), seed, False
         self._last = {} if claim else last_session(self.folder)
-        self.precision = devices.choose_precision(mixed_precision, training=claim, recorded=self._last.get("precision", ""),
+        self.precision = devices.choose_precision(mixed_precision, training=claim, recorded=devices.recorded_precision(self._last),
                                                   fp16=auto_fp16)
         world = int(os.environ.get("WORLD_SIZE", 1))
         growth = [GradScalerKwargs(growth_interval=round(1 / fp16_scale_growth))] if fp16_scale_growth else []
@@ -148,7 +148,7 @@ class Run:
         sessions = read_json(self.folder / "run.json", {"sessions": []})
         sessions["sessions"].append({
             "command": shlex.join([Path(sys.executable).name, *sys.argv]), "started": _now(), "processes": self.world,
-            "device": device_name(self.device), "precision": self.accelerator.mixed_precision,
+            "device": device_name(self.device), "device_type": self.device.type, "precision": self.accelerator.mixed_precision,
             "tf32": self.tf32, "versions": {"python": platform.python_version(), **dict(_versions())}, "git": _commit()})
         write_text(self.folder / "run.json", files.json_text(sessions))
 
