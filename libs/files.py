@@ -1,7 +1,7 @@
-"""Files of weights and of JSON, whole or with an error that names them: what every room reads and writes through.
+"""Files of weights, arrays and JSON, whole or with an error that names them: every room reads through it.
 
-safetensors raises an exception of its own kind, which is neither ValueError nor OSError and names no file. torch's reader guesses at
-pickles. Here each becomes one sentence: which file, what it is, what to do.
+safetensors raises an exception of its own kind, which is neither ValueError nor OSError and names no file.
+torch's reader guesses at pickles. Here each becomes one sentence: which file, what it is, what to do.
 """
 
 import contextlib
@@ -66,7 +66,8 @@ def read_torch(path, *, allow=(), mmap=False):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, no such file at all, or holds what could run code; names it and says what it is.
+        ValueError: it is damaged, no such file at all, or holds what could run code; names it and says what
+            it is.
     """
     try:
         with torch.serialization.safe_globals(list(allow)):
@@ -142,7 +143,8 @@ def describe_damage(path):
     if not size:
         return "is empty, a download or a copy that was cut off. Fetch it again"
     if head.startswith(LFS):
-        return f"is a Git LFS pointer, not the {'weights' if path.suffix in WEIGHT_ENDINGS else 'file'}: run `git lfs pull` in {path.resolve().parent}"
+        content = "weights" if path.suffix in WEIGHT_ENDINGS else "file"
+        return f"is a Git LFS pointer, not the {content}: run `git lfs pull` in {path.resolve().parent}"
     if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
         return "is a web page, not weights or arrays: the link that it was fetched from shows a page. Fetch the file itself"
     if path.suffix == ".safetensors":
@@ -208,10 +210,12 @@ def _safetensors_damage(path, head, size):
         with open(path, "rb") as file:
             header = file.read(end)[8:]
         try:
-            end += max((entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"), default=0)
+            tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
+            end += max((entry["data_offsets"][1] for entry in tensors), default=0)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return "is not a .safetensors file: its header is damaged. Fetch it again"
-    return f"is cut off after {size} of {end} bytes or more, a download or a copy that did not finish. Fetch it again" * (end > size)
+    return (f"is cut off after {size} of {end} bytes or more, a download or a copy that did not finish. Fetch it again"
+            if end > size else "")
 
 
 def _named(error, path, need):

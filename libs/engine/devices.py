@@ -1,7 +1,7 @@
 """What a run computes with: its precision, TF32 and the number of threads, by config, launcher and device.
 
-What is chosen here is what is used and what the run folder notes. accelerate takes fp16 on a processor without a word and computes
-in float32, so that nothing is left to it.
+What is chosen here is what is used and what the run folder notes. accelerate takes fp16 on a processor
+without a word and computes in float32, so that nothing is left to it.
 """
 
 import logging
@@ -19,12 +19,12 @@ def choose_precision(asked, *, training, recorded="", fp16=True):
     """The precision of a run, 'no' (float32), 'fp16' or 'bf16'.
 
     Args:
-        asked: config.train.mixed_precision: one of these; 'auto' what the device multiplies natively, bf16, else on a CUDA card
-            fp16, else float32; '' what `accelerate launch --mixed_precision` says, else float32. The launcher wins over 'auto',
-            and one of the three wins over the launcher.
+        asked: config.train.mixed_precision: one of these; 'auto' what the device multiplies natively, bf16,
+            else on a CUDA card fp16, else float32; '' what `accelerate launch --mixed_precision` says, else
+            float32. The launcher wins over 'auto', and one of the three wins over the launcher.
         training: whether weights are trained; else a run is only read.
-        recorded: precision of the last session of a run that is read, see `recorded_precision`; it counts where neither launcher
-            nor config name one, and before 'auto'.
+        recorded: precision of the last session of a run that is read, see `recorded_precision`; it counts
+            where neither launcher nor config name one, and before 'auto'.
         fp16: whether 'auto' may be fp16, which needs its loss scaled.
 
     Raises:
@@ -35,9 +35,9 @@ def choose_precision(asked, *, training, recorded="", fp16=True):
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
     launched = launcher if launcher not in ("", "no") else ""  # 'no' is also what accelerate launch says where nobody has
     if launched not in ("", *PRECISIONS):
-        raise ValueError(f"`accelerate launch --mixed_precision {launched}` is a precision that nothing here computes in. Launch with "
-                         f"one of {', '.join(PRECISIONS)}")
-    said_by = OPTION if asked in PRECISIONS else "accelerate launch --mixed_precision"
+        raise ValueError(f"`accelerate launch --mixed_precision {launched}` is a precision that nothing here "
+                         f"computes in. Launch with one of {', '.join(PRECISIONS)}")
+    source = OPTION if asked in PRECISIONS else "accelerate launch --mixed_precision"
     if asked in PRECISIONS:
         chosen = asked
         if launched and launched != asked:
@@ -47,14 +47,14 @@ def choose_precision(asked, *, training, recorded="", fp16=True):
         if asked == "auto":
             logging.info("accelerate launch --mixed_precision %s is used in place of %s=auto", launched, OPTION)
     elif recorded or asked != "auto":
-        chosen, said_by = recorded or "no", "the run"
+        chosen, source = recorded or "no", "the run"
     else:
         chosen = _native(fp16)
     if chosen == "fp16" and not has_fp16():
         if training:
-            raise ValueError(f"`{said_by}={chosen}` is not computed by a processor, which would train in float32 and call it fp16. "
-                             f"Set `{OPTION}=no` (float32) or `{OPTION}=bf16`, or train on a GPU")
-        logging.info("fp16 of %s is not computed by a processor: float32 is used", said_by)
+            raise ValueError(f"`{source}={chosen}` is not computed by a processor, which would train in float32 and "
+                             f"call it fp16. Set `{OPTION}=no` (float32) or `{OPTION}=bf16`, or train on a GPU")
+        logging.info("fp16 of %s is not computed by a processor: float32 is used", source)
         chosen = "no"
     return chosen
 
@@ -82,25 +82,27 @@ def has_fp16():
 def log_unused():
     """Say that the GPU of a Mac is left alone: some of what runs here is float64, which it does not have."""
     if torch.backends.mps.is_available() and not has_accelerator():
-        logging.info("the GPU of this Mac (MPS) is not used, since times and scores are computed in float64, which it does not have: "
-                     "everything runs on the processor")
+        logging.info("the GPU of this Mac (MPS) is not used, since times and scores are computed in float64, which it "
+                     "does not have: everything runs on the processor")
 
 
 def warn_of_slow_products(device, precision, tf32, name):
     """Log a warning where a training on CUDA uses neither half precision nor TF32."""
     if device.type == "cuda" and precision == "no" and not tf32:
-        logging.warning("this training computes in float32 without TF32 on %s, several times slower than it could: set %s=auto, or "
-                        "--config.train.tf32=True, unless that is meant", name, OPTION)
+        logging.warning("this training computes in float32 without TF32 on %s, several times slower than it could: "
+                        "set %s=auto, or --config.train.tf32=True, unless that is meant", name, OPTION)
 
 
 def use_threads():
     """Let a process that a launcher started use its share of the processors.
 
-    torchrun and accelerate launch set OMP_NUM_THREADS=1 where nobody did, and what is computed between steps, such as scores, then
-    runs on one thread while the others wait. A number that the user gave, before the launcher or by its option, is left alone: the
-    launcher is the parent of this process, and its own environment, as it was started, shows what the user gave.
+    torchrun and accelerate launch set OMP_NUM_THREADS=1 where nobody did, and what is computed between steps,
+    such as scores, then runs on one thread while the others wait. A number that the user gave, before the
+    launcher or by its option, is left alone: the launcher is the parent of this process, and its own
+    environment, as it was started, shows what the user gave.
     """
-    if os.environ.get("OMP_NUM_THREADS") != "1" or not any(name in os.environ for name in LAUNCHERS) or given_by_user(os.getppid()):
+    launched = any(name in os.environ for name in LAUNCHERS)
+    if os.environ.get("OMP_NUM_THREADS") != "1" or not launched or given_by_user(os.getppid()):
         return
     share = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, share // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

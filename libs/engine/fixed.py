@@ -5,12 +5,12 @@ Others, such as the number of steps, the batch or the learning rate, may change 
 
 SECTIONS = ("nnet", "schedule", "denoiser", "codec", "encoder")
 SINGLE = ("train.mode", "train.noised", "dataset.window")
-# Options of those sections that change nothing of the meaning: memory, dropout, and where weights lie, whose identity is compared
-# by their content.
+# Options of those sections that change nothing of the meaning: memory, dropout, and where weights lie, whose identity
+# is compared by their content.
 FREE = ("use_checkpoint", "decode_batch", "path", "subfolder", "any_size", "attention")
-# Numbers of which 0 means: as the data, the codec or another option say. What it came to is compared where that is known.
-AS_GIVEN = ("num_classes", "img_size", "image_size", "input_size", "sample_size", "in_chans", "in_channels", "out_channels",
-            "channels", "conditioning_channels", "scale_factor", "lora_alpha")
+# Numbers of which 0 means: as the data, the codec or another option say. Only two other numbers are compared.
+AS_GIVEN = ("num_classes", "img_size", "image_size", "input_size", "sample_size", "in_chans", "in_channels",
+            "out_channels", "channels", "conditioning_channels", "scale_factor", "lora_alpha")
 
 
 def differences(before, now):
@@ -18,23 +18,23 @@ def differences(before, now):
 
     What one of them lacks is not compared: a version may have added or dropped it.
     """
-    found = []
+    differing = []
     for section in SECTIONS:
-        found += _of(before.get(section), now.get(section), section)
+        differing += _of(before.get(section), now.get(section), section)
     for path in SINGLE:
         section, key = path.split(".")
-        found += _of({key: (before.get(section) or {}).get(key)}, {key: (now.get(section) or {}).get(key)}, section)
-    return found
+        differing += _of({key: (before.get(section) or {}).get(key)}, {key: (now.get(section) or {}).get(key)}, section)
+    return differing
 
 
 def check(before, now, folder):
     """Raise ValueError where a run with weights in `folder` would go on with other fixed settings; names options and values."""
-    found = differences(before, now)
-    if found:
-        lines = "; ".join(f"`--config.{option}={_typed(new)}`, which was {_typed(old)}" for option, old, new in found)
-        back = " ".join(f"--config.{option}={_typed(old)}" for option, old, _ in found)
-        raise ValueError(f"{folder} holds weights that were trained with other settings: {lines}. They decide what the weights mean and "
-                         f"stay for the life of a run. Set {back}, or give another --workdir")
+    differing = differences(before, now)
+    if differing:
+        lines = "; ".join(f"`--config.{option}={_typed(new)}`, which was {_typed(old)}" for option, old, new in differing)
+        back = " ".join(f"--config.{option}={_typed(old)}" for option, old, _ in differing)
+        raise ValueError(f"{folder} holds weights that were trained with other settings: {lines}. They decide what "
+                         f"the weights mean and stay for the life of a run. Set {back}, or give another --workdir")
 
 
 def _of(before, now, path):

@@ -1,9 +1,9 @@
-"""Random numbers that belong to single items of a batch: what a held-out image meets, whatever batch it comes in.
+"""Random numbers that belong to single items of a batch: the noise of a held-out image in any batch.
 
-A loss draws noise and times from torch's default generators, one call for a whole batch, so that what an item meets depends on its
-place in the batch, on the size of the batch and on the number of processes. Inside `ItemNoise` each call is made once for every
-item, with a generator that is a function of (seed, item) alone. It works below torch's functions, where every draw passes by,
-also those in networks and codecs.
+A loss draws noise and times from torch's default generators, one call for a whole batch, so that what an item
+meets depends on its place in the batch, on the size of the batch and on the number of processes. Inside
+`ItemNoise` each call is made once for every item, with a generator that is a function of (seed, item) alone.
+It works below torch's functions, where every draw passes by, also those in networks and codecs.
 """
 
 import numpy as np
@@ -13,18 +13,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # Random operations of torch that lack its tag for them.
 UNTAGGED = ("random_", "random", "binomial", "_standard_gamma", "_sample_dirichlet", "_fused_dropout")
 # Those with a tag that can be made item by item; any other that draws is refused.
-BY_ITEM = (*UNTAGGED, "rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "normal", "normal_", "uniform", "uniform_",
-           "bernoulli", "bernoulli_", "multinomial", "poisson", "exponential", "exponential_", "cauchy", "cauchy_", "geometric",
-           "geometric_", "log_normal", "log_normal_", "native_dropout")
+BY_ITEM = (*UNTAGGED, "rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "normal", "normal_",
+           "uniform", "uniform_", "bernoulli", "bernoulli_", "multinomial", "poisson", "exponential", "exponential_",
+           "cauchy", "cauchy_", "geometric", "geometric_", "log_normal", "log_normal_", "native_dropout")
 PLACEMENT = ("device", "pin_memory", "memory_format")  # of a whole batch, not of a row of it
 
 
 class ItemNoise(TorchDispatchMode):
     """While it is entered, every draw from torch's default generators gives each item the numbers of that item.
 
-    A draw whose first dimension is the batch gets row i from the generator of item i, one after the other as the calls come. Rows
-    are drawn on the CPU, so that they are the same on every device. Draws with a generator of their own are left alone. The default
-    generator of the CPU is used on the way: the caller keeps its state.
+    A draw whose first dimension is the batch gets row i from the generator of item i, one after the other as
+    the calls come. Rows are drawn on the CPU, so that they are the same on every device. Draws with a
+    generator of their own are left alone. The default generator of the CPU is used on the way: the caller
+    keeps its state.
 
     Args:
         seed: of the run, 0 or more.
@@ -52,9 +53,11 @@ class ItemNoise(TorchDispatchMode):
         rows = []
         for number in range(len(self._states)):
             torch.default_generator.set_state(self._states[number])
-            own = [self._row(value, number, argument.name, function) for value, argument in zip(args, function._schema.arguments)]
-            of_names = {name: self._row(value, number, name, function) for name, value in kwargs.items() if name not in PLACEMENT}
-            rows.append(function(*own, **of_names))
+            row = [self._row(value, number, argument.name, function)
+                   for value, argument in zip(args, function._schema.arguments)]
+            by_name = {name: self._row(value, number, name, function) for name, value in kwargs.items()
+                       if name not in PLACEMENT}
+            rows.append(function(*row, **by_name))
             self._states[number] = torch.default_generator.get_state()
         if not rows:
             raise ValueError(f"{function}: the batch of held-out items is empty")
@@ -100,6 +103,6 @@ def _device(args, kwargs):
 
 
 def _refusal(function, how):
-    return (f"the loss of held-out data calls {function}, which draws random numbers {how}: they cannot be given to single images, so "
-            "that the loss would depend on the batch. Draw one row for each image, or pass a generator, or leave it out where "
-            "the network is in eval mode")
+    return (f"the loss of held-out data calls {function}, which draws random numbers {how}: they cannot be given "
+            "to single images, so that the loss would depend on the batch. Draw one row for each image, or pass a "
+            "generator, or leave it out where the network is in eval mode")

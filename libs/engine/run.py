@@ -399,7 +399,7 @@ def read_metrics(path):
 
     A last line that was torn by a kill is dropped. A line that is damaged elsewhere is named in the log and left out.
     """
-    found = []
+    entries = []
     lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         try:
@@ -407,10 +407,10 @@ def read_metrics(path):
         except ValueError:
             entry = None
         if isinstance(entry, dict) and isinstance(entry.get("step"), int) and "kind" in entry:
-            found.append(entry)
+            entries.append(entry)
         elif line.strip() and line.endswith("\n"):
             logging.warning("%s: line %d is damaged and left out: %s", path, number, line.strip()[:80])
-    return found
+    return entries
 
 
 def device_name(device):
