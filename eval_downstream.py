@@ -20,7 +20,7 @@ from libs import cli, downstream, engine
 
 def study(config, workdir):
     downstream.check(config)
-    run = engine.start(config, workdir)
+    run = engine.start(config, workdir, auto_fp16=False)
     real, test, synthetic, warnings = downstream.open_all(run, config)
     settings = downstream.settings(run, config)
     plan = downstream.plan.trainings(real, synthetic, test, fractions=config.study.fractions, ratios=config.study.ratios,

@@ -84,6 +84,14 @@ def train(config, workdir):
 
     engine.fit(run, state, stream, loss_fn, settings, validation=validation, preview=preview, evaluate=evaluate)
 
+    folder = run.folder / "autoencoder"
+    if not run.from_main(run.is_stale(folder)):
+        if run.is_main:
+            print(f"{folder} is of these weights already\n"
+                  f"use it: --config.codec.name=kl --config.codec.path={folder} --config.codec.scale_factor=0.")
+        run.finish()
+        return
+
     weights, step, _ = engine.load_weights(run.folder)  # the average of the best checkpoint
     state.ema.load_state_dict(weights)
     quality = evaluate(state.ema, step)

@@ -13,7 +13,7 @@ import json
 
 import torch
 
-from libs import cli, data, engine, pipeline, ratings
+from libs import cli, data, engine, files, pipeline, ratings
 from libs.engine.checkpoint import write_text
 from libs.evaluation import rated_pairs
 from libs.ratings import embedding, judged, learning, training
@@ -61,7 +61,7 @@ def train(config, workdir):
     shown.mkdir(parents=True, exist_ok=True)
     judged.figures(judge_of.report, scores, found.part(rows["test"]), [pictures[i] for i in rows["test"]], shown)
     told = judged.scores_json(judge_of.report, encoder=json.dumps(encoder.options), nnet=folder, seed=seed)
-    write_text(shown / "scores.json", json.dumps(told, indent=1))
+    write_text(shown / "scores.json", files.json_text(told))
     print(f"{judged.told(judge_of.report)}\nThreshold: {chosen}. Split {split}; images: {judge_of.known['parts']}, real pairs: "
           f"{judge_of.known['real_pairs']}\n{folder}: use it by --config.filter.path={folder}")
     run.finish()

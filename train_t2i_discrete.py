@@ -29,7 +29,7 @@ def train(config, workdir):
                                                shape=pipeline.latent_shape(config.nnet))
     evaluation.record_identity(run, codec, encoder)
     run.record("classes.json", features.classes, fixed=True)
-    if run.is_main and features.captions is not None:
+    if run.is_main and features.captions is not None and run.is_to_write("bank.json", config.train.n_steps):
         evaluation.bank_of(features).save(run.folder / "bank.json")
     run.barrier()
     stream = data.Stream(features, config.train.batch_size, seed=config.seed, workers=config.train.workers,

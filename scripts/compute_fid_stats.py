@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from libs import cli, data, engine, evaluation  # noqa: E402
+from libs import cli, data, engine, evaluation, files  # noqa: E402
 from libs.engine.file_names import safe_name  # noqa: E402
-from libs.engine.places import assets_folder, naming  # noqa: E402
+from libs.engine.places import assets_folder  # noqa: E402
 from libs.metrics import gaussian  # noqa: E402
 
 
@@ -28,7 +28,7 @@ def compute(config, workdir, features, output):
     path = output or str(assets_folder() / "fid_stats" / f"{stem}_{{features}}.npz")
     if run.is_main:
         path = path.replace("{features}", extractor.name.replace("/", "_"))
-        with naming(path):
+        with files.disk_errors(path):
             gaussian.save_stats(path, reference.gaussian)
         print(f"{path}: {extractor.name} features of {reference.gaussian.n} images")
     run.finish()

@@ -21,7 +21,7 @@ from absl.testing import flagsaver
 from libs import cli, nn  # noqa: F401 (cli brings absl's own flags, which are to stay)
 from tests.conftest import ROOT
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 def call(name, *options, fails=False, cwd=ROOT, env=()):

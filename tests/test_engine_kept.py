@@ -80,7 +80,8 @@ def test_an_average_that_was_not_kept_before_begins_with_the_weights(tmp_path, c
     state, counter = train(tmp_path, 5, rates=(0.5,))
     assert "no average of rate 0.5" in caplog.text and counter.seen == 5
     before = checkpoint.read(tmp_path / "ckpts" / "4.ckpt")[0]["nnet"]["0.weight"]
-    torch.testing.assert_close(state._more[0.5][0], (before + state._weights[0].detach()) / 2)
+    rate = min(0.5, (1 + 5) / (10 + 5))  # of update number 5
+    torch.testing.assert_close(state._more[0.5][0], rate * before + (1 - rate) * state._weights[0].detach())
 
 
 def test_rates_that_no_average_has(tmp_path):

@@ -23,7 +23,7 @@ TINY = ["--config=configs/phantom32_adm.py", "--config.nnet.channel_mult=(1,1)",
         "--config.lr_scheduler.warmup_steps=0", "--config.sample.sample_steps=4", "--config.train.mixed_precision="]
 
 LEARNED = [*TINY, "--config.train.time_sampler=loss_second_moment", "--config.train.respacing=ddim10",
-           "--config.train.weighting=mgdm", "--config.train.more_ema_rates=(0.5,)", "--config.lr_scheduler.name=customized"]
+           "--config.train.weighting=mgdm", "--config.train.more_ema_rates=(0.1,)", "--config.lr_scheduler.name=customized"]
 
 
 def losses(folder):
@@ -41,7 +41,7 @@ def trained(script, tmp_path_factory):
 def test_a_run_keeps_what_it_promises(trained):
     assert len(losses(trained)) == 4 and (trained / "samples" / "4.png").is_file()
     tensors, record = checkpoint.read(trained / "ckpts" / "4.ckpt")
-    assert {"nnet", "nnet_ema", "nnet_ema_0.5", "optimizer", "time_sampler"} == set(tensors) and record["step"] == 4
+    assert {"nnet", "nnet_ema", "nnet_ema_0.1", "optimizer", "time_sampler"} == set(tensors) and record["step"] == 4
     assert tensors["time_sampler"]["counts"].sum() == 32 and tensors["time_sampler"]["history"].shape == (10, 10)
     assert tensors["nnet"]["label_emb.weight"].shape[0] == 4 and tensors["nnet"]["out.2.weight"].shape[0] == 6
 
@@ -87,7 +87,7 @@ def test_sampling_goes_on_where_it_was_stopped_and_the_folder_is_a_data_set(insi
     files[2].unlink()
     inside(*ask)
     assert torn.read_bytes() == before and files[2].is_file() and kept.stat().st_mtime_ns == stamp
-    inside(*ask, "--config.sample.ema_rate=0.5")
+    inside(*ask, "--config.sample.ema_rate=0.1")
     assert kept.read_bytes() != files[4].read_bytes() and kept.stat().st_mtime_ns > stamp, "other weights are another request"
     inside(*ask, "--config.sample.gradient.clip_norm=1.", "--n_samples=1")
     assert sorted(path.name for path in tmp_path.glob("*/*.png")) == ["000000.png", "000001.png", "000002.png", "000003.png"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from libs import cli
+from libs import cli, files
 from libs.engine import checkpoint, places
 from libs.evaluation import generation, references
 from tests.conftest import ROOT
@@ -47,21 +47,21 @@ def full(*_, **__):
 def test_a_full_disk_names_the_file(monkeypatch, tmp_path):
     from PIL import Image
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(OSError, match="No space left on device.*a.png"):
+    with pytest.raises(OSError, match=r"a.png cannot be written: No space left on device. .*MiB are free"):
         generation.save_png(tmp_path / "a.png", torch.zeros(1, 4, 4, dtype=torch.uint8))
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match="No space left on device.*shown.npz"):
+    with pytest.raises(OSError, match=r"shown.npz cannot be written: No space left on device. .*MiB are free"):
         generation.save_npz(tmp_path / "shown.npz", a=np.zeros(3))
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space left on device.*scores.json"):
+    with pytest.raises(OSError, match=r"scores.json cannot be written: No space left on device. .*MiB are free"):
         checkpoint.write_text(tmp_path / "scores.json", "{}")
     assert not list(tmp_path.iterdir()), "nothing half is left"
 
 
 def test_errors_that_name_a_file_stay_as_they_are(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere") as error, places.naming(tmp_path / "other"):
+    with pytest.raises(FileNotFoundError, match="nowhere") as error, files.disk_errors(tmp_path / "other"):
         open(tmp_path / "nowhere")
     assert "other" not in str(error.value)
-    with pytest.raises(OSError, match="cannot write .*x.npy: 5 requested and 0 "
-                                      "written"), places.naming("x.npy"):
+    with pytest.raises(OSError, match="x.npy cannot be written: 5 requested and 0 "
+                                      "written"), files.disk_errors("x.npy"):
         raise OSError("5 requested and 0 written")

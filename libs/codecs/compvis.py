@@ -8,8 +8,9 @@ whose 1x1 convolutions are linear layers in diffusers.
 import re
 from pathlib import Path
 
-import torch
 from torch import Tensor
+
+from libs import files
 
 PREFIX = "first_stage_model."  # of the autoencoder within a whole Stable Diffusion checkpoint
 _NOT_OURS = ("loss.", "model_ema.")
@@ -36,11 +37,10 @@ def read(path: Path) -> dict[str, Tensor]:
         ValueError: the file cannot be read safely, or holds no autoencoder under CompVis names.
     """
     try:
-        weights = _read_safetensors(path) if path.suffix == ".safetensors" else torch.load(
-            path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read safely as weights ({type(error).__name__}: {str(error)[:300]}). It should "
-                         "be a .safetensors file, or a .pth/.ckpt with nothing but tensors") from error
+        # of a whole checkpoint of safetensors only the autoencoder is read
+        weights = files.read_safetensors(path, _names) if path.suffix == ".safetensors" else files.read_torch(path)
+    except ValueError as error:
+        raise ValueError(f"{error}. An autoencoder is a .safetensors file, or a .pth/.ckpt with nothing but tensors") from error
     weights = weights.get("state_dict", weights) if isinstance(weights, dict) else {}
     inner = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
     found = inner or {name: value for name, value in weights.items() if not name.startswith(_NOT_OURS)}
@@ -52,12 +52,9 @@ def read(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def _read_safetensors(path):
-    from safetensors import safe_open
-    with safe_open(path, "pt") as file:  # of a whole checkpoint only the autoencoder is read
-        names = list(file.keys())
-        mine = [name for name in names if name.startswith(PREFIX)] or names
-        return {name: file.get_tensor(name) for name in mine}
+def _names(names):
+    """Those of the autoencoder, of all names in a file."""
+    return [name for name in names if name.startswith(PREFIX)] or names
 
 
 def convert(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from libs import files
 from libs.codecs import kl
 from libs.codecs.base import Codec
 
@@ -168,10 +169,7 @@ def perceptual(path: str = "", *, channels: int = 3) -> Perceptual | None:
                         "there, or give train.perceptual_path", file, VGG16)
         return None
     try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-            return Perceptual(load_file(file))
-        return Perceptual(torch.load(file, map_location="cpu", weights_only=True))
+        return Perceptual(files.read_safetensors(file) if file.suffix == ".safetensors" else files.read_torch(file))
     except Exception as error:
         raise ValueError(f"{file} does not hold weights of torchvision's vgg16: {str(error)[:300]}") from error
 

@@ -19,7 +19,7 @@ from .base import stack_items
 log = logging.getLogger(__name__)
 STALLED = 1800  # seconds without a batch after which the workers count as hung
 LOOK = 5  # seconds between looks for workers whose death no signal told
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)  # to a whole group of processes they mean its first one
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # to a whole group of processes they mean its first one
 _running = weakref.WeakSet()  # iterators with workers
 
 

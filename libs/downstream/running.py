@@ -41,7 +41,8 @@ def carry_out(run, found, real, synthetic, test, config):
         run.main_first(lambda: build(**config.nnet, classes=len(real.targets), channels=real.pixels.shape[1],
                                      resolution=real.pixels.shape[2]))
         folder.mkdir(parents=True, exist_ok=True)
-    run.describe()
+    if todo or not (run.folder / "config.json").is_file():  # of trainings that are all there nothing is changed
+        run.describe()
     if run.is_main:
         log.info("%d trainings of %d steps, %d of them are there already", len(unique), config.train.n_steps,
                  len(unique) - len(todo))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from libs import files
+
 HINT = "give a local folder or a hub name that this machine can reach"
 DTYPES = {"": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
@@ -163,10 +165,9 @@ def _openclip_config(path, subfolder, name):
 def _tower_weights(file):
     """The text encoder's tensors of a network of open_clip, or of a checkpoint of its training."""
     if str(file).endswith(".safetensors"):
-        from safetensors.torch import load_file
-        weights = load_file(file)
+        weights = files.read_safetensors(file)
     else:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
+        weights = files.read_torch(file)
         weights = weights.get("state_dict", weights)
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
     return {name.removeprefix(_TEXT_TOWER): value for name, value in weights.items() if name.startswith(_TEXT_TOWER)}
@@ -184,6 +185,12 @@ def _quiet():
         logging.set_verbosity(verbosity)
 
 
+def _folders(path):
+    """A local folder and those right below it, in which weights may lie; none for a name on the hub."""
+    folder = Path(path).expanduser()
+    return [folder, *sorted(each for each in folder.iterdir() if each.is_dir())] if folder.is_dir() else []
+
+
 @contextlib.contextmanager
 def _reading(path):
     """Errors on the way name the path and say what to do."""
@@ -192,6 +199,7 @@ def _reading(path):
     except Exception as error:
         if HINT in str(error):  # said already
             raise
-        reason = (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".")[:300]
+        damaged = next(filter(None, map(files.describe_damaged, _folders(path))), "")
+        reason = damaged or (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".")[:300]
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"no text encoder could be loaded from {path} ({reason}): {HINT}") from error

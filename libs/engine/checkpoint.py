@@ -17,9 +17,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
-
-from libs.engine.places import naming
+from libs import files
 
 MANIFEST = "manifest.json"
 STAGING = ".staging-"
@@ -47,9 +45,8 @@ def write(root, step, tensors, record):
     try:
         staging.mkdir()
         for stem, group in tensors.items():
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in group.items()},
-                      staging / f"{stem}.safetensors")
-        (staging / "state.json").write_text(json.dumps(record, indent=1))
+            files.write_safetensors(group, staging / f"{stem}.safetensors")
+        (staging / "state.json").write_text(files.json_text(record))
         manifest = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
                     for file in sorted(staging.iterdir())}
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -66,7 +63,8 @@ def write(root, step, tensors, record):
             raise
         need = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
         free = shutil.disk_usage(root).free
-        raise OSError(error.errno, f"cannot write checkpoint {final}: {error.strerror or error}. It needs about "
+        reason = os.strerror(error.errno) if error.errno else error
+        raise OSError(error.errno, f"cannot write checkpoint {final}: {reason}. It needs about "
                       f"{need / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free. Older checkpoints are intact: make "
                       "room and start the same command again") from error
     return final
@@ -80,7 +78,7 @@ def read(folder):
     """
     folder = Path(folder)
     verify(folder)
-    tensors = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    tensors = {file.stem: files.read_safetensors(file) for file in sorted(folder.glob("*.safetensors"))}
     return tensors, json.loads((folder / "state.json").read_text())
 
 
@@ -163,7 +161,7 @@ def write_text(path, text):
     path = Path(path)
     staging = path.with_name(f"{STAGING}{path.name}-{uuid.uuid4().hex[:8]}")
     try:
-        with naming(path):
+        with files.disk_errors(path, need=len(text)):
             staging.write_text(text, encoding="utf-8", errors="replace")
             _flush(staging)
             os.replace(staging, path)

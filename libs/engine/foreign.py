@@ -14,12 +14,11 @@ import argparse
 import hashlib
 import json
 import logging
-import zipfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
+from libs import files
 from libs.engine import foreign_lora
 
 AVERAGED = ("ema", "model")  # of a checkpoint of DiT's training, the better one first
@@ -71,7 +70,7 @@ def _read(path, *, with_unet=False):
     if path.is_dir():
         return _folder(path)
     if path.suffix == ".safetensors":
-        return load_file(path)
+        return files.read_safetensors(path)
     weights = _torch_file(path)
     if _is_state(weights):
         return weights
@@ -181,7 +180,7 @@ def _folder(folder):
     for part, where in _parts(folder).items():
         own = {}
         for file in _files(where):
-            own |= load_file(file) if file.suffix == ".safetensors" else _torch_file(file)
+            own |= files.read_safetensors(file) if file.suffix == ".safetensors" else _torch_file(file)
         flat |= _named("dummy_encoder" if dummy and part == "class_embedder" else part, own, where)
     return flat
 
@@ -237,13 +236,7 @@ def _weight_files(folder):
 def _torch_file(path):
     """What a file of torch holds; big tensors stay on the disk until they are used. Beside tensors and plain values only
     argparse.Namespace is allowed, a bag of values in which DiT's training keeps its options."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} is not a plain state_dict that can be loaded safely ({type(error).__name__}: {error})") from error
+    return files.read_torch(path, allow=[argparse.Namespace], mmap=True)
 
 
 def _is_state(held):

@@ -14,9 +14,7 @@ import logging
 import re
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
+from libs import files as weight_files
 
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
 CONFIG = "adapter_config.json"
@@ -96,8 +94,8 @@ def _file(folder):
 
 def _tensors(file):
     if file.suffix == ".safetensors":
-        return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
+        return weight_files.read_safetensors(file)
+    return weight_files.read_torch(file)
 
 
 def _named(tensors, file):
@@ -155,6 +153,5 @@ def _metadata(file):
     """The same of a file of diffusers, which newer versions write into it: {'transformer.r': 8, ...} -> {'r': 8, ...}."""
     if file.suffix != ".safetensors":
         return {}
-    with safe_open(file, "pt") as held:
-        said = (held.metadata() or {}).get(METADATA)
+    said = weight_files.read_metadata(file).get(METADATA)
     return {key.split(".", 1)[-1]: value for key, value in json.loads(said).items()} if said else {}

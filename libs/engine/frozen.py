@@ -6,14 +6,13 @@ keeps its hash (base.json), which becomes a part of that of the run's checkpoint
 """
 
 import hashlib
-import json
 import logging
 import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
+from libs import files
 from libs.engine import checkpoint
 
 NAME, BASE = "frozen.safetensors", "base.json"
@@ -34,7 +33,7 @@ def keep_frozen(run, net):
                          "were trained beside, and others in their place would make another network of them. Restore the file, or "
                          "give another --workdir to start anew")
     if run.resumes and path.is_file():
-        kept = load_file(path)
+        kept = files.read_safetensors(path)
         wrong = sorted(name for name in mine.keys() | kept.keys()
                        if name not in mine or name not in kept or mine[name].shape != kept[name].shape)
         if wrong:
@@ -46,10 +45,13 @@ def keep_frozen(run, net):
                 weight.copy_(kept[name])
     elif mine and run.is_main:
         staged = path.with_name(f".staging-{NAME}")
-        save_file({name: weight.detach().cpu().contiguous() for name, weight in mine.items()}, staged)
-        with open(staged, "rb") as file:
-            os.fsync(file.fileno())
-        staged.replace(path)
+        try:
+            files.write_safetensors(mine, staged)
+            with open(staged, "rb") as file:
+                os.fsync(file.fileno())
+            staged.replace(path)
+        finally:
+            staged.unlink(missing_ok=True)
         logging.info("%d frozen weights are kept in %s", len(mine), path)
     run.barrier()
 
@@ -57,7 +59,7 @@ def keep_frozen(run, net):
 def frozen_of(checkpoint_folder):
     """The frozen weights that belong to a checkpoint <run>/ckpts/<step>.ckpt; {} where the run keeps none."""
     path = Path(checkpoint_folder).parent.parent / NAME
-    return load_file(path) if path.is_file() else {}
+    return files.read_safetensors(path) if path.is_file() else {}
 
 
 def base_of(checkpoint_folder):
@@ -65,7 +67,7 @@ def base_of(checkpoint_folder):
     written for others, in whose folder it lies itself; {} where it is not."""
     for folder in (Path(checkpoint_folder), *list(Path(checkpoint_folder).parents)[:2]):
         if (folder / BASE).is_file():
-            return json.loads((folder / BASE).read_text())
+            return files.read_json(folder / BASE)
     return {}
 
 

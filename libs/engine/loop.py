@@ -18,14 +18,18 @@ import torch
 from tqdm import tqdm
 
 from libs.engine import checkpoint
+from libs.engine.item_noise import ItemNoise
 
-EXIT_AFTER_SIGTERM = 143  # 128 + SIGTERM, what schedulers expect of a job that obeyed
 DATA = "data.json"  # of a run: what `batches` says of its data
+SKIPPED = "skipped_steps"  # of fp16, whose gradients overflowed
 VALIDATION = "validation_loss"  # the best_metric that needs no evaluation
 
 # Every key of config.train that `fit` reads, with its default. 0 is off for an interval.
 SETTINGS = dict(n_steps=0, log_interval=10, validation_interval=0, preview_interval=0, eval_interval=0,
                 save_interval=1000, keep_checkpoints=3, accumulation=1, best_metric="")
+
+
+START = ("mixed_precision", "tf32")  # keys of config.train that `start` reads
 
 
 def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None, evaluate=None):
@@ -46,11 +50,12 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
         evaluate: evaluate(ema, step) -> {name: number}, {} where there are none this time; called by every
         process. `best_metric` names the number whose
             smallest value marks the best checkpoint, which is kept; 'validation_loss' is that of `validation`, whose noise
-            is the same at each call.
+            is a function of (seed, item).
 
     Raises:
         FloatingPointError: a loss or gradient was not finite; no weight was changed by it. Names step and files.
-        SystemExit: code 143 after SIGTERM or SIGUSR1 on any process, when all have saved the same step.
+        SystemExit: after a signal to stop on any process, when all have saved the same step: SIGTERM or SIGUSR1 (code 143), a
+            first Ctrl-C (130), a terminal that is gone (129).
     """
     settings = {key: settings.get(key, default) for key, default in SETTINGS.items()}
     if settings["best_metric"] == VALIDATION and not (validation and settings["validation_interval"]):
@@ -58,9 +63,15 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
                         "train.validation_interval: the newest checkpoint will count as the best")
     checkpoints = run.folder / "ckpts"
     window = Window(run)
+    extra = state.resume(checkpoints)
+    if state.step >= settings["n_steps"]:
+        logging.info("%s has its %d steps already (train.n_steps=%d): nothing is trained, and nothing of it is changed", run.folder,
+                     state.step, settings["n_steps"])
+        for line in run.changes:
+            logging.warning("this setting is of no effect, the run has its steps: %s", line)
+        return
     if run.is_main:
         checkpoint.sweep(checkpoints)
-    extra = state.resume(checkpoints)
     run.rewind_log(state.step)
     facts = getattr(batches, "facts", {})
     if facts or (run.folder / DATA).is_file():
@@ -68,13 +79,11 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
     run.describe()
     if extra is not None:
         window.restore(extra)
-    if state.step >= settings["n_steps"]:
-        logging.info("%s has its %d steps already", run.folder, state.step)
-        return
 
     def due(name):
         return settings[name] and (state.step % settings[name] == 0 or state.step == settings["n_steps"])
 
+    state.warn_of_start(settings["n_steps"])
     bar = tqdm(total=settings["n_steps"], initial=state.step, unit="step", disable=None if run.is_main else True)
     stream = batches(state.step)
     state.net.train()
@@ -82,7 +91,7 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
     for batch in stream:
         loss, terms = _gradients(run, state, loss_fn, batch, settings["accumulation"])
         norm, verdict = state.advance(loss)
-        window.add({"loss": loss, "grad_norm": norm, **terms}, verdict, batch["index"], state.step, batches)
+        window.add({"loss": loss, **_norm_terms(run, norm), **terms}, verdict, batch["index"], state.step, batches)
         bar.update()
         if due("log_interval"):
             window.check()
@@ -93,9 +102,10 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
             best = False
             if validation and due("validation_interval"):
                 window.check()
-                numbers = validation_loss(run, loss_fn, state.averaged(), validation())
+                numbers, items = _mean_of_items(run, loss_fn, state.averaged(), validation())
                 run.log(state.step, "validation", numbers)
-                best = settings["best_metric"] == VALIDATION and _is_best(state, {VALIDATION: numbers["loss"]}, VALIDATION)
+                best = settings["best_metric"] == VALIDATION and _is_best(
+                    state, {VALIDATION: numbers["loss"]}, VALIDATION, [f"{VALIDATION} of {items} items, noise of seed {run.seed}"])
             if preview and due("preview_interval"):
                 window.check()
                 _keep_preview(run, preview(state.averaged(), state.step), state.step)
@@ -107,11 +117,11 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
                 window.check()
                 state.save(checkpoints, keep=settings["keep_checkpoints"], extra=window.record())
         if stop:
-            logging.warning("asked to stop: step %d is saved; the same command goes on from there", state.step)
+            logging.warning("asked to stop: step %d is saved. Start the same command again to go on from there", state.step)
             stream.close()
             bar.close()
             run.finish()
-            sys.exit(EXIT_AFTER_SIGTERM)
+            sys.exit(run.exit_code)
         if state.step == settings["n_steps"]:
             break
     stream.close()
@@ -125,7 +135,7 @@ def check_settings(train, known=()):
         train: config.train.
         known: the keys that the script itself and the state read.
     """
-    allowed = {*SETTINGS, *known}
+    allowed = {*SETTINGS, *START, *known}
     for key in train:
         if key not in allowed:
             close = difflib.get_close_matches(key, allowed, n=1)
@@ -134,17 +144,33 @@ def check_settings(train, known=()):
 
 
 def validation_loss(run, loss_fn, net, batches):
-    """Mean of the loss over held-out batches with noise and times fixed by (seed, batch), over all processes.
+    """Mean of the loss over held-out batches, over all processes; noise and times of an item are fixed by (seed, item).
+
+    However the items are cut into batches and shared among processes, the mean is the same, but for the rounding of sums.
+
+    Args:
+        run: engine.Run; its seed counts.
+        loss_fn: as `fit` takes it. Its loss and terms are means over the items of a batch.
+        net: the network, in eval mode.
+        batches: iterator of this process's batches; 'index' names the items, and two items of one index meet the same noise.
 
     Returns:
         {name: float}, each term weighted by the items of its batch.
+
+    Raises:
+        ValueError: the loss draws random numbers that cannot be given to single items, see `ItemNoise`.
     """
+    return _mean_of_items(run, loss_fn, net, batches)[0]
+
+
+def _mean_of_items(run, loss_fn, net, batches):
+    """`validation_loss`, and the number of items."""
     sums, count = {}, 0
     with torch.no_grad(), torch.random.fork_rng(_devices(run)):
-        for number, batch in enumerate(batches):
-            _seed(run, 1, number)
+        for batch in batches:
+            index = batch["index"].tolist()
             batch = _to(run.device, batch)
-            with run.accelerator.autocast():
+            with run.accelerator.autocast(), ItemNoise(run.seed, index):
                 loss, terms = loss_fn(net, batch)
             n = len(batch["index"])
             count += n
@@ -153,7 +179,7 @@ def validation_loss(run, loss_fn, net, batches):
     names = run.from_main(sorted(sums))  # a process may have had no batch
     mine = [float(sums.get(name, 0.0)) for name in names] + [float(count)]
     total = run.gather_rows(torch.tensor([mine], dtype=torch.float64)).sum(0)
-    return dict(zip(names, (total[:-1] / total[-1]).tolist()))
+    return dict(zip(names, (total[:-1] / total[-1]).tolist())), int(total[-1])
 
 
 class Window:
@@ -208,8 +234,9 @@ class Window:
         """The means over all processes since the last log line, with images per second; starts a new window."""
         names, sums, counts = self._of_all()
         means = (sums.double().sum(0) / counts.double().sum(0)).tolist()
+        numbers = _without_skipped(dict(zip(names, means)), dict(zip(names, counts[0].tolist())))
         seconds = time.perf_counter() - self._clock
-        numbers = dict(zip(names, means)) | {"images_per_second": self._images / max(seconds, 1e-9)}
+        numbers |= {"images_per_second": self._images / max(seconds, 1e-9)}
         self._reset()
         return numbers
 
@@ -223,7 +250,8 @@ class Window:
     def record(self):
         """What a checkpoint keeps of an unfinished window: the sums of every process. Called by all of them."""
         names, sums, counts = self._of_all()
-        return {"names": names, "sums": sums.tolist(), "counts": counts.tolist()}
+        finite = sums.isfinite()  # JSON has no word for others: of such a term the next log line is the mean over what follows
+        return {"names": names, "sums": sums.where(finite, 0.0).tolist(), "counts": counts.where(finite, 0.0).tolist()}
 
     def restore(self, record):
         """Go on with an unfinished window."""
@@ -274,6 +302,25 @@ def _gradients(run, state, loss_fn, batch, accumulation):
     return totals.pop("loss"), totals
 
 
+def _norm_terms(run, norm):
+    """What is summed of a gradient's norm. In fp16 a gradient may overflow, which is routine: the scaler skips that step, and its
+    norm, which is not finite, is counted in place of summed, on the device."""
+    if run.accelerator.scaler is None:
+        return {"grad_norm": norm}
+    finite = norm.isfinite()
+    return {"grad_norm": torch.where(finite, norm, 0.0), SKIPPED: (~finite).float()}
+
+
+def _without_skipped(means, counts):
+    """Means of a window in which the norm is that of the steps that were not skipped, and `skipped_steps` their number."""
+    if SKIPPED not in means:
+        return means
+    share, steps = means.pop(SKIPPED), counts[SKIPPED]
+    skipped = round(share * steps)
+    total = means.pop("grad_norm")
+    return means | ({"grad_norm": total / (1.0 - share)} if skipped < steps else {}) | {SKIPPED: skipped}
+
+
 def _evaluate(run, state, evaluate, metric):
     """Log an evaluation; True if it is the best so far."""
     scores = evaluate(state.averaged(), state.step)
@@ -288,10 +335,13 @@ def _evaluate(run, state, evaluate, metric):
     return _is_best(state, scores, metric)
 
 
-def _is_best(state, scores, metric):
-    """Whether this step is the best so far, which the state then remembers."""
+def _is_best(state, scores, metric, judged=()):
+    """Whether this step is the best so far, which the state then remembers.
+
+    judged: what has to be the same for two values to be compared; the names of the scores by default.
+    """
     # Every process holds the same numbers: evaluation ends with a gather, not with an opinion of rank 0.
-    judged = sorted(scores)
+    judged = list(judged) or sorted(scores)
     if state.best and state.best["judged_by"] != judged:
         logging.warning("the best checkpoint so far was judged by other scores (%s); the search begins anew",
                         ", ".join(state.best["judged_by"]))

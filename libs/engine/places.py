@@ -1,7 +1,5 @@
-"""Where files lie: what belongs to the repository, from wherever a script is called; and errors of a disk
-that name the file."""
+"""Where files lie that belong to the repository, from wherever a script is called."""
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -14,17 +12,3 @@ def assets_folder():
     if os.access(REPOSITORY / "assets", os.W_OK):
         return REPOSITORY / "assets"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medical_image_synthesis"
-
-
-@contextlib.contextmanager
-def naming(path):
-    """Give an OSError of what is done within, such as that of a full disk, the name of the file that was
-    written."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        if error.errno is None:  # numpy counts what was written, and gives no number
-            raise OSError(f"cannot write {path}: {error}") from error
-        raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error

@@ -9,6 +9,7 @@ import fcntl
 import gc
 import json
 import logging
+import math
 import os
 import platform
 import shlex
@@ -24,10 +25,18 @@ import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs, InitProcessGroupKwargs
 
+from libs import files
+from libs.engine import devices, fixed
 from libs.engine.checkpoint import steps, write_text
 
+METRICS = "metrics.jsonl"
 _PACKAGES = ("torch", "torchvision", "accelerate", "diffusers", "transformers", "timm", "numpy", "pillow")
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what SLURM and container schedulers send before they kill
+# What SLURM and container schedulers send before they kill; Ctrl-C; and a terminal that is gone.
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+_OF_A_TERMINAL = (signal.SIGINT, signal.SIGHUP)  # a shell has them ignored where they are not meant for a process
+EXIT_AFTER_SIGTERM = 143  # 128 + SIGTERM, what schedulers expect of a job that obeyed
+PATIENCE = datetime.timedelta(hours=12)  # of a process that waits for another
+SAME_CTRL_C = 3.0  # seconds: a launcher hands on the Ctrl-C that its processes have had from the terminal already
 
 
 class Run:
@@ -38,17 +47,36 @@ class Run:
         seed: int; every random number of the run derives from it.
         rank, world: this process and how many there are.
         is_main: True on the one process that writes files.
+        precision: 'no' (float32), 'fp16' or 'bf16', what is really computed in.
+        tf32: whether float32 products on CUDA are rounded to TF32.
     """
 
-    def __init__(self, folder, *, seed=0, mixed_precision="", claim=True, fp16_scale_growth=0.0):
-        self.folder, self.seed = Path(folder), seed
+    def __init__(self, folder, *, seed=0, mixed_precision="", claim=True, fp16_scale_growth=0.0, auto_fp16=True):
+        """
+        Args:
+            folder: the run folder.
+            seed: an integer of 0 or more.
+            mixed_precision, auto_fp16: see devices.choose_precision.
+            claim: whether the folder is this run's, to train in; else that of another run, to read.
+            fp16_scale_growth: doublings of the loss scale per good step of fp16, 0 for PyTorch's 1/2000.
+
+        Raises:
+            ValueError: a seed below 0, a precision that the device does not compute, a folder that is a file or in use.
+        """
+        if seed < 0:
+            raise ValueError(f"`config.seed` is {seed}: every random number is drawn from it, and it must be 0 or greater. Set such "
+                             "as `--config.seed=1234`")
+        self.folder, self.seed, self.tf32 = Path(folder), seed, False
+        self._last = {} if claim else last_session(self.folder)
+        self.precision = devices.choose_precision(mixed_precision, training=claim, recorded=devices.recorded_precision(self._last),
+                                                  fp16=auto_fp16)
         world = int(os.environ.get("WORLD_SIZE", 1))
         growth = [GradScalerKwargs(growth_interval=round(1 / fp16_scale_growth))] if fp16_scale_growth else []
         self.accelerator = Accelerator(
-            mixed_precision=mixed_precision or None, cpu=True if not _has_accelerator() else None,
+            mixed_precision=self.precision, cpu=True if not devices.has_accelerator() else None,
             kwargs_handlers=[*growth, DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
                              # The others wait while one process checks a million files or trains a feature network.
-                             InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))])
+                             InitProcessGroupKwargs(timeout=PATIENCE)])
         if self.accelerator.num_processes != world:
             raise RuntimeError(f"{world} processes were launched but accelerate joined {self.accelerator.num_processes}; "
                                "each would train its own copy. Launch with `accelerate launch --multi_gpu` or `torchrun`")
@@ -56,9 +84,9 @@ class Run:
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self._stop = Stop(self.world)
         self._tensorboard = self._lock = None
-        self._record, self._states = {}, []
+        self._record, self._changes, self._states = {}, [], []
         if claim and self.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            _make_folder(self.folder)
             self._lock = _claim(self.folder)
         self.barrier()
 
@@ -87,9 +115,23 @@ class Run:
             if fixed:
                 raise ValueError(f"{self.folder / name} says {before}, now it would be {content}: that belongs to another "
                                  "run; choose another --workdir, or make the data as they were")
-            for line in _differences(before, content):
-                logging.warning("this run continues with another setting: %s", line)
+            self._changes += _differences(before, content)
         self._record[name] = content
+
+    @property
+    def changes(self):
+        """What was recorded and differs from what the run folder holds, a line each."""
+        return list(self._changes)
+
+    def is_to_write(self, name, n_steps):
+        """Whether a script writes the file `name` of the run folder anew: it is missing, or training goes on to `n_steps`."""
+        return max(steps(self.folder / "ckpts"), default=-1) < n_steps or not (self.folder / name).is_file()
+
+    def is_stale(self, path):
+        """Whether what is made of the weights of a finished training, a file or folder, is missing or older than they are."""
+        saved = steps(self.folder / "ckpts")
+        newest = (self.folder / "ckpts" / f"{saved[-1]}.ckpt").stat().st_mtime_ns if saved else 0
+        return not path.exists() or path.stat().st_mtime_ns < newest
 
     def describe(self):
         """Write what was recorded, and add this session (command, versions, device, commit) to run.json.
@@ -98,14 +140,17 @@ class Run:
         """
         if not self.is_main:
             return
+        for line in self._changes:
+            logging.warning("this run continues with another setting: %s", line)
+        self._changes = []
         for name, content in self._record.items():
-            write_text(self.folder / name, json.dumps(content, indent=1))
+            write_text(self.folder / name, files.json_text(content))
         sessions = read_json(self.folder / "run.json", {"sessions": []})
         sessions["sessions"].append({
             "command": shlex.join([Path(sys.executable).name, *sys.argv]), "started": _now(), "processes": self.world,
-            "device": device_name(self.device), "precision": self.accelerator.mixed_precision,
-            "versions": {"python": platform.python_version(), **dict(_versions())}, "git": _commit()})
-        write_text(self.folder / "run.json", json.dumps(sessions, indent=1))
+            "device": device_name(self.device), "device_type": self.device.type, "precision": self.accelerator.mixed_precision,
+            "tf32": self.tf32, "versions": {"python": platform.python_version(), **dict(_versions())}, "git": _commit()})
+        write_text(self.folder / "run.json", files.json_text(sessions))
 
     def log(self, step, kind, values):
         """Append one line to metrics.jsonl and the same numbers to TensorBoard. Main process only.
@@ -113,12 +158,13 @@ class Run:
         Args:
             step: number of finished optimizer steps.
             kind: 'train', 'validation' or 'eval'.
-            values: {name: float}.
+            values: {name: float}; one that is not finite, for which JSON has no word, is left out.
         """
         if not self.is_main:
             return
-        with open(self.folder / "metrics.jsonl", "a") as stream:
-            stream.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
+        with files.disk_errors(self.folder / METRICS), open(self.folder / METRICS, "a") as stream:
+            stream.write(files.json_text({"step": step, "kind": kind, **values}, indent=None) + "\n")
         for name, value in values.items():
             self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
@@ -137,16 +183,16 @@ class Run:
         self._states.append(state)
 
     def listen(self):
-        """From now on SIGTERM and SIGUSR1 mean: save and stop at the end of a step."""
+        """From now on SIGTERM, SIGUSR1, a first Ctrl-C and a terminal that is gone mean: save and stop at the end of a step."""
         self._stop.listen()
 
     def rewind_log(self, step):
-        """Drop the metric lines after `step` and a torn last line: those steps are about to be done again."""
-        path = self.folder / "metrics.jsonl"
+        """Drop the metric lines after `step` and those that are damaged: those steps are about to be done again."""
+        path = self.folder / METRICS
         if self.is_main and path.is_file():
             self._purge = step + 1
             kept = [line for line in read_metrics(path) if line["step"] <= step]
-            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_text(path, "".join(files.json_text(line, indent=None) + "\n" for line in kept))
 
     def gather_rows(self, rows):
         """Concatenate the rows of every process, in order of rank; each may bring another number of them.
@@ -188,8 +234,13 @@ class Run:
                 self.barrier()
 
     def stop_asked(self):
-        """True on every process at the same step, once SIGTERM or SIGUSR1 has reached any of them."""
+        """True on every process at the same step, once a signal to stop has reached any of them."""
         return self._stop.agreed()
+
+    @property
+    def exit_code(self):
+        """Of a run that was asked to stop: 130 after Ctrl-C, 129 after a lost terminal, 143 otherwise."""
+        return self._stop.exit_code
 
     def finish(self):
         """Leave cleanly: close logs and the process group. Nothing of the run may be used afterwards."""
@@ -216,16 +267,35 @@ class Stop:
 
     def __init__(self, world):
         self._asked = False  # by a signal to this process
-        self._group = torch.distributed.new_group(backend="gloo") if world > 1 else None
+        self.exit_code, self._first, self._terminals = EXIT_AFTER_SIGTERM, 0.0, ()
+        self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE) if world > 1 else None
         self._pending = None
 
     def listen(self):
-        """Take over the signals; before, they end the process as usual."""
+        """Take over the signals; before, they end the process as usual. What is ignored, as under nohup, stays ignored."""
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]
         for name in _SIGNALS:
-            signal.signal(name, self._note)
+            if name not in _OF_A_TERMINAL or signal.getsignal(name) is not signal.SIG_IGN:
+                signal.signal(name, self._note)
 
     def _note(self, signum, frame):
-        self._asked = True
+        if signum == signal.SIGINT and self._asked and not self._same(time.monotonic()):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        if signum == signal.SIGHUP:  # writing to a terminal that is gone would end the process before it has saved
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for number in self._terminals:
+                os.dup2(nowhere, number)
+            os.close(nowhere)
+        if not self._asked:
+            self._asked, self._first = True, time.monotonic()
+            self.exit_code = 128 + signum if signum in _OF_A_TERMINAL else EXIT_AFTER_SIGTERM
+            if signum == signal.SIGINT:  # not through the log, which this may have interrupted
+                os.write(2, b"\nstopping after this step, which is saved; Ctrl-C again ends at once and loses it\n")
+
+    def _same(self, now):
+        """Whether a Ctrl-C is the one before once more, by the hand of a launcher."""
+        return any(name in os.environ for name in devices.LAUNCHERS) and now - self._first < SAME_CTRL_C
 
     def agreed(self):
         if self._group is None:
@@ -244,29 +314,42 @@ class Stop:
         return bool(flag.item())
 
 
-def start(config, workdir, *, claim=True):
+def start(config, workdir, *, claim=True, auto_fp16=True):
     """Begin a run: join the other processes, claim `workdir`, log to the terminal.
 
     Args:
-        config: ConfigDict with `seed` and, where training, `train.mixed_precision` ('' takes what
-            `accelerate launch --mixed_precision` says, 'auto' bf16 where the processor multiplies it natively);
+        config: ConfigDict with `seed` and, where training, `train.mixed_precision` (see devices.choose_precision);
             `train.fp16_scale_growth`: doublings of the loss scale per good step of fp16, 0 for PyTorch's 1/2000;
-            `train.tf32`: see `use_tf32`; without this key PyTorch's own defaults stay.
+            `train.tf32`: see `use_tf32`; without this key a training on CUDA uses TF32, and what only reads a run does as the
+            last session of the run did.
         workdir: the run folder.
-        claim: False for scripts that only read the folder of another run.
+        claim: False for scripts that only read the folder of another run. Where neither their config nor their launcher says a
+            precision, they take that of the run's last session.
+        auto_fp16: whether `train.mixed_precision='auto'` may be fp16.
+
+    Raises:
+        ValueError: the folder holds weights that were trained with settings which are fixed for the life of a run, see `fixed`; or
+            as `Run`.
     """
-    precision = config.train.get("mixed_precision", "") if "train" in config else ""
-    precision = ("bf16" if _multiplies_bf16() else "no") if precision == "auto" else precision
-    growth = config.train.get("fp16_scale_growth", 0.0) if "train" in config else 0.0
+    logging.getLogger().setLevel(logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING)
+    train = config.train if "train" in config else {}
+    growth = train.get("fp16_scale_growth", 0.0)
     if not 0 <= growth <= 1:
         raise ValueError(f"config.train.fp16_scale_growth is {growth}; it must lie between 0 (PyTorch's 1/2000) and 1")
-    run = Run(workdir, seed=config.seed, mixed_precision=precision, claim=claim, fp16_scale_growth=growth)
-    if run.device.type == "cuda" and "tf32" in config.get("train", {}):
-        use_tf32(config.train.tf32)
-    logging.getLogger().setLevel(logging.INFO if run.is_main else logging.WARNING)
+    run = Run(workdir, seed=config.seed, mixed_precision=train.get("mixed_precision", ""), claim=claim, fp16_scale_growth=growth,
+              auto_fp16=auto_fp16)
+    devices.use_threads()
+    last = {} if claim else last_session(workdir)
+    run.tf32 = choose_tf32(run.device, train.get("tf32"), training=claim, recorded=last.get("tf32"))
     torch.manual_seed(config.seed)  # of the initial weights; every training step is seeded anew
     if claim:
-        run.record("config.json", json.loads(config.to_json_best_effort()))
+        if run.is_main:
+            devices.log_unused()
+            devices.warn_of_slow_products(run.device, run.precision, run.tf32, device_name(run.device))
+        content = json.loads(config.to_json_best_effort())
+        if run.resumes:
+            fixed.check(read_json(run.folder / "config.json", {}), content, run.folder)
+        run.record("config.json", content)
     return run
 
 
@@ -282,20 +365,52 @@ def use_tf32(allowed):
     torch.backends.cudnn.allow_tf32 = bool(allowed)
 
 
+def choose_tf32(device, asked, *, training, recorded=None):
+    """Set TF32 on a CUDA device; True where matrix products then use it.
+
+    Args:
+        device: torch.device of the run; on others nothing is set.
+        asked: config.train.tf32, None where the config does not say: True for a training.
+        training: whether weights are trained.
+        recorded: what the last session of a run that is read had, None where it does not say: then PyTorch's defaults stay.
+    """
+    if device.type != "cuda":
+        return False
+    allowed = asked if asked is not None else True if training else recorded
+    if allowed is not None:
+        use_tf32(allowed)
+    return torch.get_float32_matmul_precision() != "highest"
+
+
 def read_json(path, default):
-    """The content of a JSON file, or `default` where there is none."""
-    return json.loads(Path(path).read_text()) if Path(path).is_file() else default
+    """The content of a JSON file, or `default` where there is none; ValueError that names a damaged one."""
+    return files.read_json(path) if Path(path).is_file() else default
+
+
+def last_session(folder):
+    """What run.json says of the last session of a run: command, precision, tf32, ...; {} where there is none."""
+    sessions = read_json(Path(folder) / "run.json", {})
+    sessions = sessions.get("sessions") if isinstance(sessions, dict) else None
+    return sessions[-1] if sessions and isinstance(sessions[-1], dict) else {}
 
 
 def read_metrics(path):
-    """The lines of a metrics.jsonl as dicts; a last line torn by a kill is dropped."""
-    lines = []
-    for line in Path(path).read_text().splitlines():
+    """The lines of a metrics.jsonl as dicts.
+
+    A last line that was torn by a kill is dropped. A line that is damaged elsewhere is named in the log and left out.
+    """
+    entries = []
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         try:
-            lines.append(json.loads(line))
+            entry = json.loads(line)
         except ValueError:
-            break
-    return lines
+            entry = None
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int) and "kind" in entry:
+            entries.append(entry)
+        elif line.strip() and line.endswith("\n"):
+            logging.warning("%s: line %d is damaged and left out: %s", path, number, line.strip()[:80])
+    return entries
 
 
 def device_name(device):
@@ -309,16 +424,14 @@ def device_name(device):
         return platform.processor() or device.type
 
 
-def _has_accelerator():
-    return torch.cuda.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available()) \
-        or torch.backends.mps.is_available()
-
-
-def _multiplies_bf16():
-    """Whether the device has instructions for bf16 products; elsewhere they are emulated and slower than float32."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_capability()[0] >= 8
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def _make_folder(folder):
+    """Make a run folder; ValueError where there is a file in its place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(path for path in (folder, *folder.parents) if path.exists())
+        raise ValueError(f"`--workdir={folder}`: {file} is a file, and the run needs a folder there. Give another --workdir, or move "
+                         "the file away") from error
 
 
 def _claim(folder):

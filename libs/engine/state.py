@@ -8,16 +8,19 @@ nothing of them needs to be saved for a resume to be exact.
 
 import contextlib
 import copy
-import json
 import logging
 import math
 from pathlib import Path
 
 import torch
 
+from libs import files
 from libs.engine import checkpoint, foreign, optim
 from libs.engine.finite import check_finite
 from libs.engine.frozen import frozen_of, hash_with_frozen
+
+MOST_START = 0.05  # share of an average that may be the weights that the training began with
+SMALLER_RATES = (0.9999, 0.9995, 0.999, 0.995, 0.99, 0.95, 0.9, 0.8, 0.5, 0.1, 0.0)  # what is advised in place of a larger one
 
 
 class State:
@@ -43,7 +46,8 @@ class State:
             ema_rate: share of the average that is kept at each step, in [0, 1).
             more_ema_rates: further averages, which checkpoints hold beside that one (see load_weights).
             ema_warmup: limit each rate to (1 + step) / (10 + step), see `warmed_up`, so that the random start does not stay in
-                the average of a short training; False keeps the rates as they are, as most published trainings did.
+                the average of a short training; False keeps the rates as they are, as most published trainings did. A run that
+                resumes goes on as it was begun.
             grad_clip: largest norm of the gradient; 0 is off.
             compile: pass the network through torch.compile.
             keep: {name: nn.Module}, what else has a state of its own that a resume must find, as buffers.
@@ -55,7 +59,7 @@ class State:
             raise ValueError(f"train.more_ema_rates={tuple(more_ema_rates)}: one is there twice, is train.ema_rate={ema_rate}, or "
                              "is 0, the weights themselves")
         self.run, self.module, self.ema_rate = run, net.to(run.device), ema_rate
-        self.ema_warmup = ema_warmup
+        self.ema_warmup, self.resumed_warmup = bool(ema_warmup), False
         trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
         if not trained:
             raise ValueError("the network has no parameter that requires a gradient: nothing to train")
@@ -112,7 +116,8 @@ class State:
                 **{averaged_name(rate): dict(zip(self.names, each)) | buffers for rate, each in self._more.items()},
                 **{name: module.state_dict() for name, module in self.keep.items() if module.state_dict()},
                 "optimizer": moments,
-            }, {"step": self.step, "best": self.best, "ema_rate": self.ema_rate, "optimizer": scalars, "extra": extra or {},
+            }, {"step": self.step, "best": self.best, "ema_rate": self.ema_rate, "ema_warmup": self.ema_warmup,
+                "optimizer": scalars, "extra": extra or {},
                 "scaler": scaler.state_dict() if scaler is not None else {}})
             checkpoint.prune(root, keep=keep, protect={self.best.get("step")})
         self._saved_step = self.step
@@ -130,7 +135,7 @@ class State:
             return None
         folder, tensors, record = found
         settings = self.run.folder / "config.json"
-        began_with = json.loads(settings.read_text()).get("optimizer", {}).get("name", "") if settings.is_file() else ""
+        began_with = files.read_json(settings).get("optimizer", {}).get("name", "") if settings.is_file() else ""
         optim.check_moments(self.optimizer, {key.split(".", 1)[0] for key in tensors["optimizer"]}, folder, began_with)
         _load_into(self.module, tensors["nnet"], self.names, folder)
         _load_into(self.ema, tensors["nnet_ema"], self.names, folder)
@@ -161,7 +166,32 @@ class State:
             self.run.accelerator.scaler.load_state_dict(record["scaler"])
         self.step, self.best, self._saved_step = record["step"], record["best"], record["step"]
         logging.info("resumed from %s", folder)
+        self._keep_warmup(record.get("ema_warmup", False))  # checkpoints of earlier versions lack it, and had none
         return record["extra"]
+
+    def _keep_warmup(self, began_with):
+        """The averages of a run go on as they were begun: half of each way would be neither."""
+        if self.ema_warmup != began_with:
+            logging.info("train.ema_warmup is %s, but this run was begun with %s: its averages go on %s the warm-up of their rate",
+                         self.ema_warmup, began_with, "with" if began_with else "without")
+        self.ema_warmup, self.resumed_warmup = began_with, True
+
+    def warn_of_start(self, n_steps):
+        """Log a warning for every average of which too much will be the weights that the training began with."""
+        for rate in (self.ema_rate, *self._more):
+            share = start_share(rate, n_steps, warmup=self.ema_warmup)
+            if share > MOST_START:
+                option = "ema_rate" if rate == self.ema_rate else "more_ema_rates"
+                smaller = next(each for each in SMALLER_RATES if each not in (self.ema_rate, *self._more)
+                               and start_share(each, n_steps, warmup=self.ema_warmup) <= MOST_START)
+                if option == "more_ema_rates":
+                    smaller = f'"{tuple(smaller if each == rate else each for each in self._more)}"'
+                warmup = "" if self.ema_warmup or self.resumed_warmup else "--config.train.ema_warmup=True, or "
+                logging.warning(
+                    "after %d steps %.0f %% of the average of rate %g (train.%s) will still be the weights that the training began "
+                    "with, which are random unless train.init gave others: images of it would be noise. Set %s"
+                    "--config.train.%s=%s, or train for more steps. The raw weights are taken by --config.sample.weights=raw",
+                    n_steps, 100 * share, rate, option, warmup, option, smaller)
 
     @contextlib.contextmanager
     def gradients_later(self, later):
@@ -244,7 +274,7 @@ def weights_hash(path, *, averaged=True, ema_rate=0.0):
     if len(foreign.split(path)) > 1 or foreign.is_folder(path):
         return foreign.digest(path)[:16]
     if path.is_dir():
-        record = json.loads((path / "state.json").read_text())
+        record = files.read_json(path / "state.json")
         name = averaged_name(ema_rate, record) if averaged else "nnet"
         digest = checkpoint.read_manifest(path)[f"{name}.safetensors"]["sha256"]
         return hash_with_frozen(digest, path)[:16]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from libs import engine, metrics
+from libs import engine, files, metrics
 from libs.evaluation import noisy
 from libs.engine.checkpoint import write_text
 from libs.engine.file_names import FILE_NAME_BYTES, safe_name
@@ -147,7 +147,7 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
                 "arr_9": nhwc(pictures(follows.masks_as, follows.obtained(seen.images))),
                 "arr_10": follows.foreground(seen.dice[_places(seen)]).numpy()}
             _keep_shown(folder / "shown.npz", seen, labels, references[0] if references else None, dataset, **more)
-            write_text(folder / "scores.json", json.dumps(result, indent=1))
+            write_text(folder / "scores.json", files.json_text(result))
     return run.from_main(result)
 
 
@@ -311,8 +311,8 @@ def warn_unexportable(run, sampler):
 
 def export_best(run, config):
     """Write <run>/pipeline, the best weights of a finished training in the folder layout of diffusers, where that has words for
-    them. Called by every process; the main one does it."""
-    if run.is_main:
+    them. Called by every process; the main one does it. What was made of these weights before stays."""
+    if run.is_main and run.is_stale(run.folder / "pipeline"):
         trained = open_trained(run, config, run.folder, "", with_data=False, with_prompts=False, exact=True, alone=True)
         fault = exporting.fault(trained.sampler)
         if fault:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from libs.engine.places import naming
+from libs import files
 from libs.evaluation import listing
 from libs.pipeline import NotFinite, to_uint8
 
@@ -235,7 +235,7 @@ class Sink:
         if self.run.is_main:
             try:
                 if kind is None:
-                    with naming(self.npz):
+                    with files.disk_errors(self.npz):
                         self._archive()
             finally:
                 self.staging.unlink(missing_ok=True)
@@ -248,7 +248,7 @@ class Sink:
             if self.folder:
                 save_png(self.folder / _name(index), image, **self.facts(index))
             if self.file:
-                with naming(self.staging):
+                with files.disk_errors(self.staging):
                     self.file.seek(self.begin + index * self.row)
                     self.file.write(image.permute(1, 2, 0).contiguous().numpy())
 
@@ -314,7 +314,7 @@ def save_npz(path, **arrays):
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".staging-{path.stem}-{os.getpid()}.npz")
     try:
-        with naming(path):
+        with files.disk_errors(path):
             np.savez(staging, **arrays)
             staging.replace(path)
     finally:
@@ -331,7 +331,7 @@ def save_png(path, image, **text):
     array, path = image.permute(1, 2, 0).numpy(), Path(path)
     staging = path.with_name(f".staging-{path.name}")
     try:
-        with naming(path):
+        with files.disk_errors(path):
             picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
             picture.save(staging, format="PNG", pnginfo=info)
             staging.replace(path)

@@ -5,7 +5,6 @@ accuracy alone does not tell. Every image is seen once at each level, unaugmente
 level) alone, so neither batch size nor the number of processes changes a number.
 """
 
-import json
 import math
 import os
 import time
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from libs import data, engine, metrics, pipeline
+from libs import data, engine, files, metrics, pipeline
 from libs.engine.checkpoint import write_text
 
 BINS = 15  # of the probability of the class that is said, for calibration
@@ -274,7 +273,7 @@ def write(run, found, folder, *, step, nnet, reference, resamples=0, begun=None,
         result["seconds"] = round(time.perf_counter() - begun, 1)
     folder.mkdir(parents=True, exist_ok=True)
     draw(found, folder / "reliability.png", scores=result["scores"])
-    write_text(folder / "scores.json", json.dumps(result, indent=1))
+    write_text(folder / "scores.json", files.json_text(result))
     return table(result)
 
 

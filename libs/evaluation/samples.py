@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from libs import files
 from libs.engine.checkpoint import write_text
-from libs.engine.places import naming
 from libs.evaluation.filtering import OWN, acceptance, acceptance_told
 from libs.evaluation.generation import facts_there, read_facts, save_png
 from libs.evaluation.listing import TABLE, UNFINISHED, name_others, remove_others, write_table
@@ -119,11 +119,11 @@ def _finish(folder, rows, *, before=(), masks=None, of_image=()):
     folder = Path(folder)
     remove_others(folder, rows, before=before)
     shown = _pictures(folder, [rows[i] for i in first_of_each([row["label"] for row in rows])])
-    with naming(folder / "grid.png"):
+    with files.disk_errors(folder / "grid.png"):
         Image.fromarray(grid(shown, 8)).save(folder / "grid.png")
     if masks is not None:
         _keep_masks(folder, masks)
-        with naming(folder / "comparison.png"):
+        with files.disk_errors(folder / "comparison.png"):
             Image.fromarray(_comparison(folder, rows, masks, of_image)).save(folder / "comparison.png")
     write_table(folder, rows)
     (folder / UNFINISHED).unlink(missing_ok=True)  # of an evaluation that was stopped here

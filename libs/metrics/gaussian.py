@@ -11,13 +11,14 @@ Features of Inception's last pooling with its published weights make this number
 """
 
 import os
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.linalg import lapack
+
+from libs import files
 
 
 class Gaussian(NamedTuple):
@@ -213,11 +214,7 @@ def load_stats(path, *, dims=0, names=("mu", "sigma")):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'no statistics at {path}: a .npz with "{mu}" and "{sigma}" is expected there')
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            held = {key: file[key] for key in file.files if key in (mu, sigma, "n", "features", "network")}
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable .npz of plain arrays: {error}") from error
+    held = files.read_npz(path, lambda keys: [key for key in keys if key in (mu, sigma, "n", "features", "network")])
     missing = {mu, sigma} - held.keys()
     if missing:
         raise ValueError(f'{path} lacks {sorted(missing)}; it must hold "{mu}" (D,) and "{sigma}" (D, D)')

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from libs import files
+
 AXES = {"horizontal": -1, "vertical": -2}
 
 
@@ -23,8 +25,9 @@ def save_network(network, folder):
     folder.mkdir(parents=True, exist_ok=True)
     weights = save({key: value.contiguous() for key, value in network.state_dict().items()})
     config = {**network.report, "network": network.arguments, "sha256": hashlib.sha256(weights).hexdigest()}
-    _replace(folder / "weights.safetensors", weights)
-    _replace(folder / "config.json", (json.dumps(config, indent=1) + "\n").encode())
+    with files.disk_errors(folder, need=len(weights)):
+        _replace(folder / "weights.safetensors", weights)
+        _replace(folder / "config.json", (files.json_text(config) + "\n").encode())
 
 
 def load_network(build, folder, *, what, hint, fingerprint=""):
@@ -34,8 +37,6 @@ def load_network(build, folder, *, what, hint, fingerprint=""):
     FileNotFoundError where there is none; ValueError where its files do not belong together or, if a
     `fingerprint` is given, where it was trained on other data.
     """
-    from safetensors.torch import load
-
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not (folder / "weights.safetensors").is_file():
         raise FileNotFoundError(
@@ -43,11 +44,11 @@ def load_network(build, folder, *, what, hint, fingerprint=""):
         )
     try:
         config = json.loads((folder / "config.json").read_text())
-        weights = (folder / "weights.safetensors").read_bytes()
-        if hashlib.sha256(weights).hexdigest() != config["sha256"]:
-            raise ValueError("weights.safetensors is not the file that config.json describes")
+        file = folder / "weights.safetensors"
+        if hashlib.sha256(file.read_bytes()).hexdigest() != config["sha256"]:
+            raise ValueError(f"weights.safetensors {files.describe_damage(file) or 'is not the file that config.json describes'}")
         network = build(**config["network"])
-        network.load_state_dict(load(weights), strict=True)
+        network.load_state_dict(files.read_safetensors(file), strict=True)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{folder} holds no usable {what}; train it again: {error}") from error
     if fingerprint and config["fingerprint"] != fingerprint:

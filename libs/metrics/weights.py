@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from libs import files
+
 PATIENCE = 10  # seconds without an answer, after which a download counts as impossible
 
 
@@ -87,15 +89,12 @@ def local(path):
 
 def read(path):
     """The tensors of a .safetensors or .pth file, by name; ValueError where that fails."""
-    from safetensors.torch import load_file
-
-    try:
-        if str(path).endswith(".safetensors"):
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        return next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), dict)), found)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as weights: {str(error)[:300]}") from error
+    if str(path).endswith(".safetensors"):
+        return files.read_safetensors(path)
+    found = files.read_torch(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} cannot be read as weights: it holds {type(found).__name__}, not tensors by name")
+    return next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), dict)), found)
 
 
 def load_into(network, state, path):

@@ -11,6 +11,8 @@ import shutil
 import uuid
 from pathlib import Path
 
+from libs import files
+
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
@@ -42,9 +44,9 @@ def load(kind: str, path: str, subfolder: str = "", *, what: str, likely=(), adv
         net, found = getattr(importlib.import_module(library), kind).from_pretrained(
             where or path, output_loading_info=True, **({} if where or not subfolder else {"subfolder": subfolder}),
             **({"dtype": dtype} if lower else {}))
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # safetensors has a kind of its own
         if where:
-            raise ValueError(f"{where} cannot be read as {_article(kind)} {kind}: {error}") from error
+            raise ValueError(f"{where} cannot be read as {_article(kind)} {kind}: {files.describe_damaged(where) or error}") from error
         raise not_on_hub(f"{kind} {path!r}{f' with subfolder {subfolder!r}' if subfolder else ''}", error, advice) from error
     lacking = sorted(found["missing_keys"]) + [str(each) for each in found["mismatched_keys"]]
     if lacking:
@@ -113,12 +115,16 @@ def written_whole(folder):
 
     Yields:
         Path of the empty staging folder, beside `folder`.
+
+    Raises:
+        OSError: the disk is full; names the folder.
     """
     folder = Path(folder)
     staged, doomed = (folder.with_name(f".{kind}-{folder.name}-{uuid.uuid4().hex[:8]}") for kind in ("staging", "old"))
     staged.mkdir(parents=True)
     try:
-        yield staged
+        with files.disk_errors(folder):
+            yield staged
         if folder.exists():
             os.replace(folder, doomed)
         os.replace(staged, folder)

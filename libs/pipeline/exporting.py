@@ -10,11 +10,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from libs.backbones.controlnet import MaskControlNet
 from libs.backbones.pixart import PixArt
 from libs.backbones.unet_label import LabelUNet
+from libs.files import write_safetensors
 from libs.nn.pretrained import written_whole
 
 CODE = Path(__file__).parents[2] / "assets" / "class_ldm_pipeline"
@@ -126,7 +126,7 @@ def _is_legacy(net):
 def _write_tokens(folder, tokens):
     folder.mkdir()
     tokens = tokens.detach().float().cpu().contiguous()
-    save_file({"embedding.weight": tokens}, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    write_safetensors({"embedding.weight": tokens}, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     config = {"_class_name": "ClassEmbedder", "num_classes": len(tokens) - 1, "dim": tokens.shape[1]}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.copy(CODE / "class_embedder.py", folder)

@@ -8,9 +8,8 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from libs import encoders
+from libs.files import write_safetensors
 from libs.nn import pretrained
 from libs.pipeline import stable_diffusion
 from libs.pipeline.exporting import scheduler
@@ -66,11 +65,12 @@ def _write_lora(folder, name, part, base):
     said.base_model_name_or_path, said.inference_mode = base, True
     said.target_modules = sorted(said.target_modules)
     said.save_pretrained(folder / own)
-    save_file({PEFT_PREFIX + key: value for key, value in weights.items()}, folder / own / PEFT_FILE, metadata={"format": "pt"})
+    write_safetensors({PEFT_PREFIX + key: value for key, value in weights.items()}, folder / own / PEFT_FILE,
+                      metadata={"format": "pt"})
     settings = {f"{name}.{key}": value for key, value in json.loads((folder / own / "adapter_config.json").read_text()).items()}
     (folder / theirs).mkdir()
-    save_file({f"{name}.{key}": value for key, value in weights.items()}, folder / theirs / LORA_FILE,
-              metadata={"format": "pt", "lora_adapter_metadata": json.dumps(settings, sort_keys=True)})
+    write_safetensors({f"{name}.{key}": value for key, value in weights.items()}, folder / theirs / LORA_FILE,
+                      metadata={"format": "pt", "lora_adapter_metadata": json.dumps(settings, sort_keys=True)})
 
 
 def _write_pipeline(folder, sampler):

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from libs import encoders
+from libs.files import read_safetensors, write_safetensors
 from libs.nn import pretrained
 from libs.pipeline import stable_diffusion
 from libs.pipeline.exporting import scheduler
@@ -97,12 +98,11 @@ def _name_as_published(file):
 
     Version 5 leaves out the `text_model.` that version 4 needs.
     """
-    from safetensors.torch import load_file, save_file
     if not file.is_file():  # written in several files
         return
-    weights = load_file(file)
+    weights = read_safetensors(file)
     if not any(name.startswith("text_model.") for name in weights):
-        save_file({f"text_model.{name}": value for name, value in weights.items()}, file, metadata={"format": "pt"})
+        write_safetensors({f"text_model.{name}": value for name, value in weights.items()}, file, metadata={"format": "pt"})
 
 
 def _write_lora(folder, net):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from libs import encoders, metrics
+from libs import encoders, files, metrics
 
 KINDS = ("clip", "pair")
 HERE = "{filter}"  # in a saved filter: its own folder, which holds small image networks of one's own
@@ -202,7 +202,7 @@ def _load_clip(path):
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
         processor = transformers.AutoImageProcessor.from_pretrained(where, **options)
     except Exception as error:  # transformers raises many kinds for a file that is missing or foreign
-        reason = (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".")[:300]
+        reason = (files.describe_damaged(where) or str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".")[:300]
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"encoder.path={str(path)!r}: no CLIP or SigLIP could be loaded ({reason}); {advice}") from error
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from libs import report
+from libs import files, report
 from libs.engine.checkpoint import write_text
 from libs.report.figures import png
 
@@ -34,9 +34,7 @@ def write_bridge(folder, *, title=""):
 
 def contents(folder):
     """What the template shows, as a dict."""
-    result = json.loads((folder / "bridge.json").read_text(encoding="utf-8"))
-    with np.load(folder / "shown.npz", allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    result, arrays = files.read_json(folder / "bridge.json"), files.read_npz(folder / "shown.npz")
     scores = {name: report.score(entry) for name, entry in result["scores"].items()}
     k = amplification(arrays)
     return {"n": result["n"], "settings": result["settings"], "scores": scores, "latent": result["latent"],

@@ -1,13 +1,12 @@
 """What came of a bridge: in numbers, beside unguided results, to an independent classifier; and what its page is made of."""
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from libs import metrics
+from libs import files, metrics
 from libs.engine.checkpoint import write_text
 from libs.evaluation.bridge.carrying import entropy
 from libs.evaluation.bridge.files import BELIEFS, COLUMNS, LATENTS, load
@@ -121,7 +120,7 @@ def finish(bridge, dataset, rows, judged, folder, *, shown, beside=None, seed=0,
               "classes": bridge.classes, "shown": [
                   {name: rows[k][name] for name in kept if name in rows[k]}
                   | {name: float(values[k]) for name, values in judged.items() if not values[k].isnan()} for k in chosen], **more}
-    write_text(folder / "bridge.json", json.dumps(result, indent=1))
+    write_text(folder / "bridge.json", files.json_text(result))
     return result
 
 
