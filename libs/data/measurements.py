@@ -19,7 +19,7 @@ class Measurements:
         images: how many were measured.
         smallest, largest: (width, height) in pixels of the files with the smallest and largest area; None without files.
         share_kept: sum over images of the share of their area that the crop keeps.
-        enlarged: images that are smaller than the resolution. grey: files of one channel. flat: images of one level only.
+        enlarged: images that are smaller than the resolution. grey: files of one channel. flat: images of one shade only.
         levels: {bits: {'images', 'lowest', 'highest'}}, bits 8, 16, 32 or 'float', before any window.
         blank: images that a window shows in one shade, though they hold several levels.
         mask_levels: pixels of each class (or grey level) in the masks, (256,), None without masks.
@@ -36,8 +36,8 @@ class Measurements:
         """Take in one image.
 
         Args:
-            measured: {'size', 'depth', 'low', 'high', 'grey', 'share', 'enlarged'} and with a mask 'mask_levels', 'foreground';
-                see `reading.open_image` and `files.ImageFiles.inspect`. {} of an image that was drawn or could not be read.
+            measured: {'size', 'depth', 'low', 'high', 'grey', 'flat', 'share', 'enlarged'}, with a mask also 'mask_levels' and
+                'foreground'; see `reading.open_image` and `files.ImageFiles.inspect`. {} of an image that was drawn or could not be read.
             window: (low, high) of the data set, () for none.
         """
         if not measured:
@@ -49,8 +49,8 @@ class Measurements:
         self.share_kept += measured["share"]
         self.enlarged += measured["enlarged"]
         self.grey += measured["grey"]
-        self.flat += low == high
-        self.blank += bool(window) and low < high and (high <= window[0] or low >= window[1])
+        self.flat += measured["flat"]
+        self.blank += bool(window) and not measured["flat"] and (high <= window[0] or low >= window[1])
         row = self.levels.setdefault(measured["depth"], {"images": 0, "lowest": low, "highest": high})
         row |= {"images": row["images"] + 1, "lowest": min(row["lowest"], low), "highest": max(row["highest"], high)}
         if "mask_levels" in measured:
@@ -137,7 +137,7 @@ def _advise(levels, bits, window, why):
     if unsuited:
         return (f"a window that suits them does not suit the other files ({', '.join(unsuited)}). Save all images with the same "
                 f"number of bits{_take_as_they_are(levels, bits)}")
-    return f"{why} --config.dataset.window={_pair(window)}, from black to white{_take_as_they_are(levels, bits)}"
+    return f"{why} --config.dataset.window={_pair(window)}, which shows them from black to white{_take_as_they_are(levels, bits)}"
 
 
 def _take_as_they_are(levels, bits):

@@ -57,17 +57,19 @@ def measure_levels(image):
 
     Returns:
         {'depth': 8, 16, 32 or 'float' (bits of a level), 'low', 'high': the smallest and largest level that occurs in any
-        channel, 'grey': whether it has one channel}.
+        channel, 'grey': whether it has one channel, 'flat': whether each channel has one level only}.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         raw = np.asarray(image)
         low, high = raw.min().item(), raw.max().item()
+        flat = low == high
         depth = "float" if image.mode == "F" else 32 if image.mode == "I" else 16
     else:
         ends = image.getextrema()
         ends = ends if isinstance(ends[0], tuple) else (ends,)
         low, high, depth = min(low for low, _ in ends), max(high for _, high in ends), 8
-    return {"depth": depth, "low": low, "high": high, "grey": len(image.getbands()) == 1}
+        flat = all(least == most for least, most in ends)
+    return {"depth": depth, "low": low, "high": high, "grey": len(image.getbands()) == 1, "flat": flat}
 
 
 def open_mask(path):
