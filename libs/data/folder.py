@@ -82,8 +82,9 @@ class Folder(ImageFiles):
         asked = tuple(what for what in require if not (what == "text" and missing_captions == "skip"))
         if found.problems:  # what is wrong with the rows is said together with what is wrong with the files
             fail(path, found.problems + (_faults_of_rows(found.rows, found, asked, columns, doubled_files) if found.rows else []))
-        names, rows = _classes(found, list(classes), set(drop_classes), path)
-        rows = _rows_of_split(found, rows, split, holdout, holdout_seed, columns, path)
+        names, every_row = _classes(found, list(classes), set(drop_classes), path)
+        rows = _rows_of_split(found, every_row, split, holdout, holdout_seed, columns, path)
+        self.split_sizes = dict(Counter(row.split for row in every_row if row.split))
         if missing_captions == "skip" and "text" in found.fields:
             rows = official.described(rows, path, "skip")
         fail(path, _faults_of_rows(rows, found, require, columns, doubled_files) + _no_weight(rows, weight_column, split)

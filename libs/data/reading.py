@@ -159,7 +159,8 @@ def _grey_levels(image, path, window):
     low, high = window or (0, DEEP)
     if not window and (image.mode == "F" or raw.min() < 0 or raw.max() > DEEP):
         raise ValueError(f"{path}: values from {raw.min():g} to {raw.max():g} have no agreed black and "
-                         "white: give window=(low, high)")
+                         "white: give window=(low, high), such as "
+                         f'--config.dataset.window="({raw.min():g},{raw.max():g})"')
     return Image.fromarray((((raw - low) / (high - low)).clip(0, 1) * DEEP).astype(np.float32))
 
 
