@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 SHEET_IMAGES, COLUMNS = 32, 8
-CELL_PIXELS = 144  # side of an image on the sheet: small ones are enlarged to it at least, large ones reduced to twice of it
+CELL_PIXELS, MOST_PIXELS = 128, 192  # side of an image on the sheet: small ones are enlarged, large ones reduced
 CAPTION_PIXELS, GAP_PIXELS = 16, 6
 PAPER, INK = (252, 251, 248), (33, 34, 31)
 OUTLINE = (0, 210, 255)  # of a mask with one class beside the background
@@ -78,7 +78,7 @@ def _cell(image, mask, colours, caption):
     from PIL import Image, ImageDraw
     size = image.shape[0]
     factor = -(-CELL_PIXELS // size) if size < CELL_PIXELS else 1
-    side = size * factor if size <= 2 * CELL_PIXELS else 2 * CELL_PIXELS
+    side = min(size * factor, MOST_PIXELS)
     method = Image.Resampling.NEAREST if side >= size else Image.Resampling.BOX
     shown = np.array(Image.fromarray(image).resize((side, side), method))
     if mask is not None:

@@ -26,7 +26,8 @@ from libs.evaluation.provenance import provenance
 from libs.evaluation.requests import RequestOptions, compose, weights_used
 from libs.evaluation.samples import finish_samples, first_of_each, keep_draw, listed_samples, samples_there
 from libs.evaluation.trained import CODEC, Trained, base_weights, begin_with_lora, open_classifier, open_trained, tie_to_base
-from libs.evaluation.references import NoFeatures, extractors, feature_network, prepare, reference, statistics_there
+from libs.evaluation.references import (NoFeatures, extractors, feature_network, few_for_judge, prepare, reference,
+                                        statistics_there)
 from libs.pipeline import described, exporting, grid, measure_name, to_uint8
 
 __all__ = ["Agreement", "CODEC", "FLAGS", "Following", "RequestOptions", "Timing", "Trained", "agreement", "asked", "bank_of",
@@ -92,8 +93,10 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
     if run.is_main:
         result = {"n": n, "step": step, "nnet": str(nnet), "seed": seed, "sampler": pipeline.describe(),
                   "features": ", ".join(each.name for each in found),
-                  "reference": "; ".join(each.source for each in references), **known,
+                  "reference": "; ".join(each.source for each in references),
+                  "reference_split": config.dataset.get("split", ""), **known,
                   "scores": {}, "per_class": {}, "warnings": [f"not scored by features: {unscored}"] if unscored else []}
+        result["warnings"] += few_for_judge(config.metrics.features, dataset, result["reference_split"]) if found else []
         if rejection:
             _tell_filter(result, rejection, seen, asked_for, of_all, classes, wordings)
         resamples = config.metrics.bootstrap if detailed else 0
@@ -272,7 +275,7 @@ def table(result):
     """The scores of an evaluation as text: a line for each, with interval and number of images."""
     masks = f" of {result['masks']} different masks" if "masks" in result else ""
     lines = [f"{result['n']} images{masks}, {result['sampler']}"
-             + (f", against {result['reference']}" if result["reference"] else "")]
+             + (f", against {_reference_split(result)}{result['reference']}" if result["reference"] else "")]
     if "filter" in result:
         lines += [acceptance_told(result["filter"]["acceptance"])]
     for title, scores in {"": result["scores"], **result["per_class"]}.items():
@@ -291,6 +294,11 @@ def table(result):
                         f" [{score['low']:.4g}, {score['high']:.4g}]") for name, score in result["following_of_real"].items())
         lines.append(f"real images that were held out follow their own masks ({result['following_source']}): {own}")
     return "\n".join(lines + [f"warning: {text}" for text in result["warnings"]])
+
+
+def _reference_split(result):
+    """Which split the real images of an evaluation are, to stand before them; '' where the data have none."""
+    return f"split {result['reference_split']!r}, " if result.get("reference_split") else ""
 
 
 def _tell_filter(result, rejection, seen, n, labels, classes, prompts):
