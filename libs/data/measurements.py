@@ -63,6 +63,7 @@ class Measurements:
     def to_json(self):
         """All of it as JSON can hold it."""
         return {**vars(self), "levels": {str(bits): row for bits, row in self.levels.items()},
+                "smallest": self.smallest and list(self.smallest), "largest": self.largest and list(self.largest),
                 "mask_levels": None if self.mask_levels is None else self.mask_levels.tolist()}
 
     @classmethod

@@ -94,9 +94,10 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
         result = {"n": n, "step": step, "nnet": str(nnet), "seed": seed, "sampler": pipeline.describe(),
                   "features": ", ".join(each.name for each in found),
                   "reference": "; ".join(each.source for each in references),
-                  "reference_split": config.dataset.get("split", ""), **known,
+                  "reference_split": config.get("dataset", {}).get("split", ""), **known,
                   "scores": {}, "per_class": {}, "warnings": [f"not scored by features: {unscored}"] if unscored else []}
-        result["warnings"] += few_for_judge(config.metrics.features, dataset, result["reference_split"]) if found else []
+        if "classifier" in config.metrics.get("features", ()):  # the one that `prepare` trains, and not one given by its folder
+            result["warnings"] += few_for_judge(found, dataset, result["reference_split"])
         if rejection:
             _tell_filter(result, rejection, seen, asked_for, of_all, classes, wordings)
         resamples = config.metrics.bootstrap if detailed else 0

@@ -130,12 +130,13 @@ def trained_once(dataset, labels, classes, *, seed, flip=False, rows=None, of=""
     return kept_once(f"{name}-{dataset.fingerprint[:12]}-{seed}{options}", train)
 
 
-def few_for_judge(features, dataset, split):
-    """A warning where 'classifier' among the `features` was trained on few images of `dataset`, as a list of sentences.
+def few_for_judge(networks, dataset, split):
+    """A warning where a classifier of the data at hand that judges was trained on few images, as a list of sentences.
 
-    split: config.dataset.split of the evaluation.
+    networks: the feature networks of an evaluation. split: config.dataset.split of the evaluation.
     """
-    if "classifier" not in features or dataset is None or dataset.labels is None or len(dataset) >= JUDGE_IMAGES:
+    small = dataset is not None and dataset.labels is not None and len(dataset) < JUDGE_IMAGES
+    if not small or not any(each.name.startswith(f"classifier-{dataset.name}") for each in networks):
         return []
     of = f" of split {split!r}" if split else ""
     return [f"the classifier that judges was trained on only {len(dataset)} images{of}, those of this evaluation: it is a rough "
