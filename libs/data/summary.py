@@ -96,7 +96,7 @@ def describe(summary):
 def describe_change(before, now):
     """That the data are others than they were, as one sentence; both from data.json."""
     what = f"{before['images']} images then, {now['images']} now"
-    if (before.get("held_out"), now["held_out"]) != (0, 0):
+    if before.get("held_out") != now["held_out"]:
         what += f"; held out {before.get('held_out')} then, {now['held_out']} now"
     if _counts(before) == _counts(now):
         what += " (as many, but other files, files of another size or time, or other options of config.dataset)"
