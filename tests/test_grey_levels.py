@@ -226,3 +226,25 @@ def test_a_log_of_the_training_shows_the_levels(caplog, tmp_path):
     from libs.data.summary import describe, summarise
     text = " ".join(describe(summarise(dataset, {"crop": "center"})))
     assert "grey levels 0..4095 of 65535 (16 bits), shown through window=(0,4095)" in text
+
+
+def test_advice_names_the_section_that_was_typed_and_generated_images_may_be_dark(tmp_path, caplog):
+    dataset = opened(save(tmp_path, draw(40, np.uint8)), channels=1)
+    with pytest.raises(ValueError, match=r'--config\.pairs\.window="\(0,40\)"'):
+        data.preflight(dataset, section="config.pairs")
+    assert data.preflight(dataset, generated=True, section="config.synthetic") == 8
+    assert "40 of 255" in caplog.text and "--config.dataset" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["filter_clip", "filter_domain", "filter_words"])
+def test_the_pairs_of_a_filter_take_the_window_that_a_message_names(tmp_path, name):
+    import importlib
+    from types import SimpleNamespace
+
+    from libs.evaluation import rated_pairs
+    config = importlib.import_module(f"configs.{name}").get_config()
+    save(tmp_path, draw(4095, np.uint16))
+    config.pairs.update({"path": str(tmp_path), "resolution": 16})
+    with pytest.raises(ValueError, match=r'--config\.pairs\.window="\(0,4095\)"'):
+        rated_pairs.beside(config.pairs, SimpleNamespace())
+    assert "window" in config.pairs

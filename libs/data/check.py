@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 BLOCK = 1024  # images under way at a time, so that a million of them are not queued at once
 
 
-def preflight(dataset, *, workers=0, progress=None, remember=None):
+def preflight(dataset, *, workers=0, progress=None, remember=None, section="config.dataset", generated=False):
     """Decode every image of `dataset`; ValueError that lists each bad row and file, and what would be right.
 
     What the files hold, their sizes and grey levels, becomes `dataset.measurements`.
@@ -22,6 +22,8 @@ def preflight(dataset, *, workers=0, progress=None, remember=None):
         remember: path of a JSON file that keeps the fingerprint of data that were found good, and their measurements; these are
             not decoded again.
         progress: called with (images done, images in all) every 1024 images.
+        section: of the config that the data set was built from, for what messages advise.
+        generated: of images that a network made, levels that use a sliver of their range are a result, and only warned of.
     Returns:
         How many images were checked.
     """
@@ -43,7 +45,9 @@ def preflight(dataset, *, workers=0, progress=None, remember=None):
                 progress(block.stop, total)
     problems += dataset.common_faults() if hasattr(dataset, "common_faults") else []
     faults, warnings = check_levels(measurements, window)
-    if good:  # a run that an earlier version began goes on as it is
+    if section != "config.dataset":
+        faults, warnings = ([text.replace("--config.dataset.", f"--{section}.") for text in texts] for texts in (faults, warnings))
+    if good or generated:  # a run that an earlier version began goes on as it is
         faults, warnings = [], warnings + faults
     fail(f"{dataset.name}: pre-flight", problems + faults)
     for sentence in warnings:

@@ -9,7 +9,7 @@ import numpy as np
 RANGES = {8: 255, 16: 65535, 32: 65535}  # bits of a level: the level shown as white without a window
 USED_SHARE = 0.25  # of a range; data that use less of it are taken for a mistake
 DETECTOR_BITS = (8, 10, 12, 14)  # of a level, as scanners have them
-SMALL_DATA = 4  # images; 8-bit data of fewer may be dark by chance
+SMALL_DATA = 4  # images; fewer may be dark by chance, such as those of a small held-out split
 
 
 class Measurements:
@@ -122,7 +122,8 @@ def _check_range(measurements, bits, row, faults, warnings):
         why = f"were these saved from 0..1? Save them again, multiplied by {full}, or set" if bits == 8 else "set"
         sentence = (f"the largest grey level of {n} is {highest} of {full}, so that they are nearly black: "
                     + _advise(levels, bits, (0, _detector_level(highest, bits)), why))
-        small = bits == 8 and (row["images"] < SMALL_DATA or of_one_shade)
+        by_chance = row["images"] < SMALL_DATA and (bits == 8 or highest > full / 16)
+        small = by_chance or bits == 8 and of_one_shade
         (warnings if small else faults).append(sentence)
     elif highest - lowest < USED_SHARE * full and highest > lowest:
         sentence = (f"the grey levels of {n} are {lowest} to {highest} of 0..{full}, so that they have hardly any contrast: "

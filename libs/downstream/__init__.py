@@ -56,7 +56,8 @@ def open_all(run, config):
     real, test = images.open_real(config.dataset.to_dict(), config.test.to_dict(), config.study.test_split, masks=masks)
     synthetic = images.open_synthetic(config.synthetic.to_dict(), real, config.dataset.to_dict(), masks=masks)
     for each in (real, test, synthetic):
-        run.main_first(lambda each=each: data.preflight(each) if run.is_main else 0)
+        own = {"section": "config.synthetic", "generated": True} if each is synthetic else {}
+        run.main_first(lambda each=each, own=own: data.preflight(each, **own) if run.is_main else 0)
     real, test, synthetic = (images.load(each, masks=masks) for each in (real, test, synthetic))
     images.check(real, test, synthetic)
     elsewhere = bool(config.test.get("path", ""))
