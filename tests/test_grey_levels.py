@@ -231,8 +231,8 @@ def test_a_log_of_the_training_shows_the_levels(caplog, tmp_path):
 def test_advice_names_the_section_that_was_typed_and_generated_images_may_be_dark(tmp_path, caplog):
     dataset = opened(save(tmp_path, draw(40, np.uint8)), channels=1)
     with pytest.raises(ValueError, match=r'--config\.pairs\.window="\(0,40\)"'):
-        data.preflight(dataset, section="config.pairs")
-    assert data.preflight(dataset, generated=True, section="config.synthetic") == 8
+        data.preflight(dataset, window_option="config.pairs.window")
+    assert data.preflight(dataset, generated=True, window_option="config.synthetic.window") == 8
     assert "40 of 255" in caplog.text and "--config.dataset" not in caplog.text
 
 
@@ -248,3 +248,30 @@ def test_the_pairs_of_a_filter_take_the_window_that_a_message_names(tmp_path, na
     with pytest.raises(ValueError, match=r'--config\.pairs\.window="\(0,4095\)"'):
         rated_pairs.beside(config.pairs, SimpleNamespace())
     assert "window" in config.pairs
+
+
+def test_captions_pools_and_scale_factors_look_at_a_sample(tmp_path):
+    images = draw(4095, np.uint16)
+    save(tmp_path / "data", images)
+    (tmp_path / "data" / "a" / "broken.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r'1 problem.*\n.*4095 of 65535.*--config\.input\.window="\(0,4095\)"'):
+        data.check_sample(opened(tmp_path / "data", channels=1), window_option="config.input.window")
+    data.check_sample(opened(tmp_path / "data", channels=1, window=(0, 4095)))
+    data.check_sample(data.get(name="phantoms", resolution=16, size=8))
+
+
+@pytest.mark.parametrize("command, option", [
+    (("scripts/caption_images.py", "--config=configs/isic_captions.py", "--config.input.path={data}", "--workdir={out}"),
+     "config.input.window"),
+    (("scripts/build_rating_pool.py", "--config=configs/rating.py", "--config.pool.real={data}", "--config.pool.resolution=16",
+      "--models={models}", "--output={out}"), "config.pool.real_window"),
+    (("scripts/compute_scale_factor.py", "--config=configs/folder64_uvit_label.py", "--config.dataset.path={data}",
+      "--config.dataset.resolution=16"), "config.dataset.window")])
+def test_scripts_that_read_files_name_their_option(inside, tmp_path, command, option):
+    save(tmp_path / "data", draw(4095, np.uint16))
+    save(tmp_path / "samples", draw(255, np.uint8))
+    rows = [f"{'ab'[i % 2]}/{i}.png,a lesion,{'ab'[i % 2]}" for i in range(8)]
+    (tmp_path / "samples" / "metadata.csv").write_text("\n".join(["file_name,text,label", *rows]) + "\n")
+    places = {"data": tmp_path / "data", "out": tmp_path / "out", "models": tmp_path / "samples"}
+    said = inside(command[0], *[part.format(**places) for part in command[1:]], fails=True).stderr
+    assert "4095 of 65535" in said and f'--{option}="(0,4095)"' in said and "Traceback" not in said, said

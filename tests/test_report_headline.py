@@ -222,3 +222,12 @@ def test_a_judge_that_learned_from_few_images_is_named():
     assert "trained on only 26 images of split 'val'" in text
     assert few_for_judge([judge], many, "val") == few_for_judge([SimpleNamespace(name="colour")], few, "") == []
     assert few_for_judge([judge], None, "") == []
+
+
+def test_a_printed_evaluation_names_the_split_of_its_reference():
+    from libs import evaluation
+    result = {"n": 3, "sampler": "ddim", "reference": "26 images of cxr", "reference_split": "val", "scores": {}, "per_class": {},
+              "warnings": []}
+    assert evaluation.table(result) == "3 images, ddim, against split 'val', 26 images of cxr"
+    del result["reference_split"]
+    assert evaluation.table(result) == "3 images, ddim, against 26 images of cxr"

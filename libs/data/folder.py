@@ -54,7 +54,8 @@ class Folder(ImageFiles):
         mask_values: what the classes are in the mask files, the background first: grey levels, numbers of a palette, or
             colours ((0, 0, 0), (255, 0, 0), ...). Two become one channel, more a channel for each; see `masks.MaskCode`.
         mask_names: names of these classes, () for 'class 0', ...
-        window: (low, high) in raw grey levels, shown as black and white; () = the full range of 8 or 16 bits.
+        window: (low, high) in raw grey levels, shown as black and white, in colour files for each channel; () = the full range of
+            8 or 16 bits, where `preflight` takes images that use less than a quarter of it for a mistake.
         upscale: whether images smaller than `resolution` (by the short side, by the long one with crop='pad') are
             enlarged instead of being a fault.
         follow_links: whether symbolic links may leave the folder.
