@@ -22,11 +22,13 @@ def preflight(dataset, *, workers=0, progress=None, remember=None, window_option
 
     Args:
         workers: threads; 0 takes one per processor, 8 at most.
-        remember: path of a JSON file that keeps the fingerprint of data that were found good, and their measurements; these are
-            not decoded again.
+        remember: path of a JSON file that keeps the fingerprint of data that were found good, and their
+            measurements; these are not decoded again.
         progress: called with (images done, images in all) every 1024 images.
-        window_option: what the window of the data set is called on the command line, for what messages advise.
-        generated: of images that a network made, levels that use a sliver of their range are a result, and only warned of.
+        window_option: what the window of the data set is called on the command line, for what messages
+            advise.
+        generated: of images that a network made, levels that use a sliver of their range are a result, and
+            only warned of.
     Returns:
         How many images were checked.
     """
@@ -62,7 +64,8 @@ def preflight(dataset, *, workers=0, progress=None, remember=None, window_option
 
 
 def check_sample(dataset, *, window_option="config.dataset.window"):
-    """ValueError where the grey levels of 256 images use a sliver of their range; for scripts that read files one by one.
+    """ValueError where the grey levels of 256 images use a sliver of their range; for scripts that read
+    files one by one.
 
     Files that cannot be read are left to the script. window_option: see `preflight`.
     """

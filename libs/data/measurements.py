@@ -1,7 +1,8 @@
 """What the files of a data set hold: sizes, grey levels and masks, measured while `preflight` decodes them.
 
-Grey levels that use a sliver of what their files could hold are the usual sign of a lost scale: 12-bit values of X-ray, MR or CT
-in 16-bit files, or values between 0 and 1 saved as 8 bits. A training would see images that are all but black.
+Grey levels that use a sliver of what their files could hold are the usual sign of a lost scale: 12-bit
+values of X-ray, MR or CT in 16-bit files, or values between 0 and 1 saved as 8 bits. A training would see
+images that are all but black.
 """
 
 import numpy as np
@@ -17,13 +18,16 @@ class Measurements:
 
     Attributes:
         images: how many were measured.
-        smallest, largest: (width, height) in pixels of the files with the smallest and largest area; None without files.
+        smallest, largest: (width, height) in pixels of the files with the smallest and largest area; None
+            without files.
         share_kept: sum over images of the share of their area that the crop keeps.
-        enlarged: images that are smaller than the resolution. grey: files of one channel. flat: images of one shade only.
+        enlarged: images that are smaller than the resolution. grey: files of one channel. flat: images of
+            one shade only.
         levels: {bits: {'images', 'lowest', 'highest'}}, bits 8, 16, 32 or 'float', before any window.
         blank: images that a window shows in one shade, though they hold several levels.
         mask_levels: pixels of each class (or grey level) in the masks, (256,), None without masks.
-        foreground: sum over masks of the share of their foreground. empty, full: masks without, and of nothing but, foreground.
+        foreground: sum over masks of the share of their foreground. empty, full: masks without, and of
+            nothing but, foreground.
     """
 
     def __init__(self):
@@ -36,8 +40,9 @@ class Measurements:
         """Take in one image.
 
         Args:
-            measured: {'size', 'depth', 'low', 'high', 'grey', 'flat', 'share', 'enlarged'}, with a mask also 'mask_levels' and
-                'foreground'; see `reading.open_image` and `files.ImageFiles.inspect`. {} of an image that was drawn or could not be read.
+            measured: {'size', 'depth', 'low', 'high', 'grey', 'flat', 'share', 'enlarged'}, with a mask also
+                'mask_levels' and 'foreground'; see `reading.open_image` and `files.ImageFiles.inspect`. {}
+                of an image that was drawn or could not be read.
             window: (low, high) of the data set, () for none.
         """
         if not measured:
@@ -82,8 +87,8 @@ def check_levels(measurements, window=()):
 
     Args:
         measurements: `Measurements` of the whole data set.
-        window: (low, high) of the data set, () for none. The full range of the files, (0, 255) or (0, 65535), says that they are
-            meant to be as dark as they are.
+        window: (low, high) of the data set, () for none. The full range of the files, (0, 255) or (0,
+            65535), says that they are meant to be as dark as they are.
     Returns:
         (faults, warnings), sentences.
     """
@@ -94,9 +99,12 @@ def check_levels(measurements, window=()):
         elif bits in RANGES:
             _check_range(measurements, bits, row, faults, warnings)
     if measurements.blank and not faults:
-        warnings.append(f"{measurements.blank} of {measurements.images} images are all black or all white under "
-                        f"window={_pair(window)}, though they hold several grey levels; those of all images are "
-                        f"{describe_levels(measurements)}. Look at data.png, and choose another --config.dataset.window")
+        warnings.append(f"{measurements.blank} of {measurements.images} images are all black or all white "
+                        f"under "
+                        f"window={_pair(window)}, though they hold several grey levels; those of all images "
+                        f"are "
+                        f"{describe_levels(measurements)}. Look at data.png, and choose another "
+                        f"--config.dataset.window")
     return faults, warnings
 
 
@@ -116,7 +124,8 @@ def _check_range(measurements, bits, row, faults, warnings):
     of_one_shade = measurements.flat == measurements.images  # each file one level: no photographs
     if highest == 0:
         (faults if row["images"] >= SMALL_DATA else warnings).append(
-            f"every pixel of {n} is 0, black: were these saved from 0..1? Values between 0 and 1 become 0 where they are saved as "
+            f"every pixel of {n} is 0, black: were these saved from 0..1? Values between 0 and 1 become 0 "
+            f"where they are saved as "
             f'whole numbers. Save them again, multiplied by {full}{_take_as_they_are(levels, bits)}')
     elif highest < USED_SHARE * full:
         why = f"were these saved from 0..1? Save them again, multiplied by {full}, or set" if bits == 8 else "set"
@@ -126,7 +135,8 @@ def _check_range(measurements, bits, row, faults, warnings):
         small = by_chance or bits == 8 and of_one_shade
         (warnings if small else faults).append(sentence)
     elif highest - lowest < USED_SHARE * full and highest > lowest:
-        sentence = (f"the grey levels of {n} are {lowest} to {highest} of 0..{full}, so that they have hardly any contrast: "
+        sentence = (f"the grey levels of {n} are {lowest} to {highest} of 0..{full}, so that they have "
+                    f"hardly any contrast: "
                     + _advise(levels, bits, (lowest, highest), "set"))
         (warnings if bits == 8 or of_one_shade else faults).append(sentence)
 
@@ -137,13 +147,15 @@ def _advise(levels, bits, window, why):
     unsuited = [f"{row['images']} of {other} bits reach {row['highest']:g}" for other, row in levels.items() if other != bits
                 and not (low <= row["lowest"] and high - low >= row["highest"] - low > USED_SHARE * (high - low))]
     if unsuited:
-        return (f"a window that suits them does not suit the other files ({', '.join(unsuited)}). Save all images with the same "
+        return (f"a window that suits them does not suit the other files ({', '.join(unsuited)}). Save all "
+                f"images with the same "
                 f"number of bits{_take_as_they_are(levels, bits)}")
     return f"{why} --config.dataset.window={_pair(window)}, which shows them from black to white{_take_as_they_are(levels, bits)}"
 
 
 def _take_as_they_are(levels, bits):
-    """'; or ...': the option that says that images are meant to be so dark, where it is the range of all files."""
+    """'; or ...': the option that says that images are meant to be so dark, where it is the range of all
+    files."""
     if any(RANGES.get(other) != RANGES[bits] for other in levels):
         return ""
     return f'; --config.dataset.window="(0,{RANGES[bits]})" takes them as they are'
@@ -157,15 +169,19 @@ def _check_window(measurements, bits, row, window, faults, warnings):
         return  # the full range, given by hand
     if highest <= low or lowest >= high:
         shade = "black" if highest <= low else "white"
-        faults.append(f"window={_pair(window)} shows {n} {shade}: their grey levels are {lowest:g} to {highest:g}. Choose a window "
-                      f"within them, such as --config.dataset.window={_pair((lowest, highest if highest > lowest else lowest + 1))}")
+        faults.append(f"window={_pair(window)} shows {n} {shade}: their grey levels are {lowest:g} to "
+                      f"{highest:g}. Choose a window "
+                      f"within them, such as "
+                      f"--config.dataset.window={_pair((lowest, highest if highest > lowest else lowest + 1))}")
     elif min(highest, high) - max(lowest, low) < USED_SHARE * (high - low) and highest > lowest:
-        warnings.append(f"{n} use a small part of window={_pair(window)}: their grey levels are {lowest:g} to {highest:g}. If that "
+        warnings.append(f"{n} use a small part of window={_pair(window)}: their grey levels are {lowest:g} "
+                        f"to {highest:g}. If that "
                         f"is not meant, set --config.dataset.window={_pair((lowest, highest))}")
 
 
 def _detector_level(highest, bits):
-    """The largest level of the detector that gave `highest`: 4095 for 3900; `highest` itself where no usual one fits."""
+    """The largest level of the detector that gave `highest`: 4095 for 3900; `highest` itself where no usual
+    one fits."""
     if bits == 8:
         return highest
     return next((2 ** k - 1 for k in DETECTOR_BITS if 2 ** (k - 1) <= highest < 2 ** k), highest)

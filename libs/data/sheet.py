@@ -14,7 +14,8 @@ DECODED_AT_ONCE = 4  # latents
 
 
 def choose(dataset, count=SHEET_IMAGES, *, seed=0):
-    """Indices of `count` items, or of all where there are fewer: the classes in turn, at random within each, by the seed."""
+    """Indices of `count` items, or of all where there are fewer: the classes in turn, at random within each,
+    by the seed."""
     rng = np.random.default_rng((seed % 2 ** 63, 5))
     order = rng.permutation(len(dataset))
     if dataset.labels is None:
@@ -27,7 +28,8 @@ def choose(dataset, count=SHEET_IMAGES, *, seed=0):
 
 
 def write_sheet(path, dataset, *, seed=0, decode=None):
-    """Write the PNG `path`, whole or not at all: 8 images a row, below each its class or the beginning of its caption.
+    """Write the PNG `path`, whole or not at all: 8 images a row, below each its class or the beginning of
+    its caption.
 
     Args:
         dataset: images, or latents with `decode`. No augmentation is shown.
@@ -49,7 +51,8 @@ def write_sheet(path, dataset, *, seed=0, decode=None):
 
 
 def _shown(dataset, indices, decode):
-    """(image uint8 (H, W, 3), classes of the mask's pixels (H, W) or None, their colours, caption) of each item."""
+    """(image uint8 (H, W, 3), classes of the mask's pixels (H, W) or None, their colours, caption) of each
+    item."""
     for begin in range(0, len(indices), DECODED_AT_ONCE):
         part = indices[begin:begin + DECODED_AT_ONCE]
         batch = dataset.batch(part)
@@ -74,7 +77,8 @@ def _caption(dataset, index):
 
 
 def _cell(image, mask, colours, caption):
-    """One image of the sheet as a PIL image: enlarged by whole pixels or reduced, the outlines of its mask, its caption."""
+    """One image of the sheet as a PIL image: enlarged by whole pixels or reduced, the outlines of its mask,
+    its caption."""
     from PIL import Image, ImageDraw
     size = image.shape[0]
     factor = -(-CELL_PIXELS // size) if size < CELL_PIXELS else 1
@@ -97,7 +101,8 @@ def _cell(image, mask, colours, caption):
 
 
 def _edges(mask):
-    """Pixels of a class other than 0 that touch another class, (H, W) bool; two pixels wide on an enlarged mask."""
+    """Pixels of a class other than 0 that touch another class, (H, W) bool; two pixels wide on an enlarged
+    mask."""
     padded = np.pad(mask, 1, mode="edge")
     height, width = mask.shape
     edge = np.zeros(mask.shape, bool)

@@ -1,7 +1,8 @@
-"""What a training learns from, in numbers and words: logged before the first step, and kept in the run folder.
+"""What a training learns from, in numbers and words: logged before the first step, and kept in the run
+folder.
 
-data.json holds the named fields of `summarise` (counts only, no name of a file or a patient), data.png the images of
-`sheet.write_sheet`.
+data.json holds the named fields of `summarise` (counts only, no name of a file or a patient), data.png the
+images of `sheet.write_sheet`.
 """
 
 import json
@@ -21,7 +22,8 @@ CLASSES_LISTED = 12  # in one line of the log
 
 
 def record_summary(run, stream, options, *, images=None, held_out=None, codec=None):
-    """Log what the training learns from, let the run keep it in data.json, and write data.png. Main process only.
+    """Log what the training learns from, let the run keep it in data.json, and write data.png. Main process
+    only.
 
     A run that goes on with other data than before says so in one line.
 
@@ -60,12 +62,16 @@ def summarise(examples, options, *, images=None, held_out=None):
         examples: data set that is trained on, images or features; options: config.dataset.
         images: the real images behind it, or None; held_out: of the validation split, or None.
     Returns:
-        images, held_out: counts. splits: {name: images} of all splits of the data. fingerprint, held_out_fingerprint.
-        from: 'images' or 'features'. classes: {name: {'images', 'held_out'}}. groups: {'images', 'held_out'}, how many patients
-        (or lesions) these are of, None where nothing is known of them. captions: {'images', 'distinct'}, None without.
-        shape: [C, H, W] in pixels. crop, window: of config.dataset. files: of what pre-flight measured, None where nothing was:
-        {'images', 'smallest', 'largest', 'area_lost', 'enlarged', 'grey', 'flat', 'levels': {bits: {'images', 'lowest',
-        'highest', 'range'}}}. masks: {'images', 'names', 'values', 'foreground', 'empty', 'full'}, None without.
+        images, held_out: counts. fingerprint, held_out_fingerprint: of the data sets, '' without held-out data.
+        splits: {name: images} of all splits of the data.
+        from: 'images' or 'features'.
+        classes: {name: {'images', 'held_out'}}.
+        groups: {'images', 'held_out'}, how many patients (or lesions) they are of; None where none are known.
+        captions: {'images', 'distinct'}; None without.
+        shape: [C, H, W] in pixels. crop, window: of config.dataset.
+        files: {'images', 'smallest', 'largest', 'area_lost', 'enlarged', 'grey', 'flat', 'levels': {bits:
+            {'images', 'lowest', 'highest', 'range'}}} of what pre-flight measured; None where nothing was.
+        masks: {'images', 'names', 'values', 'foreground', 'empty', 'full'}; None without.
     """
     real = examples if images is None else images
     measured = _measurements(examples, images)
@@ -100,8 +106,10 @@ def describe_change(before, now):
         what += f"; held out {before.get('held_out')} then, {now['held_out']} now"
     if _counts(before) == _counts(now):
         what += " (as many, but other files, files of another size or time, or other options of config.dataset)"
-    return (f"the data have changed since this run was last started: {what}. The training goes on with those of now. Its losses "
-            "before and after are of different images; scores against the images of now are not comparable with earlier ones")
+    return (f"the data have changed since this run was last started: {what}. The training goes on with "
+            f"those of now. Its losses "
+            "before and after are of different images; scores against the images of now are not comparable "
+            "with earlier ones")
 
 
 def _describe_counts(summary):
@@ -217,7 +225,8 @@ def _shape(examples, images):
 
 
 def _measurements(examples, images):
-    """`Measurements` of the files: by this start, by an earlier one, or by the script that made the features; or None."""
+    """`Measurements` of the files: by this start, by an earlier one, or by the script that made the
+    features; or None."""
     real, store = examples if images is None else images, _store(examples)
     measured = real.measurements or getattr(getattr(real, "dataset", None), "measurements", None)
     if measured is None and store is not None:

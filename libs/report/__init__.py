@@ -165,7 +165,8 @@ def evaluation(folder, classes, warnings, with_pictures=True, special=()):
         if with_pictures:
             with np.load(folder / "shown.npz", allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files if file[name].size}
-            shown = {"side_by_side": side_by_side(arrays, classes), "nearest": nearest(arrays, classes, by_colour=networks[:1] == [COLOUR]),
+            shown = {"side_by_side": side_by_side(arrays, classes),
+                     "nearest": nearest(arrays, classes, by_colour=networks[:1] == [COLOUR]),
                      "described": described(arrays, classes, found.get("shown_texts") or []),
                      "followed": followed(arrays, classes)}
     except FileNotFoundError:

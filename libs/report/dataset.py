@@ -14,11 +14,13 @@ LEVELS_TITLE = {"8": "8 bits", "16": "16 bits", "32": "32 bits", "float": "float
 
 
 def dataset(workdir, warnings):
-    """What the page shows of the data, or None where data.json holds none (of earlier versions it holds weights alone).
+    """What the page shows of the data, or None where data.json holds none (of earlier versions it holds
+    weights alone).
 
     Returns:
-        {'lines': sentences, 'facts': [(name, text)], 'classes': [(name, images, held out)], 'changes': [(images, held out)] of
-        earlier sessions and of now where the data changed, 'sheet': data URI of data.png or ''}.
+        {'lines': sentences, 'facts': [(name, text)], 'classes': [(name, images, held out)], 'changes':
+        [(images, held out)] of earlier sessions and of now where the data changed, 'sheet': data URI of
+        data.png or ''}.
     """
     content = report.read_json(workdir / DATA, dict, warnings)
     if "fingerprint" not in content:
@@ -64,7 +66,8 @@ def _size(size):
 
 
 def _sheet(path, warnings):
-    """The data URI of data.png, reduced where it is too large; '' where it is absent or damaged, the latter with a warning."""
+    """The data URI of data.png, reduced where it is too large; '' where it is absent or damaged, the latter
+    with a warning."""
     if path.is_file() and path.stat().st_size > report.FIGURE_BYTES:
         try:
             with Image.open(path, formats=("PNG",)) as image:

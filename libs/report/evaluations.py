@@ -1,8 +1,8 @@
 """Which evaluation of a run is its main one, and what sets the others apart from it.
 
-The main evaluation is an ordinary one (prompts as the run's config draws them, its sampler, no filter, the averaged weights, its
-own split as the reference) with the most images, and of equal ones the newest. A special one, such as that of combinations that
-no training text has, never takes its place, however new it is.
+The main evaluation is an ordinary one (prompts as the run's config draws them, its sampler, no filter, the
+averaged weights, its own split as the reference) with the most images, and of equal ones the newest. A
+special one, such as that of combinations that no training text has, never takes its place, however new it is.
 """
 
 import math
@@ -73,7 +73,8 @@ def _sampler(scores, sample):
 
 
 def _guidance(sample):
-    """The scale s of uncond + s (cond - uncond) in the run's config; published configs write s - 1 as `scale`. None without."""
+    """The scale s of uncond + s (cond - uncond) in the run's config; published configs write s - 1 as
+    `scale`. None without."""
     value = sample.get("scale", sample.get("guidance"))
     if type(value) not in (int, float):
         return None
