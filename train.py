@@ -25,6 +25,7 @@ def train(config, workdir):
     run.record("classes.json", dataset.classes if config.train.mode == "cond" else [], fixed=True)
     stream = data.Stream(dataset, config.train.batch_size, seed=config.seed, workers=config.train.workers,
                          balanced=config.train.get("balanced", False), **run.place)
+    data.record_summary(run, stream, config.dataset, held_out=held_out)
 
     nn.use_backend(config.train.attention)
     codec = codecs.get(**config.codec)

@@ -34,6 +34,7 @@ def train(config, workdir):
     run.main_first(lambda: data.preflight(held_out, remember=run.folder / "preflight_held_out.json"))
     stream = data.Stream(dataset, config.train.batch_size, seed=config.seed, workers=config.train.workers,
                          balanced=config.train.balanced, **run.place)
+    data.record_summary(run, stream, config.dataset, held_out=held_out)
 
     settings, perceptual, discriminator = config.train, None, None
     autoencoder = training.build(**config.nnet)

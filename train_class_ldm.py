@@ -34,6 +34,7 @@ def train(config, workdir):
     run.record(evaluation.CODEC, pipeline.identity(codec)["codec"], fixed=True)
     stream = data.Stream(examples, config.train.batch_size, seed=config.seed, workers=config.train.workers,
                          balanced=config.train.balanced, **run.place)
+    data.record_summary(run, stream, config.dataset, images=images, held_out=held_out, codec=codec)
 
     schedule = diffusion.schedule(**config.schedule)
     net = pipeline.build_net(config, examples.classes)

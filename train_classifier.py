@@ -38,6 +38,7 @@ def train(config, workdir):
         logging.warning("config.train.validation_split is '': no held-out images, so this classifier is not evaluated")
     stream = data.Stream(dataset, settings.batch_size, seed=config.seed, workers=settings.workers, balanced=settings.balanced,
                          **run.place)
+    data.record_summary(run, stream, config.dataset, held_out=held_out)
 
     nn.use_backend(settings.attention)
     schedule = diffusion.schedule(**config.schedule)

@@ -36,6 +36,7 @@ def train(config, workdir):
     run.record("masks.json", masks_as.settings, fixed=True)
     stream = data.Stream(examples, config.train.batch_size, seed=config.seed, workers=config.train.workers,
                          balanced=config.train.balanced, **run.place)
+    data.record_summary(run, stream, config.dataset, images=images, held_out=held_out, codec=codec)
 
     schedule = diffusion.schedule(**config.schedule)
     net = pipeline.build_net(config, images.classes, mask_channels=masks_as.channels)

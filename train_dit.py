@@ -38,6 +38,7 @@ def train(config, workdir):
     run.record("classes.json", examples.classes if config.train.mode == "cond" else [], fixed=True)
     stream = data.Stream(examples, config.train.batch_size, seed=config.seed, workers=config.train.workers,
                          balanced=config.train.balanced, **run.place)
+    data.record_summary(run, stream, config.dataset, images=images, held_out=held_out, codec=codec)
 
     nn.use_backend(config.train.attention)
     schedule = diffusion.schedule(**config.schedule)

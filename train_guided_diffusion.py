@@ -29,6 +29,7 @@ def train(config, workdir):
         run.main_first(lambda: data.preflight(held_out, remember=run.folder / "preflight_held_out.json"))
     stream = data.Stream(dataset, config.train.batch_size, seed=config.seed, workers=config.train.workers,
                          balanced=config.train.balanced, **run.place)
+    data.record_summary(run, stream, config.dataset, held_out=held_out)
 
     nn.use_backend(config.train.attention)
     evaluation.record_identity(run, codec)

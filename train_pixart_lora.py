@@ -61,6 +61,7 @@ def train(config, workdir):
     run.barrier()
     stream = data.Stream(opened.examples, config.train.batch_size, seed=config.seed, workers=config.train.workers,
                          balanced=config.train.balanced, **run.place)
+    data.record_summary(run, stream, config.dataset, images=images, held_out=opened.held_out, codec=codec)
 
     schedule = diffusion.schedule(**config.schedule)
     null = pipeline.null_conditions(net, [], encoder.empty)

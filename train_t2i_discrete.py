@@ -34,6 +34,7 @@ def train(config, workdir):
     run.barrier()
     stream = data.Stream(features, config.train.batch_size, seed=config.seed, workers=config.train.workers,
                          balanced=config.train.balanced, **run.place)
+    data.record_summary(run, stream, config.dataset, images=images, held_out=held_out, codec=codec)
 
     nn.use_backend(config.train.attention)
     schedule = diffusion.schedule(**config.schedule)

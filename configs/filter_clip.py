@@ -23,5 +23,5 @@ def get_config():
     # see configs/filter_words.py
     config.filter = d(precision=0.8, matches="congruence", swaps=1.0, ranking=0.5, pair_weight=0.5, most_pairs=2_000, width=32,
                       hidden=0, members=8, dropout=0.4, lr=3e-3, weight_decay=0.05, epochs=150, patience=30, batch_size=64)
-    config.pairs = d(name="folder", path="", resolution=224, split="")
+    config.pairs = d(name="folder", path="", resolution=224, split="", window=())
     return config

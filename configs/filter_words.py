@@ -33,5 +33,5 @@ def get_config():
     config.filter = d(precision=0.8, matches="congruence", swaps=1.0, ranking=0.5, pair_weight=0.5, most_pairs=2_000, width=32,
                       hidden=0, members=8, dropout=0.4, lr=3e-3, weight_decay=0.05, epochs=150, patience=30, batch_size=64)
     # real images with texts or labels, path='' for none: a section as of other configs' dataset
-    config.pairs = d(name="folder", path="", resolution=64, split="")
+    config.pairs = d(name="folder", path="", resolution=64, split="", window=())
     return config

@@ -55,7 +55,8 @@ def samples(folder, model):
 def real_images(options, side):
     """The `Candidate`s of real images, as training on them would see them: cut to a square of `side` pixels."""
     found = data.get("folder", path=options.real, resolution=side, split=options.real_split, window=tuple(options.real_window),
-                     min_per_class=0, unlisted_files="ignore", cache="")
+                     min_per_class=0, unlisted_files="ignore", cache="", upscale=True)  # small ones are named where they are read
+    data.check_sample(found, window_option="config.pool.real_window")
     rows = found.rows or [{"file_name": found.file_name(i)} for i in range(len(found))]
     root = Path(options.real)
     return [building.Candidate(_real_reader(found, i, side),

@@ -29,6 +29,8 @@ SHOWN = 3  # captions printed as they come
 def main(config, workdir):
     check(config)
     dataset = data.get(**{"resolution": 64, "cache": "", **config.input})  # for its listing: images are read whole
+    dataset.upscale = True  # read whole, small ones are no fault
+    data.check_sample(dataset, window_option="config.input.window")
     procedure = captioning.load_prompts(config.prompts)
     rows = listing(dataset, procedure)
     if config.checks.fallback and not procedure.start:

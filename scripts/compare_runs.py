@@ -18,7 +18,8 @@ from libs import report  # noqa: E402
 flags.DEFINE_list("workdirs", None, "folders of the runs, with commas between them", required=True)
 flags.DEFINE_string("out", "workdir/comparison", "folder of the page")
 flags.DEFINE_list("names", [], "what to call the runs, in the same order; by default their folders' names")
-flags.DEFINE_string("name", "", "the evaluation of each run, <workdir>/eval/<name>; by default the newest that all share")
+flags.DEFINE_string("name", "", "the evaluation of each run, <workdir>/eval/<name>; by default the main one that all share: "
+                                "ordinary prompts and sampling, most images")
 flags.DEFINE_string("title", "", "heading of the page")
 
 

@@ -25,6 +25,7 @@ def compute(config, n_images):
     codec = codecs.get(**config.codec).to(run.device)
     latent_shape = codec.latent_shape(dataset.shape)
     chosen = data.some(dataset, n_images)
+    data.check_sample(dataset)
     batches = data.in_order(dataset, chosen[run.rank::run.world], BATCH)
     bar = tqdm(batches, total=-(-len(chosen[run.rank::run.world]) // BATCH), disable=None if run.is_main else True)
     spread = codecs.Spread.of(run.gather_rows(codecs.latent_sums(codec, bar, seed=config.seed, device=run.device)))

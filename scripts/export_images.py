@@ -32,6 +32,7 @@ def export(config, output):
     with config.unlocked():
         config.dataset.random_flip = False
     dataset = data.get(**config.dataset)
+    data.preflight(dataset)
     captions = dataset.captions
     if captions is not None:  # of several wordings the first, the full sentence
         captions = [each if isinstance(each, str) else each[0] for each in captions]

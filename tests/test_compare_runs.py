@@ -243,12 +243,12 @@ def test_a_run_without_an_evaluation_comes_with_its_command(two, tmp_path):
     assert fault["commands"] == [f"python eval_class_ldm.py --workdir={two[1]} --config.sample.n_samples=64 --seed=7 --name=x"]
 
 
-def test_the_newest_evaluation_that_all_share_is_taken(tmp_path):
+def test_the_largest_evaluation_that_all_share_is_taken_and_of_equal_ones_the_newest(tmp_path):
     a, b = fake(tmp_path / "a"), fake(tmp_path / "b")
-    evaluate(a, name="old", made=1000)
+    evaluate(a, name="old", made=1000, n=16)
     evaluate(a, name="shared", made=2000, n=32)
     evaluate(a, name="own", made=3000, n=48)
-    evaluate(b, name="old", made=1500)
+    evaluate(b, name="old", made=1500, n=16)
     evaluate(b, name="shared", made=2500, n=32)
     evaluate(b, name="other weights", made=4000, n=32, weights="f" * 64)
     assert [run.evaluation["folder"] for run in found([a, b])["runs"]] == ["shared", "shared"]

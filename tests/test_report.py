@@ -206,7 +206,7 @@ def test_the_newest_evaluation_comes_first_and_only_the_newest_bring_pictures(ru
     shown = report.contents(run)["evaluations"]
     assert [e["name"] for e in shown] == ["final", "older", "oldest"]
     assert [e["side_by_side"] is not None for e in shown] == [True, True, False]
-    assert "Earlier evaluation: oldest" in read(run)[1].text
+    assert "Further evaluation: oldest" in read(run)[1].text
 
 
 @pytest.mark.parametrize("size, width", [(8, "96"), (40, "120"), (300, "128")])

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import store
 from .base import Dataset, Subset, one_of
-from .check import preflight
+from .check import check_sample, preflight
 from .coco import MSCOCO
 from .folder import Folder
 from .image_mask import ImageMask
@@ -23,12 +23,13 @@ from .path_text import PathText
 from .published import CIFAR10, CelebA, ImageNet
 from .reading import read_image
 from .store import Features
+from .summary import record_summary
 from .tokens import WithTokens, with_tokens
 
 __all__ = ["CIFAR10", "CelebA", "ChestXray14", "Dataset", "Features", "Folder", "ISIC2018", "ISIC2019", "ImageMask",
-           "ImageNet", "MSCOCO", "MaskCode", "PathText", "Stream", "Subset", "WithTokens", "at_hand", "check_batch",
+           "ImageNet", "MSCOCO", "MaskCode", "PathText", "Stream", "Subset", "WithTokens", "at_hand", "check_batch", "check_sample",
            "feature_folder", "feature_root", "get", "held_out", "in_order", "open_all", "open_features", "preflight", "read_image",
-           "some", "store", "validation", "with_tokens"]
+           "record_summary", "some", "store", "validation", "with_tokens"]
 
 _DATASETS = {"folder": Folder, "image_mask": ImageMask, "path_text": PathText, "phantoms": None, "cifar10": CIFAR10,
              "celeba": CelebA, "imagenet": ImageNet, "mscoco": MSCOCO, "isic2018": ISIC2018, "isic2019": ISIC2019,

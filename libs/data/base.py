@@ -24,6 +24,9 @@ class Dataset(torch.utils.data.Dataset):
         splits: sequence of N strings, as the data call their splits, or None where they have none.
         weights: FloatTensor (N,), how many times the loss of each image counts in a training, or None: all count once.
         masks_as: `masks.MaskCode` where items have a 'mask': what its K channels mean; None where they have none.
+        window: (low, high), the grey levels of the files that are shown as black and white; () where that is their full range.
+        measurements: `measurements.Measurements` of the files, once `preflight` has decoded them; None before.
+        split_sizes: {name: images} of all splits of the data, this one among them; {} where they have none.
     """
 
     name = ""
@@ -35,6 +38,9 @@ class Dataset(torch.utils.data.Dataset):
     splits = None
     weights = None
     masks_as = None
+    window = ()
+    measurements = None
+    split_sizes: dict = {}
 
     def __len__(self):
         raise NotImplementedError
@@ -70,6 +76,10 @@ class Dataset(torch.utils.data.Dataset):
         """What is wrong with image i, as sentences for `preflight`; decodes it."""
         return []
 
+    def inspect(self, i):
+        """(`problems`, what the files of image i hold as a dict, see `Measurements.add`) for `preflight`; decodes it."""
+        return self.problems(i), {}
+
     def common_faults(self):
         """What is wrong with the images together, once `problems` has seen each of them."""
         return []
@@ -90,7 +100,7 @@ class Subset(Dataset):
         if outside:
             raise ValueError(f"subset: indices {outside[:5]} outside 0..{len(dataset) - 1}")
         self.name, self.shape, self.classes = dataset.name, dataset.shape, list(dataset.classes)
-        self.masks_as = dataset.masks_as
+        self.masks_as, self.window = dataset.masks_as, dataset.window
         if dataset.labels is not None:
             self.labels = dataset.labels[torch.tensor(self.indices, dtype=torch.long)]
         if dataset.weights is not None:
@@ -118,6 +128,9 @@ class Subset(Dataset):
 
     def problems(self, i):
         return self.dataset.problems(self.indices[i])
+
+    def inspect(self, i):
+        return self.dataset.inspect(self.indices[i])
 
     def common_faults(self):
         return self.dataset.common_faults()

@@ -84,12 +84,16 @@ class ImageFiles(Dataset):
         return item
 
     def problems(self, i):
+        return self.inspect(i)[0]
+
+    def inspect(self, i):
+        measured = {}
         try:
-            self._load(i, None)
-            return []
+            self._load(i, None, measured)
+            return [], measured
         except ValueError as error:
             where = self.wheres[i]
-            return [str(error) if where == self.names[i] else f"{where}: {error}"]
+            return [str(error) if where == self.names[i] else f"{where}: {error}"], {}
 
     def common_faults(self):
         self._log_constant_masks()
@@ -135,29 +139,40 @@ class ImageFiles(Dataset):
         return PixelCache(len(self), image.shape[:2] + self.shape[:1], image.dtype.str,
                           (side, side) if self.masks is not None else None, gb)
 
-    def _load(self, i, generator):
-        """(integer pixels (H, W, 1 or C), mask (H, W) uint8 or None), from memory where they are kept."""
+    def _load(self, i, generator, measured=None):
+        """(integer pixels (H, W, 1 or C), mask (H, W) uint8 or None), from memory where they are kept.
+
+        measured: a dict for what the files hold, see `Measurements.add`; they are then decoded in any case.
+        """
         if not 0 <= i < len(self):
             raise IndexError(f"{self.name}: index {i} outside 0..{len(self) - 1}")
-        kept = self.cache.get(i) if self.cache else None
+        kept = self.cache.get(i) if self.cache and measured is None else None
         if kept is None:
-            kept = self._decode(i, generator)
+            kept = self._decode(i, generator, measured)
             if self.cache:
                 self.cache.put(i, *kept)
         return kept
 
-    def _open(self, i):
+    def _open(self, i, measured=None):
         """The decoded PIL image; published sets cut it here."""
-        return open_image(self._path(self.names[i]), channels=self.shape[0], window=self.window)
+        return open_image(self._path(self.names[i]), channels=self.shape[0], window=self.window, measured=measured)
 
-    def _decode(self, i, generator):
-        image, side, name = self._open(i), self.shape[1], self.names[i]
+    def _decode(self, i, generator, measured=None):
+        image, side, name = self._open(i, measured), self.shape[1], self.names[i]
         if too_small(image.size, side, crop=self.crop) and not self.upscale:
             raise ValueError(f"{name}: {image.width}x{image.height} pixels are smaller than resolution={side}"
                              ": remove it, lower the resolution, or set upscale=True")
         how = "center" if self.crop == "random" and generator is None else self.crop
         crop = plan_crop(image.size, side, crop=how, generator=generator)
-        return pixels(apply_crop(image, crop)), self._decode_mask(i, image.size, crop)
+        mask = self._decode_mask(i, image.size, crop)
+        if measured is not None:
+            width, height = crop.sizes[-1]
+            measured["share"] = measured.get("share", 1.0) * min(1.0, side * side / (width * height))
+            measured["enlarged"] = too_small(image.size, side, crop=self.crop)
+            if mask is not None:
+                measured["mask_levels"] = np.bincount(mask.ravel(), minlength=256)
+                measured["foreground"] = float((mask > (0 if self.masks_as.values else self.mask_max / 2)).mean())
+        return pixels(apply_crop(image, crop)), mask
 
     def _decode_mask(self, i, size, crop):
         if self.masks is None:

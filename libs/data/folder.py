@@ -58,7 +58,8 @@ class Folder(ImageFiles):
         mask_values: what the classes are in the mask files, the background first: grey levels, numbers of a palette, or
             colours ((0, 0, 0), (255, 0, 0), ...). Two become one channel, more a channel for each; see `masks.MaskCode`.
         mask_names: names of these classes, () for 'class 0', ...
-        window: (low, high) in raw grey levels, shown as black and white; () = the full range of 8 or 16 bits.
+        window: (low, high) in raw grey levels, shown as black and white, in colour files for each channel; () = the full range of
+            8 or 16 bits, where `preflight` takes images that use less than a quarter of it for a mistake.
         upscale: whether images smaller than `resolution` (by the short side, by the long one with crop='pad') are
             enlarged instead of being a fault.
         follow_links: whether symbolic links may leave the folder.
@@ -102,10 +103,11 @@ class Folder(ImageFiles):
                 _refuse_masks(found, rows, found.folders - drop, path)
             fail(path, found.problems + (_faults_of_rows(found.rows, found, asked, columns, doubled_files) if found.rows else []))
         _one_spelling(found, path)
-        class_names, rows = _classes(found, list(classes), set(drop_classes), path)
+        class_names, every_row = _classes(found, list(classes), set(drop_classes), path)
         if mask_like_files == "error" and self.MAY_HOLD_MASKS:
-            _refuse_masks(found, rows, set(class_names) & found.folders, path)
-        rows = _rows_of_split(found, rows, split, holdout, holdout_seed, columns, path)
+            _refuse_masks(found, every_row, set(class_names) & found.folders, path)
+        rows = _rows_of_split(found, every_row, split, holdout, holdout_seed, columns, path)
+        self.split_sizes = dict(Counter(row.split for row in every_row if row.split))
         if missing_captions == "skip" and "text" in found.fields:
             rows = official.described(rows, path, "skip")
         fail(path, _faults_of_rows(rows, found, require, columns, doubled_files) + _no_weight(rows, weight_column, split)

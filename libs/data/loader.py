@@ -58,7 +58,7 @@ class Stream:
             raise ValueError(f"balanced=True needs labels; the data set {dataset.name!r} has none")
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.world, self.workers, self.balanced = rank, world, workers, balanced
-        self.pin_memory = pin_memory
+        self.pin_memory, self.summary = pin_memory, {}
         self._epoch, self._order = None, None
 
     def __call__(self, start=0):
@@ -69,8 +69,9 @@ class Stream:
 
     @property
     def facts(self):
-        """What a run notes of the data beside its config: their weights, which are in no fingerprint."""
-        return weights.summary(getattr(self.dataset, "weights", None))
+        """What a run notes of the data beside its config: their weights, which are in no fingerprint, and `summary`, which
+        `summary.record_summary` sets."""
+        return weights.summary(getattr(self.dataset, "weights", None)) | self.summary
 
     def file_name(self, i):
         """What to call image i in a message."""

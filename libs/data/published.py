@@ -132,11 +132,13 @@ class CelebA(ImageFiles):
         fail(str(root), problems or ([] if rows else [f"no images of split {split!r} in {table.name}"]))
         super().__init__(root, rows, resolution, name="celeba", random_flip=random_flip, **options)
 
-    def _open(self, i):
-        image, (x, y), half = super()._open(i), self.CENTRE, self.SIDE // 2
+    def _open(self, i, measured=None):
+        image, (x, y), half = super()._open(i, measured), self.CENTRE, self.SIDE // 2
         if image.size != (178, 218):
             raise ValueError(f"{self.names[i]}: {image.width}x{image.height} pixels; the aligned faces "
                              "have 178x218")
+        if measured is not None:
+            measured["share"] = self.SIDE ** 2 / (image.width * image.height)
         face = image.crop((x - half, y - half, x + half, y + half))
         return face.resize(self.shape[1:], Image.Resampling.BILINEAR)
 

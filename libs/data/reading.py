@@ -27,23 +27,53 @@ def read_image(path, *, channels=3, window=()):
     return to_float(np.broadcast_to(array, array.shape[:2] + (channels,)).transpose(2, 0, 1))
 
 
-def open_image(path, *, channels=3, window=()):
+def open_image(path, *, channels=3, window=(), measured=None):
     """The decoded, upright image in PIL mode 'RGB' or 'L' (8 bits) or 'F' (grey levels 0 .. 65535).
 
     Args:
         channels: 1 turns colour into grey; with 3 a grey image stays one plane, for the caller to repeat.
         window: (low, high) in the file's own grey levels, shown as black and white; () is the full range of
-            8- and 16-bit files. Signed, 32-bit and floating-point files need one.
+            8- and 16-bit files. Signed, 32-bit and floating-point files need one. In colour files it is applied to
+            each channel, and lies within 0 .. 255.
+        measured: a dict that takes in what the file holds: 'size' (width, height) in pixels and `measure_levels`.
     Raises:
         ValueError: naming the file, for whatever keeps it from being shown truthfully.
     """
     image = decode(path)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16") or window:
-        return _grey_levels(image, path, window)
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = _over_black(image)
-    grey = image.mode in ("1", "L") or channels == 1
-    return image.convert("L" if grey else "RGB")
+    deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    if not deep:
+        if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+            image = _over_black(image)
+        colour = image.mode not in ("1", "L")
+        if window and colour and not 0 <= window[0] < window[1] <= 255:
+            raise ValueError(f"{path}: window={tuple(window)} lies outside 0 .. 255, the levels of colour files, and this "
+                             f"one is {image.mode}. Save it as greyscale in the levels of the others, or leave it out")
+        image = image.convert("RGB" if colour and channels != 1 else "L")
+    if measured is not None:
+        measured |= {"size": image.size, **measure_levels(image)}
+    if image.mode == "RGB" and window:
+        return _window_colour(image, window)
+    return _grey_levels(image, path, window) if deep or window else image
+
+
+def measure_levels(image):
+    """The grey levels of a decoded PIL image before any window.
+
+    Returns:
+        {'depth': 8, 16, 32 or 'float' (bits of a level), 'low', 'high': the smallest and largest level that occurs in any
+        channel, 'grey': whether it has one channel, 'flat': whether each channel has one level only}.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        raw = np.asarray(image)
+        low, high = raw.min().item(), raw.max().item()
+        flat = low == high
+        depth = "float" if image.mode == "F" else 32 if image.mode == "I" else 16
+    else:
+        ends = image.getextrema()
+        ends = ends if isinstance(ends[0], tuple) else (ends,)
+        low, high, depth = min(low for low, _ in ends), max(high for _, high in ends), 8
+        flat = all(least == most for least, most in ends)
+    return {"depth": depth, "low": low, "high": high, "grey": len(image.getbands()) == 1, "flat": flat}
 
 
 def open_mask(path, values=(), foreground=255):
@@ -215,16 +245,22 @@ def _too_large(what):
 
 def _grey_levels(image, path, window):
     """Mode 'F' on the scale 0 .. 65535."""
-    if image.mode not in ("1", "L", "I", "F") and not image.mode.startswith("I;16"):
-        raise ValueError(f"{path}: window={tuple(window)} is for greyscale files; this one is {image.mode}")
-    raw = np.asarray(image.convert("L") if image.mode == "1" else image).astype(np.float64)
+    raw = np.asarray(image).astype(np.float64)
     if not np.isfinite(raw).all():
         raise ValueError(f"{path}: holds nan or infinite values")
     low, high = window or (0, DEEP)
     if not window and (image.mode == "F" or raw.min() < 0 or raw.max() > DEEP):
         raise ValueError(f"{path}: values from {raw.min():g} to {raw.max():g} have no agreed black and "
-                         "white: give window=(low, high)")
+                         "white: give window=(low, high), such as "
+                         f'--config.dataset.window="({raw.min():g},{raw.max():g})"')
     return Image.fromarray((((raw - low) / (high - low)).clip(0, 1) * DEEP).astype(np.float32))
+
+
+def _window_colour(image, window):
+    """Mode 'RGB' with the window applied to each channel."""
+    low, high = window
+    table = ((np.arange(256) - low) / (high - low)).clip(0, 1) * 255
+    return image.point([round(level) for level in table] * 3)
 
 
 def _over_black(image):

@@ -46,7 +46,7 @@ class WithTokens(Dataset):
             raise ValueError(f"{len(lacking)} items have no caption, such as {dataset.file_name(lacking[0])}")
         self.dataset, self.name, self.shape, self.classes = dataset, dataset.name, dataset.shape, list(dataset.classes)
         self.labels, self.groups, self.splits, self.masks_as = dataset.labels, dataset.groups, dataset.splits, dataset.masks_as
-        self.captions, self.weights = captions, dataset.weights
+        self.captions, self.weights, self.window = captions, dataset.weights, dataset.window
         distinct = {text: row for row, text in enumerate(dict.fromkeys(text for texts in captions for text in texts))}
         self._tokens = encode(list(distinct)).to(torch.int32)  # half the memory of int64
         self._rows = np.array([distinct[text] for texts in captions for text in texts])
@@ -77,6 +77,9 @@ class WithTokens(Dataset):
 
     def problems(self, i):
         return self.dataset.problems(i)
+
+    def inspect(self, i):
+        return self.dataset.inspect(i)
 
     def common_faults(self):
         return self.dataset.common_faults()

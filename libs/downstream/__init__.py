@@ -12,6 +12,7 @@ the key is a hash of all that decides it, so that a study which was stopped goes
 """
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -56,7 +57,12 @@ def open_all(run, config):
     real, test = images.open_real(config.dataset.to_dict(), config.test.to_dict(), config.study.test_split, masks=masks)
     synthetic = images.open_synthetic(config.synthetic.to_dict(), real, config.dataset.to_dict(), masks=masks)
     for each in (real, test, synthetic):
-        run.main_first(lambda each=each: data.preflight(each) if run.is_main else 0)
+        own = {"window_option": "config.synthetic.window", "generated": True} if each is synthetic else {}
+        run.main_first(lambda each=each, own=own: data.preflight(each, **own) if run.is_main else 0)
+    if run.is_main:
+        for what, each in (("real", real), ("test", test), ("synthetic", synthetic)):
+            for line in data.summary.describe(data.summary.summarise(each, config.dataset)):
+                logging.info("%s images: %s", what, line)
     real, test, synthetic = (images.load(each, masks=masks) for each in (real, test, synthetic))
     images.check(real, test, synthetic)
     elsewhere = bool(config.test.get("path", ""))

@@ -75,7 +75,7 @@ def fit(run, state, batches, loss_fn, settings, *, validation=None, preview=None
     run.rewind_log(state.step)
     facts = getattr(batches, "facts", {})
     if facts or (run.folder / DATA).is_file():
-        run.record(DATA, facts)  # a run that goes on with others says so
+        run.record(DATA, facts, compared=("weights",))  # what else has changed, data.record_summary says in one line
     run.describe()
     if extra is not None:
         window.restore(extra)

@@ -104,8 +104,10 @@ class Run:
         """Whether the folder holds a checkpoint, so that training goes on from there."""
         return bool(steps(self.folder / "ckpts"))
 
-    def record(self, name, content, *, fixed=False):
+    def record(self, name, content, *, fixed=False, compared=None):
         """Remember what the run folder is to keep as the JSON file `name`; `describe` writes it.
+
+        compared: the keys of a dict whose changes since an earlier session are logged; None logs all.
 
         Raises:
             ValueError: the folder holds another content already and it is `fixed` for the life of a run.
@@ -115,7 +117,9 @@ class Run:
             if fixed:
                 raise ValueError(f"{self.folder / name} says {before}, now it would be {content}: that belongs to another "
                                  "run; choose another --workdir, or make the data as they were")
-            self._changes += _differences(before, content)
+            chosen = [each if compared is None else {key: value for key, value in each.items() if key in compared}
+                      for each in (before, content)]
+            self._changes += _differences(*chosen)
         self._record[name] = content
 
     @property

@@ -30,7 +30,7 @@ from libs.evaluation.listing import check_free, listed_samples
 from libs.evaluation.samples import finish_samples, first_of_each, keep_draw, samples_there
 from libs.evaluation.trained import Trained, base_weights, begin_with_lora, open_classifier, open_trained, tie_to_base
 from libs.evaluation.weights import weights_options, weights_used
-from libs.evaluation.references import (PLAIN, NoFeatures, extractors, feature_network, prepare, reference,
+from libs.evaluation.references import (PLAIN, NoFeatures, extractors, feature_network, few_for_judge, prepare, reference,
                                         statistics_there)
 from libs.pipeline import NotFinite, described, exporting, grid, measure_name, to_uint8
 
@@ -110,9 +110,12 @@ def evaluate(run, pipeline, config, dataset, *, n, seed, name, step=None, nnet="
     if run.is_main:
         result = {"n": n, "step": step, "nnet": str(nnet), "seed": seed, **dict(facts or {}),
                   "sampler": pipeline.describe(), "features": ", ".join(each.name for each in found),
-                  "reference": "; ".join(each.source for each in references), **known,
+                  "reference": "; ".join(each.source for each in references),
+                  "reference_split": config.get("dataset", {}).get("split", ""), **known,
                   "scores": {}, "per_class": {},
                   "warnings": [f"not scored by features: {unscored}"] * bool(unscored) + [warning] * bool(warning)}
+        if "classifier" in config.metrics.get("features", ()):  # the one that `prepare` trains, and not one given by its folder
+            result["warnings"] += few_for_judge(found, dataset, result["reference_split"])
         if rejection:
             _tell_filter(result, rejection, seen, asked_for, of_all, classes, wordings)
         resamples = config.metrics.bootstrap if detailed else 0
@@ -327,7 +330,7 @@ def table(result):
     """The scores of an evaluation as text: a line for each, with interval and number of images."""
     masks = f" of {result['masks']} different masks" if "masks" in result else ""
     lines = [f"{result['n']} images{masks}, {result['sampler']}"
-             + (f", against {result['reference']}" if result["reference"] else "")]
+             + (f", against {_reference_split(result)}{result['reference']}" if result["reference"] else "")]
     if "filter" in result:
         lines += [acceptance_told(result["filter"]["acceptance"])]
     for title, scores in {"": result["scores"], **result["per_class"]}.items():
@@ -346,6 +349,11 @@ def table(result):
                         f" [{score['low']:.4g}, {score['high']:.4g}]") for name, score in result["following_of_real"].items())
         lines.append(f"real images that were held out follow their own masks ({result['following_source']}): {own}")
     return "\n".join(lines + [f"warning: {text}" for text in result["warnings"]])
+
+
+def _reference_split(result):
+    """Which split the real images of an evaluation are, to stand before them; '' where the data have none."""
+    return f"split {result['reference_split']!r}, " if result.get("reference_split") else ""
 
 
 def _tell_filter(result, rejection, seen, n, labels, classes, prompts):

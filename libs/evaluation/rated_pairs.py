@@ -47,9 +47,9 @@ def beside(options, pool, *, pictures=(), unseen=()):
     """
     if options.name != "phantoms" and not options.path:
         return Pairs(None, [], [], [], [], {})
-    given = {key: value for key, value in options.to_dict().items() if value != ""}
+    given = {key: value for key, value in options.to_dict().items() if value not in ("", ())}
     real = data.get(**given)
-    data.preflight(real)
+    data.preflight(real, window_option="config.pairs.window")
     prompts, others, labels = worded(real, pool)
     rated = pool_rows(real, given, pool, pictures)
     unrated = [i for i in range(len(real)) if i not in rated]

@@ -28,6 +28,8 @@ CACHE = assets_folder() / "fid_stats" / "cache"
 NETWORKS = assets_folder() / "feature_networks"
 PLAIN = "colour"  # the features that need no network
 LOOKED_AT = 64  # pixels a side at which the classifier of the data at hand looks
+JUDGE_IMAGES = 200  # real images; a classifier that learned from fewer is a rough judge
+DARK = 64  # a grey level of 255: reference images that stay below it are examined
 KEPT = 10_000  # real feature vectors kept for what needs single images (KID, precision, nearest neighbours)
 
 
@@ -139,6 +141,19 @@ def trained_once(dataset, labels, classes, *, seed, flip=False, rows=None, of=""
     return kept_once(f"{name}-{dataset.fingerprint[:12]}-{seed}{options}", train)
 
 
+def few_for_judge(networks, dataset, split):
+    """A warning where a classifier of the data at hand that judges was trained on few images, as a list of sentences.
+
+    networks: the feature networks of an evaluation. split: config.dataset.split of the evaluation.
+    """
+    small = dataset is not None and dataset.labels is not None and len(dataset) < JUDGE_IMAGES
+    if not small or not any(each.name.startswith(f"classifier-{dataset.name}") for each in networks):
+        return []
+    of = f" of split {split!r}" if split else ""
+    return [f"the classifier that judges was trained on only {len(dataset)} images{of}, those of this evaluation: it is a rough "
+            "judge, and its scores do not compare with those of a classifier that was trained on another split"]
+
+
 def kept_once(name, train):
     """The folder of the network `name` below assets/feature_networks; where it is not there yet, train() gives the network."""
     folder = NETWORKS / safe_name(name, FILE_NAME_BYTES)
@@ -235,16 +250,20 @@ def _whole(path):
 
 
 def _reference_of_data(run, extractor, dataset, batch_size, workers):
-    mine = range(run.rank, len(dataset), run.world)
+    mine, brightest = range(run.rank, len(dataset), run.world), 0
     kept = set(np.random.default_rng(0).permutation(len(dataset))[:KEPT].tolist())
     moments, vectors, indices = gaussian.Moments(extractor.dims), [], []
     for batch in data.in_order(dataset, mine, batch_size, workers=workers):
-        feature = extractor(to_uint8(batch["image"], named(dataset, batch))).cpu()
+        pixels = to_uint8(batch["image"], named(dataset, batch))
+        brightest = max(brightest, int(pixels.max()))
+        feature = extractor(pixels).cpu()
         moments.update(feature)
         for row, index in zip(feature, batch["index"].tolist()):
             if index in kept:
                 vectors.append(row)
                 indices.append(index)
+    if int(run.gather_rows(torch.tensor([brightest])).max()) < DARK and dataset.measurements is None:
+        data.preflight(dataset)  # says which window they need, unless they are meant to be so dark
     moments.set_state(run.gather_rows(moments.state()[None]).sum(0))
     vectors = torch.stack(vectors) if vectors else torch.empty(0, extractor.dims)
     indices = run.gather_rows(torch.tensor(indices, dtype=torch.int64))

@@ -21,14 +21,16 @@ from PIL import Image
 from libs.engine.checkpoint import write_text
 from libs.report.bridge import write_bridge
 from libs.report.comparison import write_comparison
+from libs.report.dataset import dataset
+from libs.report.evaluations import rank, specialities
 from libs.report.figures import curves, png, ramp
 from libs.report.filtered import filtered
-from libs.report.meanings import MEANINGS
+from libs.report.meanings import COLOUR, MEANINGS, explain
 
 __all__ = ["contents", "write", "write_bridge", "write_comparison"]
 
 SMALL_N = 50  # below it a score is marked, whatever the evaluation itself warned of
-WITH_PICTURES = 2  # evaluations, newest first: a sweep of many would make a page too large to open
+WITH_PICTURES = 2  # evaluations, the main one and the newest other one: a sweep of many would make a page too large to open
 MOST_FIGURES, FIGURE_BYTES = 12, 3_000_000  # of one evaluation, and of each: they enter the page as they are
 TEXT_CHARACTERS = 200_000
 HEADLINE = ("fid", "fd", "accuracy", "dice", "balanced_accuracy", "nll", "ece", "precision", "recall", "kid", "coverage", "density",
@@ -36,7 +38,7 @@ HEADLINE = ("fid", "fd", "accuracy", "dice", "balanced_accuracy", "nll", "ece", 
 NOT_CURVES = ("step", "n", "seconds")
 MEAN = ""  # of the lines of a chart, the mean of all
 MEMBER = re.compile(r"(?P<name>.+?)_(?:of_(?P<class>.+)|t(?P<level>\d+(?:\.\d+)?(?:e-?\d+)?))")  # accuracy_of_X, accuracy_t0.25
-FACTS = ("n", "step", "nnet", "seed", "sampler", "features", "reference", "seconds", "interval", "prompts",
+FACTS = ("n", "step", "nnet", "seed", "sampler", "features", "reference", "reference_split", "seconds", "interval", "prompts",
          "agreement_of_real", "following_source", "verdict")
 
 
@@ -55,7 +57,7 @@ def templates():
     found = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                                lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     found.filters.update(number=number, duration=duration, parted=parted)
-    found.globals.update(meanings=MEANINGS)
+    found.globals.update(meanings=MEANINGS, explain=explain)
     return found
 
 
@@ -69,19 +71,30 @@ def contents(workdir):
     records = read_metrics(workdir / "metrics.jsonl", warnings)
     step = max((max(rows) for rows in records.values()), default=0)
     batch = sections.get("train", {}).get("batch_size", 0)
-    found = sorted(workdir.glob("eval/*/scores.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    evaluations = [evaluation(p.parent, classes, warnings, i < WITH_PICTURES) for i, p in enumerate(found)]
+    evaluations = [evaluation(folder, classes, warnings, i < WITH_PICTURES, special)
+                   for i, (folder, special) in enumerate(in_order(workdir, config, warnings))]
     evaluations = [each for each in evaluations if each]
     classifier = sections.get("nnet", {}).get("name") == "adm_classifier" or any(each["levels"] for each in evaluations)
     return {
         "kind": "filter" if "ratings" in sections else "study" if "study" in sections else "classifier" if classifier else
                 "generator",
-        "study": study(workdir, warnings),
+        "study": study(workdir, warnings), "data": dataset(workdir, warnings),
         "sections": sections, "classes": classes, "warnings": warnings, "small_n": SMALL_N,
         "config": {name: flat(part) for name, part in {"general": general, **sections}.items() if part},
         "sessions": sessions(workdir / "run.json", warnings), "evaluations": evaluations,
         "previews": previews(workdir / "samples", warnings), "charts": charts(records),
         "step": step, "images": step * batch, "seconds": train_seconds(records.get("train", {}), batch)}
+
+
+def in_order(workdir, config, warnings):
+    """[(folder, specialities)] of the evaluations: the main one, then the others, newest first."""
+    found = []
+    for path in sorted(workdir.glob("eval/*/scores.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        scores = read_json(path, dict, [])  # damage is told where it is shown
+        special = specialities(scores, config)
+        found.append((rank(scores, special, path.stat().st_mtime), path.parent, special))
+    main = max(found, key=lambda each: each[0], default=None)
+    return [each[1:] for each in sorted(found, key=lambda each: each is not main)]
 
 
 def read_json(path, kind, warnings):
@@ -128,8 +141,11 @@ def train_seconds(train, batch):
     return sum(steps * batch / rate for steps, rate in zip(np.diff([0, *train]), rates) if rate > 0)
 
 
-def evaluation(folder, classes, warnings, with_pictures=True):
-    """One eval/<name>/ for the template: its scores with numbers as text, and the shown pictures; or None."""
+def evaluation(folder, classes, warnings, with_pictures=True, special=()):
+    """One eval/<name>/ for the template: its scores with numbers as text, and the shown pictures; or None.
+
+    special: what sets it apart from the main evaluation, see `evaluations.specialities`.
+    """
     found = read_json(folder / "scores.json", dict, warnings)
     if not found:
         return None
@@ -142,13 +158,15 @@ def evaluation(folder, classes, warnings, with_pictures=True):
     headline = [(first[key], scores[first[key]]) for key in HEADLINE if key in first]
     per_class = {name: {key: score(entry) for key, entry in row.items()}
                  for name, row in (found.get("per_class") or {}).items()}
+    networks = [name for name in str(found.get("features") or "").split(", ") if name]
     order = sorted(per_class, key=lambda name: classes.index(name) if name in classes else len(classes))
     shown, arrays = {"side_by_side": None, "nearest": None, "described": [], "followed": None}, {}
     try:
         if with_pictures:
             with np.load(folder / "shown.npz", allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files if file[name].size}
-            shown = {"side_by_side": side_by_side(arrays, classes), "nearest": nearest(arrays, classes),
+            shown = {"side_by_side": side_by_side(arrays, classes),
+                     "nearest": nearest(arrays, classes, by_colour=networks[:1] == [COLOUR]),
                      "described": described(arrays, classes, found.get("shown_texts") or []),
                      "followed": followed(arrays, classes)}
     except FileNotFoundError:
@@ -156,6 +174,7 @@ def evaluation(folder, classes, warnings, with_pictures=True):
     except Exception as error:  # a damaged archive fails in many ways, and none of them may cost the page
         warnings.append(f"{folder.name}/shown.npz could not be shown: {error!r}")
     return {**{name: found.get(name) for name in FACTS}, "name": folder.name, "scores": scores,
+            "special": list(special), "by_colour": networks == [COLOUR],
             "headline": (headline or list(scores.items()))[:4],
             "levels": levels, "level_columns": list(dict.fromkeys(key for row in levels for key in row["scores"])),
             "figures": own_figures(folder, warnings) if with_pictures else [], "pictured": with_pictures,
@@ -284,11 +303,12 @@ def followed(arrays, classes, *, limit=24):
          "dice": float(dice[i])} for i in chosen]}
 
 
-def nearest(arrays, classes, *, pairs=24):
+def nearest(arrays, classes, *, pairs=24, by_colour=False):
     """Samples beside their nearest real image, closest first, or None where shown.npz has no neighbours.
 
     arr_7, where present, holds the distances of real images to their own nearest real neighbour: a sample
-    closer than the 5 % quantile of them is marked as a possible copy.
+    closer than the 5 % quantile of them is marked as a possible copy. by_colour: the distances are of mean colours, which
+    different images share; nothing is marked then.
     """
     generated = arrays["arr_0"]
     if not all(len(arrays.get(name, ())) == len(generated) for name in ("arr_2", "arr_3")):
@@ -296,13 +316,13 @@ def nearest(arrays, classes, *, pairs=24):
     distances, usual = arrays["arr_3"].ravel().astype(float), arrays.get("arr_7", np.zeros(0)).ravel()
     labels = arrays.get("arr_1", np.zeros(len(generated))).ravel().astype(int)
     indices = arrays.get("arr_4", np.full(len(generated), -1)).ravel()
-    close = float(np.quantile(usual, 0.05)) if len(usual) else -math.inf
+    close = float(np.quantile(usual, 0.05)) if len(usual) and not by_colour else -math.inf
     names, chosen = class_names(labels, classes), np.argsort(distances, kind="stable")[:pairs]
     rows = [{"generated": png(generated[i]), "real": png(arrays["arr_2"][i]), "index": int(indices[i]),
              "name": names[labels[i]], "distance": float(distances[i]), "close": bool(distances[i] < close)}
             for i in chosen]
     return {"pairs": rows, "n": len(generated), "size": generated.shape[2], "close": close,
-            "n_close": int((distances < close).sum()), "median": float(np.median(distances)),
+            "n_close": int((distances < close).sum()), "by_colour": by_colour, "median": float(np.median(distances)),
             "usual": float(np.median(usual)) if len(usual) else None}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from libs import report
+from libs.report.evaluations import rank, specialities
 from libs.report.yardsticks import marks
 
 SIZES = ("model", "embed_dim", "hidden_size", "model_channels", "block_out_channels", "depth", "patch_size")
@@ -21,7 +22,8 @@ class Run:
         name: what the page calls it; workdir: as it was given.
         config, classes, sessions, records: of config.json, classes.json, run.json and metrics.jsonl; empty where absent.
         trained_on: fingerprint of the images that pre-flight found good; '' where it is not known.
-        evaluations: [content of scores.json, with 'folder' (its name), 'path' and 'made' (a time)], oldest first.
+        evaluations: [content of scores.json, with 'folder' (its name), 'path', 'made' (a time) and 'special' (what sets it apart,
+            see `evaluations.specialities`)], oldest first.
         evaluation: the one of them that is compared, None without; see `choose`.
     """
 
@@ -40,7 +42,8 @@ class Run:
         self.trained_on = report.read_json(self.workdir / "preflight.json", dict, []).get("good") or ""
         self.records = report.read_metrics(self.workdir / "metrics.jsonl", warnings)
         found = [evaluation(path, warnings) for path in sorted(self.workdir.glob("eval/*/scores.json"))]
-        self.evaluations = sorted((each for each in found if each), key=lambda each: each["made"])
+        found = [each | {"special": specialities(each, self.config)} for each in found if each]
+        self.evaluations = sorted(found, key=lambda each: each["made"])
 
     def section(self, name):
         """A section of the config as a dict, empty where there is none."""
@@ -159,21 +162,27 @@ def finite(value):
 
 
 def choose(runs, name=""):
-    """Set `evaluation` of each run: that in eval/<name>, or else the newest that all evaluated runs share.
+    """Set `evaluation` of each run: that in eval/<name>, or else the main one (`evaluations.rank`) that all evaluated runs share.
 
-    Sought are first the same number of images, seed, prompts and yardsticks, then the same number and seed, then the same number;
-    where nothing is shared it is the newest of each. Runs without an evaluation do not hinder the others.
+    Sought are first the same number of images, seed, prompts, yardsticks and special conditions, then the same number, seed and
+    conditions, then the same number and conditions, then the same number; of several that are shared an ordinary one with the
+    most images. Where nothing is shared it is the main one of each. Runs without an evaluation do not hinder the others.
     """
     if name:
         for run in runs:
             run.evaluation = next((each for each in run.evaluations if each["folder"] == name), None)
         return
-    for likeness in (lambda each: (each["n"], each.get("seed"), each.get("prompts"), marks(each)),
-                     lambda each: (each["n"], each.get("seed")), lambda each: each["n"], lambda each: None):
-        newest = {run: {likeness(each): each for each in run.evaluations} for run in runs if run.evaluations}
-        shared = set.intersection(*map(set, newest.values())) if newest else set()
+
+    def place(each):
+        return rank(each, each["special"], each["made"])
+
+    for likeness in (lambda each: (each["n"], each.get("seed"), each.get("prompts"), marks(each), *each["special"]),
+                     lambda each: (each["n"], each.get("seed"), *each["special"]), lambda each: (each["n"], *each["special"]),
+                     lambda each: each["n"], lambda each: None):
+        best = {run: {likeness(each): each for each in sorted(run.evaluations, key=place)} for run in runs if run.evaluations}
+        shared = set.intersection(*map(set, best.values())) if best else set()
         if shared:
-            alike = max(shared, key=lambda each: min(found[each]["made"] for found in newest.values()))
-            for run, found in newest.items():
+            alike = max(shared, key=lambda each: min(place(found[each]) for found in best.values()))
+            for run, found in best.items():
                 run.evaluation = found[alike]
             return

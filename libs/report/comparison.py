@@ -13,6 +13,7 @@ from libs.engine.checkpoint import write_text
 from libs.report import comparison_files, fairness
 from libs.report.compared import Run, choose
 from libs.report.figures import curves, png, ramp
+from libs.report.meanings import COLOUR
 from libs.report.yardsticks import best, column, feature_names, in_words, judge, kind, yardstick
 
 RULE = ("Marked is the best value of a column where its 95 % interval overlaps that of no other run there (one without width, "
@@ -31,7 +32,7 @@ def write_comparison(workdirs, out, *, names=(), name="", title=""):
     Args:
         workdirs: run folders, at least two, of any family.
         names: what to call them; by default their folders' names.
-        name: the evaluation of each run, eval/<name>; '' takes the newest that all share.
+        name: the evaluation of each run, eval/<name>; '' takes the main one that all share: ordinary prompts, most images.
 
     Raises:
         ValueError: fewer than two runs, one named twice, one that is no run of a generative model, or none is evaluated.
@@ -200,13 +201,14 @@ def nearest(runs):
 
     None where no evaluation keeps such distances.
     """
-    found = {run: report.nearest(run.arrays, run.classes, pairs=0) for run in runs if run.arrays}
+    found = {run: report.nearest(run.arrays, run.classes, pairs=0, by_colour=feature_names(run.evaluation)[:1] == [COLOUR])
+             for run in runs if run.arrays}
     found = {run: each | {"closest": float(run.arrays["arr_3"].min())} for run, each in found.items() if each}
     measured = {run: (feature_names(run.evaluation) or [""])[0] for run in found}
     measured = {run: (name, yardstick(run.evaluation, name)) for run, name in measured.items()}
     first = next(iter(found), None)
     alike = [run for run in found if measured[run] == measured[first] and measured[run][1] is not None]
-    keys = ("n", "closest", "median", "usual", "close", "n_close")
+    keys = ("n", "closest", "median", "usual", "close", "n_close", "by_colour")
     return {"judge": measured[first][0], "runs": {run.name: {key: found[run][key] for key in keys} for run in alike},
             "real_known": np.isfinite(found[first]["close"]) if alike else False,
             "apart": [run.name for run in found if run not in alike]} if alike else None

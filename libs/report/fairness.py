@@ -17,7 +17,7 @@ def target(runs):
 def faults(runs, name=""):
     """What makes a comparison invalid or incomplete: [{'text', 'commands'}], each naming the runs.
 
-    name: the evaluation that was asked for, '' for the newest that all share.
+    name: the evaluation that was asked for, '' for the main one that all share.
     """
     found = []
     n, seed = target(runs) or (None, None)
@@ -154,6 +154,10 @@ def remarks(runs):
 
     if not any(run.classes for run in runs):
         said.append("None of the runs knows labels: there are no scores by class.")
+    special = [run for run in have if run.evaluation.get("special")]
+    if special:
+        said.append("Special evaluations are compared, as no ordinary ones are shared: " + per_run(
+            special, lambda run: ", ".join(run.evaluation["special"]), apart="; ") + ".")
     if not alike("sampler", have):
         said.append("Samplers differ: " + per_run(have, lambda run: facts[run]["sampler"], apart="; ")
                     + ". Scores are those of network and sampler together.")

@@ -44,3 +44,26 @@ MEANINGS = {
     "is": ("Inception score", "higher",
            "How sure and how varied a classifier is about the generated images. It never looks at a real one. 1 at least."),
 }
+
+
+COLOUR = "colour"  # the feature network that is none: mean and deviation of each colour channel
+# The same metrics where these six numbers are all that is compared.
+OF_COLOUR = {
+    "fd": "Distance between the colours of real and generated images: of the mean and the deviation of each channel, and of nothing "
+          "else. 0 is alike in these; it grows as N falls, so compare at equal N only.",
+    "kid": "Kernel distance between the mean and deviation of the colours of real and generated images, unbiased in N. About 0 is "
+           "alike in these.",
+    "precision": "Share of generated images whose mean colour and contrast occur among real ones. It cannot see shapes: blurred "
+                 "images can reach 1.",
+    "recall": "Share of real images whose mean colour and contrast occur among generated ones. It cannot see shapes.",
+    "density": "How many real images lie near a generated one in mean colour and contrast, relative to a real one. It cannot see "
+               "shapes.",
+    "coverage": "Share of real images that have a generated one near them in mean colour and contrast. It cannot see shapes."}
+
+
+def explain(name):
+    """What the score `name` says, such as 'precision_inception'; '' for one that is not listed."""
+    key = max((key for key in MEANINGS if f"{name}_".startswith(f"{key}_")), key=len, default="")
+    if name == f"{key}_{COLOUR}" and key in OF_COLOUR:
+        return OF_COLOUR[key]
+    return MEANINGS[key][2] if key else ""
