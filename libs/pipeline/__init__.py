@@ -16,8 +16,8 @@ from libs.diffusion.guidance import classifier_free
 from libs.encoders import Bank, Prompts, read_attributes
 from libs.pipeline import stable_diffusion
 from libs.pipeline.finite import NotFinite, Watch, advise, check_pixels, rows_not_finite
-from libs.pipeline.building import (build_net, check_classes, check_images, check_masks, classes_without_data, guidance_options,
-                                    guidance_scale, latent_shape, null_conditions, start_controlnet, start_from)
+from libs.pipeline.building import (build_net, check_classes, check_images, check_labels, check_masks, classes_without_data,
+                                    guidance_options, guidance_scale, latent_shape, null_conditions, start_controlnet, start_from)
 from libs.pipeline.parameters import parameters, parameters_table
 from libs.pipeline.prompts import (Describer, Masks, PROMPTS, StoredDescriber, choose_labels, count_labels, described,
                                    draw_conditions, draw_labels, draw_rows, read_modalities, read_prompts, requested)
@@ -25,7 +25,7 @@ from libs.pipeline.sampling import check_samplers, given_options, make_sampler
 from libs.pipeline.steering import (NoisyClassifier, by_gradient, check as check_gradient, measure_name, noisy_classifier,
                                     published_classifier)
 
-__all__ = ["Bank", "build_net", "check_classes", "check_images", "check_masks", "check_samplers", "check_scale",
+__all__ = ["Bank", "build_net", "check_classes", "check_images", "check_labels", "check_masks", "check_samplers", "check_scale",
            "choose_labels", "classes_without_data",
            "count_labels", "described", "Describer", "draw_conditions", "draw_labels", "draw_rows", "grid", "guidance_options",
            "guidance_scale", "identity", "image_codec", "image_generator", "latent_shape", "load", "Masks", "measure_name",
