@@ -68,7 +68,7 @@ def main(script, **own_flags):
             kind = next(kind for kind in (bool, int, str) if isinstance(default, kind))  # a bool is an int as well
             define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, str: flags.DEFINE_string}[kind]
             define(name, default, text)
-            least |= {name: limit[0]} if limit else {}
+            least |= {name: limit[0]} if limit else {name: 0} if name == "seed" else {}
         else:
             flags.DEFINE_string(name, "", _FLAGS[name])
     config_flags.DEFINE_config_file("config", None, "the experiment, a file in configs/", lock_config=True)

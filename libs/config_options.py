@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import FieldReference
+from ml_collections import ConfigDict, FieldReference
 
 from libs import backbones, codecs, data, encoders
 from libs.backbones import unet_label, uvit
@@ -187,8 +187,11 @@ def _unknown(config, path):
             return f"{so_far} is {section!r}, which has no {key!r}"
         if key not in section:
             call = called(parts[0], section) if depth == 1 else None
-            options = [*section, *(each for each in (call.options if call else UNLISTED.get(parts[0], {})) if each not in section)]
-            options = options if depth == 1 else list(section)
+            options = list(section)
+            if call:
+                options = [*(["name"] if "name" in section else []), *call.options]
+            elif depth == 1:
+                options += [each for each in UNLISTED.get(parts[0], {}) if each not in section]
             close = difflib.get_close_matches(key, options, n=1)
             return (f"{so_far} has no option {key!r}; it has {', '.join(options)}"
                     + (f'. Did you mean "{close[0]}"?' if close else ""))
@@ -200,10 +203,9 @@ def restore_zeros(config):
     """Put 0 where an unlocked config's file says that a size follows the data (configs/common.py: `as_data`), in place."""
     for name in ("nnet", "codec"):
         if name in config:
-            for key, value in list(config[name].items(preserve_field_references=True)):
-                if isinstance(value, FieldReference) and key in (*SIDES, *CHANNELS, "channels"):
-                    del config[name][key]
-                    config[name][key] = 0
+            values = {key: 0 if isinstance(value, FieldReference) and key in (*SIDES, *CHANNELS, "channels") else value
+                      for key, value in config[name].items(preserve_field_references=True)}
+            config[name] = ConfigDict(values)
 
 
 def imply(config, typed):
