@@ -48,10 +48,10 @@ _FOLDERS = ("synthetic",)  # sections of a folder, without a name
 # Networks whose constructors hand further options on, and the constructors that take them.
 _FURTHER = {"uvit": (uvit.UViT,), "uvit_t2i": (uvit.UViT,), "uvit_t2i_label": (uvit.UViT,),
             "uvit_t2i_prototype": (uvit.PrototypeUViT, uvit.uvit_t2i_label, uvit.UViT), "controlnet": (unet_label.LabelUNet,)}
-_NOT_TAKEN = {"uvit": ("clip_dim", "num_clip_token"), "uvit_t2i": ("num_classes",)}  # of a trunk's options, by tokens a network lacks
+# Options of a trunk that networks without such tokens refuse.
+_NOT_TAKEN = {"uvit": ("clip_dim", "num_clip_token"), "uvit_t2i": ("num_classes",)}
 _HOME = re.compile(r"(^|[,@:]\s*)~(?=/|$)")
-_OTHER_NOT_TAKEN = {"uvit": ("clip_dim", "num_clip_token"), "uvit_t2i": ("num_classes",)}  # of a trunk's options, by tokens a network lacks
-_HOME = re.compile(r"^~[A-Za-z_][\w.-]*/")
+_OTHER_HOME = re.compile(r"^~[A-Za-z_][\w.-]*/")
 
 
 class Called(NamedTuple):
