@@ -54,6 +54,13 @@ _HOME = re.compile(r"(^|[,@:]\s*)~(?=/|$)")
 _OTHER_HOME = re.compile(r"^~[A-Za-z_][\w.-]*/")
 
 
+_OPTION = re.compile(r"(?<![\w.\-])(?:([a-z_]+)\.)?([a-z_]+)=('[^'\s]*'|\((?:[^()]|\([^()]*\))*\)|[\w.]+)")
+_LEADS = re.compile(r"\b(?:set|or|give|by|use|see)\s+$", re.I)  # words before what is to be typed
+_FOLLOWS = re.compile(r"\s+(?:leaves?|says|takes?|makes?|keeps?|pairs?)\b")
+_WEIGHTS = re.compile(r"give weights=(/[^\s,;)]*[^\s,;).])")  # of a feature network, which config.metrics.features names
+_GENERAL = ("name", "path", "seed", "steps", "size", "dim", "weights")  # options of several sections, by their bare name
+
+
 class Called(NamedTuple):
     """What a section calls. what: in words. options: {name: default}."""
 
@@ -349,6 +356,43 @@ def size_faults(config):
         faults.append(f"config.codec.channels is {kept}, but the images have {own_channels}: set "
                       f"--config.codec.channels={own_channels} (0 takes those of the data)")
     return faults
+
+
+def name_options(text, config):
+    """A message for a person at the command line: the options that it advises, as they are typed there.
+
+    libs/ says `upscale=True`, as one writes in Python; a user of a script types `--config.dataset.upscale=True`. What only states
+    a fact, such as "smaller than resolution=64", stays as it is.
+    """
+    begins = re.match(r"config\.(\w+)", text)
+    sections = [name for name in (*_DATA, *_FOLDERS) if name in config]
+    if begins and begins[1] in sections:
+        sections.insert(0, begins[1])
+    of = {}
+    for name in (*sections, "nnet", "train", "sample"):
+        section = config.get(name, {})
+        call = called(name, section) if hasattr(section, "keys") else None
+        for option in (*section, *(call.options if call else UNLISTED.get(name, {}))):
+            if option not in _GENERAL:
+                of.setdefault(option, name)
+
+    def typed(match):
+        before, after = text[:match.start()], text[match.end():]
+        if not (_LEADS.search(before) or _FOLLOWS.match(after)):
+            return match[0]
+        name, option, value = match[1], match[2], match[3]
+        name = name or of.get(option, "")
+        if name not in config:
+            return match[0]
+        value = f'"{value}"' if value.startswith("(") else value[1:-1] if value.startswith("'") else value
+        return f"--config.{name}.{option}={value}"
+
+    text = _OPTION.sub(typed, text)
+    if "features" in config.get("metrics", {}):
+        network = re.search(r"weights of (\S+) are missing", text)
+        network = network[1] if network else "inception" if "inception" in text else "timm:NETWORK"
+        text = _WEIGHTS.sub(lambda at: f"give --config.metrics.features=\"('{network}@{at[1]}',)\"", text)
+    return text
 
 
 def log_implied(text):
