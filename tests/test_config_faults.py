@@ -92,7 +92,7 @@ def test_uncond_implies_what_it_implies(probe, name):  # noqa: F811
 
 
 def test_uncond_of_published_configs_sets_their_scale(probe):  # noqa: F811
-    config = probe("imagenet64_uvit_mid", "--config.train.mode=uncond", "--config.dataset.path=/data")
+    config = probe("imagenet256_uvit_large", "--config.train.mode=uncond", "--config.dataset.path=/data")
     assert config["sample"]["scale"] == 0.0 and config["nnet"]["num_classes"] == -1
 
 
