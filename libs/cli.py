@@ -225,6 +225,8 @@ def read_config(path):
     file, _, argument = path.partition(":")
     if argument and Path(file).name == _JSON_CONFIG.name:
         check_json(argument)
+    if not Path(file).is_file() and (ROOT / file).is_file():
+        file = str(ROOT / file)  # called from another folder
     if not Path(file).is_file():
         names = [each.name for each in (ROOT / "configs").glob("*.py")]
         near = difflib.get_close_matches(Path(file).name, names, 1)

@@ -225,9 +225,11 @@ def restore_zeros(config):
     """Put 0 where an unlocked config's file says that a size follows the data (configs/common.py: `as_data`), in place."""
     for name in ("nnet", "codec"):
         if name in config:
-            values = {key: 0 if isinstance(value, FieldReference) and key in (*SIDES, *CHANNELS, "channels") else value
-                      for key, value in config[name].items(preserve_field_references=True)}
-            config[name] = ConfigDict(values)
+            values = dict(config[name].items(preserve_field_references=True))
+            zeros = [key for key, value in values.items() if isinstance(value, FieldReference)
+                     and key in (*SIDES, *CHANNELS, "channels")]
+            order = json.loads(config[name].to_json_best_effort())  # that of the file; a ConfigDict iterates in that of the alphabet
+            config[name] = ConfigDict({key: 0 if key in zeros else values[key] for key in order})
 
 
 def imply(config, typed):
