@@ -56,6 +56,8 @@ _OTHER_HOME = re.compile(r"^~[A-Za-z_][\w.-]*/")
 
 _OPTION = re.compile(r"(?<![\w.\-])(?:([a-z_]+)\.)?([a-z_]+)=('[^'\s]*'|\((?:[^()]|\([^()]*\))*\)|[\w.]+)")
 _LEADS = re.compile(r"\b(?:set|or|give|by|use|see)\s+$", re.I)  # words before what is to be typed
+# An option of a config's section, advised with its section.
+_IN_SECTION = re.compile(r"(\b(?:set|give|by|with|use|or|choose another) )(config\.(?:[a-z_0-9]+\.)+[a-z_0-9]+)(?:='([^'\s]*)')?")
 _FOLLOWS = re.compile(r"\s+(?:leaves?|says|takes?|makes?|keeps?|pairs?)\b")
 _WEIGHTS = re.compile(r"give weights=(/[^\s,;)]*[^\s,;).])")  # of a feature network, which config.metrics.features names
 _GENERAL = ("name", "path", "seed", "steps", "size", "dim", "weights")  # options of several sections, by their bare name
@@ -389,6 +391,7 @@ def name_options(text, config):
         value = f'"{value}"' if value.startswith("(") else value[1:-1] if value.startswith("'") else value
         return f"--config.{name}.{option}={value}"
 
+    text = _IN_SECTION.sub(lambda at: f"{at[1]}--{at[2]}" + (f"={at[3]}" if at[3] is not None else ""), text)
     text = _OPTION.sub(typed, text)
     if "features" in config.get("metrics", {}):
         network = re.search(r"weights of (\S+) are missing", text)
