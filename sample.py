@@ -51,12 +51,13 @@ def sample(config, workdir, nnet_path, label, prompt, input_path, mask_path, cou
 
 
 if __name__ == "__main__":
-    cli.main(sample, label=("", "a class name, or 'all'; by default classes in turn, with --mask_path those of the masks"),
+    cli.main(sample, label=("", "a class name, or 'all' ('\"all\"' for a class of that name); by default classes in turn, with --mask_path "
+                        "those of the masks"),
              prompt=("", "a description, for networks that take text"),
              input_path=("", "a file of descriptions, one in each line, or a .csv with columns prompt and label"),
              mask_path=("", "a mask, a folder of masks or one with metadata.csv, for networks that take masks"),
-             counts=("", "so many of each class: nevus=45,melanoma=372"),
+             counts=("", "so many of each class: nevus=45,melanoma=372; a name with a comma in double quotes: '\"a, b\"=5'"),
              layout=("flat", "flat, or classes for a folder of each class"),
              n_samples=(0, "images, by default 16; of each class with --label=all, of each description with --prompt or "
-                           "--input_path; of each mask, by default 1"),
+                           "--input_path; of each mask, by default 1", 1),
              seed=(0, "seed of the images"))

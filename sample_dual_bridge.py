@@ -85,10 +85,10 @@ if __name__ == "__main__":
                            "config.sample says"),
              maps=("", "source:target,source:target by class names; several targets for one source are allowed, 'all' or '*' is "
                        "every class; by default every class onto itself"),
-             n_samples=(0, "images to carry, a choice that is always the same; 0 for all"),
+             n_samples=(0, "images to carry, a choice that is always the same; 0 for all", 0),
              encode_to_noise=(1, "1: as many steps there as back, to the predicted noise (MGDM); 0: one less, which may "
                                  "reconstruct better (ADM, appendix F)"),
              compare_path=("", "results of the same command at scale 0, to compare with on the page"),
              recogniser=("", "folder of an independent classifier (scripts/train_feature_network.py), which says on the page how "
                              "often the target class is recognised"),
-             page_images=(24, "results shown on the page"))
+             page_images=(24, "results shown on the page", 0))

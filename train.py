@@ -18,6 +18,7 @@ def train(config, workdir):
     engine.check_settings(config.train, SETTINGS)
     run = engine.start(config, workdir)
     dataset = data.get(**config.dataset)
+    pipeline.check_labels(config, dataset.classes)
     held_out = data.held_out(config.dataset, config.train.validation_split) if config.train.validation_split else None
     run.main_first(lambda: data.preflight(dataset, remember=run.folder / "preflight.json"))
     if held_out:

@@ -22,6 +22,7 @@ def train(config, workdir):
     codec = codecs.get(**config.codec)
     dataset = data.get(**config.dataset)
     pipeline.check_images(config, codec, dataset.shape)
+    pipeline.check_labels(config, dataset.classes)
     held_out = data.held_out(config.dataset, config.train.validation_split) if config.train.validation_split else None
     run.record("classes.json", dataset.classes if config.train.mode == "cond" else [], fixed=True)
     run.main_first(lambda: data.preflight(dataset, remember=run.folder / "preflight.json"))

@@ -30,6 +30,27 @@ def warm_up(steps):
     return d(name="customized", warmup_steps=steps)
 
 
+def as_data(config):
+    """`config`, in which a 0 of config.nnet and config.codec means the size or channels of its data, here those of config.dataset.
+
+    Whoever opens the file as a module reads numbers that follow config.dataset. The command line settles them anew, when it knows
+    data and codec (libs/config_options.py).
+    """
+    side, channels = config.dataset.get_ref("resolution"), ml_collections.FieldReference(config.dataset.get("channels", 3))
+    if "channels" in config.dataset:
+        channels = config.dataset.get_ref("channels")
+    latents = config.get("codec", {}).get("name", "pixels") != "pixels"
+    for key in ("img_size", "image_size", "input_size", "sample_size"):
+        if config.nnet.get(key, 1) == 0:
+            config.nnet[key] = side // 8 if latents else side // 1
+    for key in ("in_chans", "in_channels"):
+        if config.nnet.get(key, 1) == 0:
+            config.nnet[key] = ml_collections.FieldReference(4) if latents else channels + 0
+    if config.get("codec", {}).get("channels", 1) == 0:
+        config.codec.channels = channels + 0
+    return config
+
+
 def metrics(*, features=("inception",), fid_stat="", n_samples=10_000, algorithm="dpm_solver", sample_steps=50, attributes=None,
             measure="classifier"):
     """How a network is scored: feature networks, scores, and the smaller evaluation during training.

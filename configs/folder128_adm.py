@@ -11,7 +11,7 @@ Classifier and dual bridge: configs/folder128_adm_classifier.py, sample_dual_bri
 images; here nothing is mirrored unless asked (--config.dataset.random_flip=True), as left and right may matter.
 """
 
-from configs.common import adamw, d, filtering, gradient, metrics
+from configs.common import adamw, as_data, d, filtering, gradient, metrics
 
 
 def get_config():
@@ -26,7 +26,8 @@ def get_config():
     config.optimizer = adamw(1e-4, betas=(0.9, 0.999), weight_decay=1e-5)
     config.lr_scheduler = d(name="customized", warmup_steps=0)
     # num_classes = 0: as many as the data have
-    config.nnet = d(name="adm_unet", image_size=128, in_channels=3, model_channels=256, out_channels=0, num_res_blocks=2,
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="adm_unet", image_size=0, in_channels=0, model_channels=256, out_channels=0, num_res_blocks=2,
                     attention_resolutions=(4, 8, 16), dropout=0.5, channel_mult=(1, 1, 2, 3, 4), num_classes=0, num_heads=4,
                     num_head_channels=-1, use_scale_shift_norm=True, resblock_updown=True, use_new_attention_order=False,
                     use_checkpoint=False)
@@ -39,4 +40,4 @@ def get_config():
                       mini_batch_size=50, guidance=1.0, gradient=gradient(), ema_rate=0.0, labels="data", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="ddim", sample_steps=50)
-    return config
+    return as_data(config)

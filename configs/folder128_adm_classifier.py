@@ -12,7 +12,7 @@ and right may matter. Classes of very different size: --config.train.balanced=Tr
 --config.train.init=RUN, with --config.train.init_without="('out.',)" where the classes are others.
 """
 
-from configs.common import adamw, d
+from configs.common import adamw, as_data, d
 
 
 def get_config():
@@ -25,7 +25,8 @@ def get_config():
     config.optimizer = adamw(3e-4, betas=(0.9, 0.999), weight_decay=1e-5)
     config.lr_scheduler = d(name="customized", warmup_steps=0)
     # out_channels = 0: as many as the data have classes
-    config.nnet = d(name="adm_classifier", image_size=128, in_channels=3, model_channels=128, out_channels=0, num_res_blocks=2,
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="adm_classifier", image_size=0, in_channels=0, model_channels=128, out_channels=0, num_res_blocks=2,
                     attention_resolutions=(4, 8, 16), dropout=0.4, channel_mult=(1, 1, 2, 3, 4), num_heads=1,
                     num_head_channels=64, use_scale_shift_norm=True, resblock_updown=True, use_new_attention_order=False,
                     pool="attention", use_checkpoint=False)
@@ -33,4 +34,4 @@ def get_config():
     config.dataset = d(name="folder", path="", resolution=128, channels=3, split="train", holdout=0.1, crop="random",
                        random_flip=False, label_column="label", group_column="", weight_column="weight", drop_classes=(), window=())
     config.metrics = d(levels=(0.0, 0.1, 0.25, 0.5, 0.75, 1.0), bootstrap=1_000)
-    return config
+    return as_data(config)

@@ -9,7 +9,7 @@ network: --config.nnet.path=<file or folder>, see assets/stable-diffusion/README
 trained: then set optimizer.lr=1e-4 and train for longer.
 """
 
-from configs.common import d, warm_up
+from configs.common import as_data, d, warm_up
 
 
 def get_config():
@@ -24,9 +24,10 @@ def get_config():
     config.optimizer = d(name="adamw", lr=1e-5, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = warm_up(500)
     # path decides the architecture; the other options are those of a new network
-    config.nnet = d(name="kl", path="stabilityai/sd-vae-ft-mse", in_channels=3, latent_channels=4,
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="kl", path="stabilityai/sd-vae-ft-mse", in_channels=0, latent_channels=4,
                     block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32,
                     mid_block_add_attention=True)
     config.dataset = d(name="folder", path="", resolution=256, channels=3, split="train", holdout=0.1, random_flip=True,
                        label_column="label", group_column="", weight_column="weight", drop_classes=(), window=())
-    return config
+    return as_data(config)

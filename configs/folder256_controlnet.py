@@ -15,7 +15,7 @@ its LDM: --nnet_path=ldm.pt,controlnet.pt --config.nnet.legacy=True --config.nne
 --config.train.mode=uncond --config.nnet.num_classes=-1 --config.sample.guidance=1.
 """
 
-from configs.common import adamw, d, filtering, metrics
+from configs.common import adamw, as_data, d, filtering, metrics
 
 
 def get_config():
@@ -29,7 +29,8 @@ def get_config():
     config.optimizer = adamw(1e-5, betas=(0.9, 0.999), weight_decay=0.01)
     config.lr_scheduler = d(name="cosine", warmup_steps=500)
     # conditioning_channels = 0: those of the masks; one width more than the codec halves images
-    config.nnet = d(name="controlnet", sample_size=32, in_channels=4, out_channels=0, block_out_channels=(128, 256, 512, 512),
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="controlnet", sample_size=0, in_channels=0, out_channels=0, block_out_channels=(128, 256, 512, 512),
                     layers_per_block=2,
                     down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
                     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -50,4 +51,4 @@ def get_config():
                       mini_batch_size=16, guidance=3.0, controlnet_scale=1.0, labels="data", masks="val", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=500, algorithm="dpmpp_2m", sample_steps=20)
-    return config
+    return as_data(config)

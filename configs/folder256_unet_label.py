@@ -11,7 +11,7 @@ with 10 % dropout, linear schedule, AdamW at 1e-4, guidance 3. Beyond it: latent
 The original's checkpoint_best.pt: --nnet_path, with this config.
 """
 
-from configs.common import adamw, d, filtering, metrics
+from configs.common import adamw, as_data, d, filtering, metrics
 
 
 def get_config():
@@ -25,7 +25,8 @@ def get_config():
     config.optimizer = adamw(1e-4, betas=(0.9, 0.999), weight_decay=0.01)
     config.lr_scheduler = d(name="cosine", warmup_steps=500)
     # num_classes = 0: as many as the data have; attention_head_dim: heads, as in diffusers
-    config.nnet = d(name="unet_label", sample_size=32, in_channels=4, out_channels=0, block_out_channels=(128, 256, 512, 512),
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="unet_label", sample_size=0, in_channels=0, out_channels=0, block_out_channels=(128, 256, 512, 512),
                     layers_per_block=2,
                     down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
                     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -42,4 +43,4 @@ def get_config():
                       mini_batch_size=16, guidance=3.0, labels="data", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="dpmpp_2m", sample_steps=20)
-    return config
+    return as_data(config)

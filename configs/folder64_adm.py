@@ -9,7 +9,7 @@ configs/folder128_adm.py.
 The classifier for guidance: configs/folder64_adm_classifier.py.
 """
 
-from configs.common import adamw, d, filtering, gradient, metrics
+from configs.common import adamw, as_data, d, filtering, gradient, metrics
 
 
 def get_config():
@@ -25,7 +25,8 @@ def get_config():
     config.optimizer = adamw(5e-4, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="linear", warmup_steps=200)
     # num_classes = 0: as many as the data have
-    config.nnet = d(name="adm_unet", image_size=64, in_channels=3, model_channels=64, out_channels=0, num_res_blocks=1,
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="adm_unet", image_size=0, in_channels=0, model_channels=64, out_channels=0, num_res_blocks=1,
                     attention_resolutions=(4, 8), dropout=0.1, channel_mult=(1, 2, 2, 3), num_classes=0, num_heads=4,
                     num_head_channels=32, use_scale_shift_norm=True, resblock_updown=True, use_new_attention_order=False,
                     use_checkpoint=False)
@@ -38,4 +39,4 @@ def get_config():
                       mini_batch_size=50, guidance=1.5, gradient=gradient(), ema_rate=0.0, labels="data", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="ddim", sample_steps=25)
-    return config
+    return as_data(config)

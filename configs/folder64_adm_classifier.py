@@ -7,7 +7,7 @@ Nothing is mirrored unless asked (--config.dataset.random_flip=True), as left an
 size: --config.train.balanced=True.
 """
 
-from configs.common import adamw, d
+from configs.common import adamw, as_data, d
 
 
 def get_config():
@@ -20,7 +20,8 @@ def get_config():
     config.optimizer = adamw(5e-4, betas=(0.9, 0.99), weight_decay=0.05)
     config.lr_scheduler = d(name="linear", warmup_steps=100)
     # out_channels = 0: as many as the data have classes
-    config.nnet = d(name="adm_classifier", image_size=64, in_channels=3, model_channels=32, out_channels=0, num_res_blocks=1,
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="adm_classifier", image_size=0, in_channels=0, model_channels=32, out_channels=0, num_res_blocks=1,
                     attention_resolutions=(4, 8), dropout=0.1, channel_mult=(1, 2, 2, 3), num_heads=1,
                     num_head_channels=32, use_scale_shift_norm=True, resblock_updown=True, use_new_attention_order=False,
                     pool="attention", use_checkpoint=False)
@@ -28,4 +29,4 @@ def get_config():
     config.dataset = d(name="folder", path="", resolution=64, channels=3, split="train", holdout=0.1, crop="random",
                        random_flip=False, label_column="label", group_column="", weight_column="weight", drop_classes=(), window=())
     config.metrics = d(levels=(0.0, 0.1, 0.25, 0.5, 0.75, 1.0), bootstrap=1_000)
-    return config
+    return as_data(config)

@@ -10,7 +10,7 @@ Pairs in folders images/ and masks/ without a table: --config.dataset.name=image
     python eval_controlnet.py --workdir=workdir/controlnet
 """
 
-from configs.common import adamw, d, filtering, metrics
+from configs.common import adamw, as_data, d, filtering, metrics
 
 
 def get_config():
@@ -24,7 +24,8 @@ def get_config():
     config.optimizer = adamw(5e-4, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="linear", warmup_steps=200)
     # conditioning_channels = 0: those of the masks; one width more than the codec halves images
-    config.nnet = d(name="controlnet", sample_size=64, in_channels=3, out_channels=0, block_out_channels=(64, 128, 128, 192),
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="controlnet", sample_size=0, in_channels=0, out_channels=0, block_out_channels=(64, 128, 128, 192),
                     layers_per_block=1,
                     down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
                     up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
@@ -45,4 +46,4 @@ def get_config():
                       mini_batch_size=50, guidance=1.5, controlnet_scale=1.0, labels="data", masks="val", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=500, algorithm="dpmpp_2m", sample_steps=20)
-    return config
+    return as_data(config)

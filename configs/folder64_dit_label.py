@@ -8,7 +8,7 @@ published.
     python sample.py --workdir=workdir/dit --label=all --n_samples=100 --layout=classes
 """
 
-from configs.common import adamw, d, filtering, metrics
+from configs.common import adamw, as_data, d, filtering, metrics
 
 
 def get_config():
@@ -24,7 +24,8 @@ def get_config():
     config.lr_scheduler = d(name="constant", warmup_steps=500)
     # num_classes = 0: as many as the data have
     # those of DiT-S/4; another published one by its name: model="DiT-B/4" and none of its sizes
-    config.nnet = d(name="dit", model="", input_size=64, patch_size=4, in_channels=3, hidden_size=384, depth=12, num_heads=6,
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="dit", model="", input_size=0, patch_size=4, in_channels=0, hidden_size=384, depth=12, num_heads=6,
                     mlp_ratio=4.0, class_dropout_prob=0.1, num_classes=0, use_checkpoint=False)
     config.schedule = d(name="linear", steps=1000)
     config.denoiser = d(predicts="x0", learned_var=True, clip=True)
@@ -38,4 +39,4 @@ def get_config():
                       path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="dpmpp_2m", sample_steps=20)
-    return config
+    return as_data(config)

@@ -9,7 +9,7 @@ place of the published network and its eps (configs/folder256_unet_label.py).
 Then ControlNet from masks on its weights: configs/folder64_controlnet.py.
 """
 
-from configs.common import adamw, d, filtering, metrics
+from configs.common import adamw, as_data, d, filtering, metrics
 
 
 def get_config():
@@ -23,7 +23,8 @@ def get_config():
     config.optimizer = adamw(5e-4, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="linear", warmup_steps=200)
     # num_classes = 0: as many as the data have; attention_head_dim: heads, as in diffusers
-    config.nnet = d(name="unet_label", sample_size=64, in_channels=3, out_channels=0, block_out_channels=(64, 128, 128, 192),
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="unet_label", sample_size=0, in_channels=0, out_channels=0, block_out_channels=(64, 128, 128, 192),
                     layers_per_block=1,
                     down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
                     up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
@@ -40,4 +41,4 @@ def get_config():
                       mini_batch_size=50, guidance=1.5, labels="data", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="dpmpp_2m", sample_steps=20)
-    return config
+    return as_data(config)

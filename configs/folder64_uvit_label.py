@@ -7,7 +7,7 @@ The first training on one's own data: README.md, "Your own images". Scores use I
 can be had, and always those of a small classifier trained on the same images.
 """
 
-from configs.common import adamw, d, filtering, metrics, warm_up
+from configs.common import adamw, as_data, d, filtering, metrics, warm_up
 
 
 def get_config():
@@ -21,7 +21,8 @@ def get_config():
     config.optimizer = adamw(2e-4, betas=(0.9, 0.99))
     config.lr_scheduler = warm_up(2_500)
     # num_classes = 0: as many as the data have, and the null class of classifier-free guidance
-    config.nnet = d(name="uvit", img_size=64, patch_size=4, in_chans=3, embed_dim=512, depth=12, num_heads=8,
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="uvit", img_size=0, patch_size=4, in_chans=0, embed_dim=512, depth=12, num_heads=8,
                     mlp_ratio=4, qkv_bias=False, mlp_time_embed=False, num_classes=0, use_checkpoint=False)
     config.schedule = d(name="vpsde")
     config.denoiser = d(predicts="x0", clip=True)
@@ -33,4 +34,4 @@ def get_config():
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), n_samples=1_000, algorithm="dpmpp_2m",
                              sample_steps=20)
-    return config
+    return as_data(config)

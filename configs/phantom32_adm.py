@@ -6,7 +6,7 @@
 then sample.py and sample_dual_bridge.py: README.md, "MGDM, step by step".
 """
 
-from configs.common import adamw, d, filtering, gradient, metrics
+from configs.common import adamw, as_data, d, filtering, gradient, metrics
 
 
 def get_config():
@@ -21,7 +21,8 @@ def get_config():
     config.optimizer = adamw(1e-3, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="linear", warmup_steps=100)
     # num_classes = 0: as many as the data have
-    config.nnet = d(name="adm_unet", image_size=32, in_channels=3, model_channels=32, out_channels=0, num_res_blocks=1,
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="adm_unet", image_size=0, in_channels=0, model_channels=32, out_channels=0, num_res_blocks=1,
                     attention_resolutions=(4,), dropout=0.0, channel_mult=(1, 2, 3), num_classes=0, num_heads=4,
                     num_head_channels=32, use_scale_shift_norm=True, resblock_updown=True, use_new_attention_order=False,
                     use_checkpoint=False)
@@ -33,4 +34,4 @@ def get_config():
                       mini_batch_size=100, guidance=1.5, gradient=gradient(), ema_rate=0.0, labels="balanced", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("classifier",), n_samples=256, algorithm="ddim", sample_steps=25)
-    return config
+    return as_data(config)

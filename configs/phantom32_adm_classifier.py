@@ -5,7 +5,7 @@
 Then sample.py and sample_dual_bridge.py with --config.sample.gradient.classifier=workdir/phantom32_classifier.
 """
 
-from configs.common import adamw, d
+from configs.common import adamw, as_data, d
 
 
 def get_config():
@@ -18,11 +18,12 @@ def get_config():
     config.optimizer = adamw(1e-3, betas=(0.9, 0.99), weight_decay=0.05)
     config.lr_scheduler = d(name="linear", warmup_steps=100)
     # out_channels = 0: as many as the data have classes
-    config.nnet = d(name="adm_classifier", image_size=32, in_channels=3, model_channels=32, out_channels=0, num_res_blocks=1,
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="adm_classifier", image_size=0, in_channels=0, model_channels=32, out_channels=0, num_res_blocks=1,
                     attention_resolutions=(4,), dropout=0.1, channel_mult=(1, 2, 2), num_heads=1, num_head_channels=64,
                     use_scale_shift_norm=True, resblock_updown=True, use_new_attention_order=False, pool="attention",
                     use_checkpoint=False)
     config.schedule = d(name="linear", steps=1000)
     config.dataset = d(name="phantoms", resolution=32, size=4_000, seed=0, split="train", random_flip=True)
     config.metrics = d(levels=(0.0, 0.1, 0.25, 0.5, 0.75), bootstrap=200)
-    return config
+    return as_data(config)

@@ -5,7 +5,7 @@
     python eval_controlnet.py --workdir=workdir/phantom32_controlnet
 """
 
-from configs.common import adamw, d, filtering, metrics
+from configs.common import adamw, as_data, d, filtering, metrics
 
 
 def get_config():
@@ -19,7 +19,8 @@ def get_config():
     config.optimizer = adamw(1e-3, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="linear", warmup_steps=100)
     # conditioning_channels = 0: those of the masks; one width more than the codec halves images
-    config.nnet = d(name="controlnet", sample_size=32, in_channels=3, out_channels=0, block_out_channels=(32, 64, 96),
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="controlnet", sample_size=0, in_channels=0, out_channels=0, block_out_channels=(32, 64, 96),
                     layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
                     up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=64,
                     attention_head_dim=4, norm_num_groups=16, num_classes=0, adaptive_norm=True, dropout=0.0,
@@ -36,4 +37,4 @@ def get_config():
                       npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("classifier",), n_samples=256, algorithm="dpmpp_2m", sample_steps=20)
-    return config
+    return as_data(config)

@@ -6,7 +6,7 @@ Predicts the clean image, with the weights of the noise levels clamped, in place
     python sample.py --workdir=workdir/phantom32_dit --label=all
 """
 
-from configs.common import adamw, d, filtering, metrics
+from configs.common import adamw, as_data, d, filtering, metrics
 
 
 def get_config():
@@ -21,7 +21,8 @@ def get_config():
     config.optimizer = adamw(1e-3, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="cosine", warmup_steps=100)
     # num_classes = 0: as many as the data have
-    config.nnet = d(name="dit", model="", input_size=32, patch_size=4, in_channels=3, hidden_size=128, depth=6, num_heads=4,
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="dit", model="", input_size=0, patch_size=4, in_channels=0, hidden_size=128, depth=6, num_heads=4,
                     mlp_ratio=4.0, class_dropout_prob=0.1, num_classes=0, use_checkpoint=False)
     config.schedule = d(name="linear", steps=1000)
     config.denoiser = d(predicts="x0", learned_var=True, clip=True)
@@ -33,4 +34,4 @@ def get_config():
                       labels="balanced", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("classifier",), n_samples=256, algorithm="dpmpp_2m", sample_steps=20)
-    return config
+    return as_data(config)

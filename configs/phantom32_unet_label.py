@@ -6,7 +6,7 @@
 Then ControlNet from masks on its weights: configs/phantom32_controlnet.py.
 """
 
-from configs.common import adamw, d, filtering, metrics
+from configs.common import adamw, as_data, d, filtering, metrics
 
 
 def get_config():
@@ -20,7 +20,8 @@ def get_config():
     config.optimizer = adamw(1e-3, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="linear", warmup_steps=100)
     # num_classes = 0: as many as the data have; attention_head_dim: heads, as in diffusers
-    config.nnet = d(name="unet_label", sample_size=32, in_channels=3, out_channels=0, block_out_channels=(32, 64, 96),
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="unet_label", sample_size=0, in_channels=0, out_channels=0, block_out_channels=(32, 64, 96),
                     layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
                     up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=64,
                     attention_head_dim=4, norm_num_groups=16, num_classes=0, adaptive_norm=True, dropout=0.0,
@@ -34,4 +35,4 @@ def get_config():
                       mini_batch_size=100, guidance=1.5, labels="balanced", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("classifier",), n_samples=256, algorithm="dpmpp_2m", sample_steps=20)
-    return config
+    return as_data(config)

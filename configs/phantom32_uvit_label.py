@@ -5,7 +5,7 @@ Expected: nine in ten generated lesions are recognised as their class by a class
     python train.py --config=configs/phantom32_uvit_label.py --workdir=workdir/demo
 """
 
-from configs.common import adamw, d, filtering, metrics
+from configs.common import adamw, as_data, d, filtering, metrics
 
 
 def get_config():
@@ -19,7 +19,8 @@ def get_config():
     config.optimizer = adamw(1e-3, betas=(0.9, 0.99))
     config.lr_scheduler = d(name="cosine", warmup_steps=100)
     # num_classes = 0: as many as the data have, and the null class of classifier-free guidance
-    config.nnet = d(name="uvit", img_size=32, patch_size=8, in_chans=3, embed_dim=192, depth=4, num_heads=4,
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="uvit", img_size=0, patch_size=8, in_chans=0, embed_dim=192, depth=4, num_heads=4,
                     mlp_ratio=4, qkv_bias=False, mlp_time_embed=False, num_classes=0, use_checkpoint=False)
     config.schedule = d(name="vpsde")
     config.denoiser = d(predicts="x0", clip=True)
@@ -29,4 +30,4 @@ def get_config():
                       guidance=1.5, labels="balanced", path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(features=("classifier",), n_samples=256, algorithm="dpmpp_2m", sample_steps=20)
-    return config
+    return as_data(config)

@@ -5,7 +5,7 @@
 Then --config.codec.path=workdir/phantom64_autoencoder/autoencoder.
 """
 
-from configs.common import d
+from configs.common import as_data, d
 
 
 def get_config():
@@ -20,7 +20,8 @@ def get_config():
     config.optimizer = d(name="adamw", lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
     config.lr_scheduler = d(name="cosine", warmup_steps=30)
     # Each level of block_out_channels after the first halves the image: 64 -> 16, of 4 channels.
-    config.nnet = d(name="kl", path="", in_channels=3, latent_channels=4, block_out_channels=(16, 32, 64),
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="kl", path="", in_channels=0, latent_channels=4, block_out_channels=(16, 32, 64),
                     layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False)
     config.dataset = d(name="phantoms", resolution=64, size=4_000, seed=0, split="train", random_flip=True)
-    return config
+    return as_data(config)

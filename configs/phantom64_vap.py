@@ -11,7 +11,7 @@ in more than nine of ten images, shape in half of them.
     python eval_t2i_discrete.py --workdir=workdir/demo
 """
 
-from configs.common import adamw, d, filtering, metrics
+from configs.common import adamw, as_data, d, filtering, metrics
 
 
 def get_config():
@@ -25,12 +25,13 @@ def get_config():
     config.optimizer = adamw(1e-3, betas=(0.9, 0.99))
     config.lr_scheduler = d(name="cosine", warmup_steps=100)
     # 0 in num_classes, clip_dim and num_clip_token: as many as the data and the encoder give
-    config.nnet = d(name="uvit_t2i_prototype", img_size=64, patch_size=16, in_chans=3, embed_dim=256, depth=4, num_heads=4,
+    # 0 in sizes and channels: those of config.dataset
+    config.nnet = d(name="uvit_t2i_prototype", img_size=0, patch_size=16, in_chans=0, embed_dim=256, depth=4, num_heads=4,
                     mlp_ratio=4, qkv_bias=False, mlp_time_embed=False, clip_dim=0, num_clip_token=0, num_classes=0,
                     mechanism="code", label_token=True, use_checkpoint=False)
     config.schedule = d(name="vpsde")
     config.denoiser = d(predicts="x0", clip=True)
-    config.codec = d(name="pixels", channels=3)
+    config.codec = d(name="pixels", channels=0)
     config.encoder = d(name="words", max_length=20, dim=64)
     config.features = d(path="workdir/features/phantom64_vap", dtype="float16")
     config.dataset = d(name="phantoms", resolution=64, size=4_000, seed=0, split="train", tell_class=False, wordings=4,
@@ -42,4 +43,4 @@ def get_config():
                              attributes=dict(size=("small", "medium", "large"), shape=("round", "oval", "irregular"),
                                              colour=("light brown", "dark brown", "black", "red", "purple"),
                                              skin=("light skin", "tan skin", "brown skin")))
-    return config
+    return as_data(config)

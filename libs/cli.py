@@ -1,34 +1,48 @@
 """The command line of every script: --config, --config.a.b=value, --workdir, --nnet_path.
 
-A script ends with `cli.main(train)`; `train(config, workdir)` gets a locked, validated config. What a user did wrong
-ends in one line that names the thing, not in a traceback (`--verbosity=1` shows it).
+A script ends with `cli.main(train)`; `train(config, workdir)` gets a locked, validated config. One without a config defines its
+flags with absl and ends with `cli.run(main)`. What a user did wrong ends in one line that names the thing, not in a traceback
+(`--verbosity=1` shows it).
 """
 
+import ast
 import difflib
+import errno
 import hashlib
+import importlib.util
 import inspect
+import json
+import linecache
 import logging
-import math
 import os
+import re
+import shutil
+import struct
 import sys
+import textwrap
+import traceback
+import zipfile
+import zlib
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-_JSON_CONFIG = Path(__file__).parent.parent / "configs" / "from_run.py"
+from libs import config_checks, config_options
 
-# Dotted names, wherever they occur in a config, and what their number must satisfy.
-_POSITIVE = ("train.batch_size", "train.n_steps", "train.accumulation", "train.keep_checkpoints", "optimizer.lr",
-             "sample.sample_steps", "sample.n_samples", "sample.mini_batch_size", "metrics.sample_steps", "metrics.n_samples",
-             "train.validation_size", "dataset.resolution", "nnet.embed_dim", "nnet.depth", "nnet.num_heads", "nnet.mlp_ratio")
-_NOT_NEGATIVE = ("seed", "train.log_interval", "train.eval_interval", "train.save_interval", "train.preview_interval",
-                 "train.validation_interval", "train.workers", "train.grad_clip", "optimizer.weight_decay",
-                 "lr_scheduler.warmup_steps", "sample.guidance")
-_SHARE = ("train.p_uncond", "train.ema_rate")
+ROOT = Path(__file__).parent.parent
+SETTINGS = "SETTINGS"  # name of a training script's tuple of what it reads of config.train
+LEAST_SIMILAR = 0.5  # of a folder's name to the one that was typed, to be suggested
+
+_JSON_CONFIG = ROOT / "configs" / "from_run.py"
+_TEXTS = ("prompt", "label", "counts", "title", "add_rater", "names")  # flags that are no paths
+_HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "--helpfull", "-helpfull", "--helpxml")
 
 # Errors whose message is written for the user; others may be ours, and say where to look.
-_SAID_IN_FULL = (ValueError, OSError, FloatingPointError, ImportError)
+_WRITTEN_FOR_USERS = (ValueError, OSError, FloatingPointError, ImportError)
+# Errors of files that do not hold what they should, none of which names its file.
+_DAMAGED = (UnicodeError, json.JSONDecodeError, zipfile.BadZipFile, struct.error, EOFError, zlib.error)
+_DAMAGED_BY_NAME = ("SafetensorError", "UnpicklingError", "ReadError")  # of packages that are not imported here
 
 _FLAGS = {
     "workdir": "folder of the run; by default workdir/<config>/<overrides, or default>",
@@ -43,63 +57,224 @@ def main(script, **own_flags):
     Args:
         script: script(config, workdir[, nnet_path][, <own flag> ...]); its parameter names say which flags it takes.
         own_flags: {flag name: (default, help)} that only this script has; a str, int or bool default gives the type.
+            (default, help, least) refuses a smaller number on the command line; the default may be smaller, and mean something
+            else.
     """
     takes = [name for name in inspect.signature(script).parameters if name != "config"]
+    least = {}
     for name in takes:
         if name in own_flags:
-            default, text = own_flags[name]
+            default, text, *limit = own_flags[name]
             kind = next(kind for kind in (bool, int, str) if isinstance(default, kind))  # a bool is an int as well
             define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, str: flags.DEFINE_string}[kind]
             define(name, default, text)
+            least |= {name: limit[0]} if limit else {name: 0} if name == "seed" else {}
         else:
             flags.DEFINE_string(name, "", _FLAGS[name])
     config_flags.DEFINE_config_file("config", None, "the experiment, a file in configs/", lock_config=True)
+    line = _ConfigLine(script, takes)
 
-    def run(argv):
+    def call(argv):
+        config, typed = flags.FLAGS.config, dict(flags.FLAGS["config"].override_values)
+        for name, limit in least.items():
+            value = flags.FLAGS[name].value
+            if flags.FLAGS[name].present and value < limit:
+                raise ValueError(f"--{name}={value}: a whole number of at least {limit} is needed")
+        log_later = line.settle(config, typed)
+        values = {name: flags.FLAGS[name].value for name in takes}
+        if "workdir" in values and not values["workdir"]:
+            values["workdir"] = default_workdir(flags.FLAGS["config"])
+        config_options.log_implied(log_later)
+        script(config, **values)
+
+    _run(call, line.prepare)
+
+
+def run(script):
+    """Parse the command line of a script without a config, whose flags are defined, and call script(argv); errors as of `main`."""
+    _run(script, lambda argv: argv)
+
+
+def _run(call, prepare):
+    _keep_printing()
+
+    def parse(argv):
+        try:
+            joined = join_values(argv)
+            # config_flags reads the overrides from there
+            sys.argv = prepare(joined) if not set(_HELP) & set(joined) else joined
+            return flags.FLAGS(sys.argv)
+        except flags.Error as error:
+            sys.exit(f"error: {_describe_flag_error(error)}")
+        except Exception as error:
+            sys.exit(f"error: {describe_error(error)}")
+
+    def guarded(argv):
         _set_up_log()
         try:
             if len(argv) > 1:
                 raise ValueError(f"unexpected argument {argv[1]!r}: options are written --name=value")
-            config = flags.FLAGS.config
-            if config is None:
-                raise ValueError("--config=FILE is missing: name a file in configs/, or give the --workdir of a run")
-            check(config)
-            values = {name: flags.FLAGS[name].value for name in takes}
-            if "workdir" in values and not values["workdir"]:
-                values["workdir"] = default_workdir(flags.FLAGS["config"])
-            script(config, **values)
-        except (*_SAID_IN_FULL, KeyError, TypeError, RuntimeError) as error:
+            call(argv)
+        except Exception as error:
             logging.debug("", exc_info=True)
             rank = os.environ.get("RANK")
-            text = error.args[0] if isinstance(error, KeyError) and error.args else error
-            more = "" if isinstance(error, _SAID_IN_FULL) else f" ({type(error).__name__}; --verbosity=1 shows where)"
-            sys.exit(f"error{f' on process {rank}' if rank else ''}: {text}{more}")
+            sys.exit(f"error{f' on process {rank}' if rank else ''}: {describe_error(error)}")
 
-    sys.argv = _with_config_of_the_run(sys.argv)  # config_flags reads the overrides from there
-    app.run(run, flags_parser=_parse)
+    app.run(guarded, flags_parser=parse)
+
+
+class _ConfigLine:
+    """The config of a command line: read, completed before absl sets the overrides, settled and checked after."""
+
+    def __init__(self, script, takes):
+        self.script, self.takes = script, takes
+        self.settings = tuple(getattr(script, "__globals__", {}).get(SETTINGS, ()))
+        self.former = None  # as the file has it
+
+    def prepare(self, argv):
+        """The arguments with --config, which is that of the run where only --workdir is given; absl gets the completed config."""
+        argv = self._with_config(argv)
+        file = next(part.split("=", 1)[1] for part in argv[1:] if _name(part) == "config")
+        config = read_config(file)
+        for section in missing_sections(self.script, config):
+            raise ValueError(f"{file.split(':')[0]} has no config.{section}, which this script reads: add the section, as the "
+                             "other files in configs/ have it")
+        config_options.restore_zeros(config)
+        argv = _join_overrides(argv, config)
+        typed = _overrides(argv)
+        self.former = config.copy_and_resolve_references()
+        config_options.complete(config, typed, self.settings)
+        config.lock()
+        flags.FLAGS["config"].parser.parse = lambda path: config
+        return argv
+
+    def settle(self, config, typed):
+        """Replace `~`, and what follows from other options; check everything. Returns what was implied, in words."""
+        with config.unlocked():
+            config_options.expand_homes(config)
+            config_checks.check_values(config)
+            config_checks.fail(config_checks.differing_types(self.former, config))
+            implied = config_options.imply(config, typed)
+            config_options.settle_sizes(config)
+        config_checks.check_whole(config, self.settings, sized="workdir" in self.takes)
+        return implied
+
+    def _with_config(self, argv):
+        if any(_name(part) == "config" for part in argv[1:]):
+            return argv
+        workdir = next((part.split("=", 1)[1] for part in reversed(argv[1:]) if _name(part) == "workdir"), "")
+        saved = Path(workdir) / "config.json"
+        if workdir and saved.is_file():
+            return [argv[0], f"--config={_JSON_CONFIG}:{saved}", *argv[1:]]
+        if not workdir:
+            give = ", or give the --workdir of a run" if "workdir" in self.takes else ""
+            raise ValueError(f"--config=FILE is missing: name a file in configs/{give}")
+        raise ValueError(describe_missing_run(workdir, begins="nnet_path" not in self.takes))
+
+
+def describe_missing_run(workdir, *, begins=False):
+    """What is wrong with a --workdir without a config.json, the nearest run beside it, and what to do.
+
+    begins: whether the script may begin a run there.
+    """
+    folder = Path(workdir)
+    fault = f"--workdir={workdir} " + ("does not exist" if not folder.exists() else
+                                       "holds no config.json, so that it is no run" if folder.is_dir() else "is no folder")
+    near = nearest_run(folder)
+    hint = f'. Did you mean "{near}"?' if near else ""
+    if begins:
+        return f"{fault}{hint} To begin a run there --config=FILE is missing: name a file in configs/"
+    give = "give the folder of a run" + (", or its weights by --nnet_path together with --config=FILE" if not near else "")
+    return f"{fault}{hint or f': {give}'}"
+
+
+def nearest_run(folder):
+    """The run folder whose name is nearest to a mistyped one, as a string; '' where none is near."""
+    folder = Path(folder)
+    parent = next((each for each in folder.parents if each.is_dir()), None)
+    if parent is None:
+        return ""
+    if parent != folder.parent:  # a folder above is mistyped, too
+        rest = folder.relative_to(parent)
+        names = difflib.get_close_matches(rest.parts[0], [each.name for each in parent.iterdir() if each.is_dir()], 1, LEAST_SIMILAR)
+        folder = parent.joinpath(*names, *rest.parts[1:])
+        if not names or not folder.parent.is_dir():
+            return ""
+        if (folder / "config.json").is_file():
+            return str(folder)
+    runs = [each.name for each in folder.parent.iterdir() if (each / "config.json").is_file()]
+    if folder.is_dir():
+        inside = sorted(each.name for each in folder.iterdir() if (each / "config.json").is_file())
+        if inside:
+            return str(folder / inside[0])
+    names = difflib.get_close_matches(folder.name, runs, 1, LEAST_SIMILAR)
+    return str(folder.with_name(names[0])) if names else ""
+
+
+def read_config(path):
+    """The unlocked ConfigDict of 'FILE.py' or 'FILE.py:argument'.
+
+    Raises:
+        ValueError: the file is missing, is no config, or the config.json that it reads is damaged.
+    """
+    file, _, argument = path.partition(":")
+    if argument and Path(file).name == _JSON_CONFIG.name:
+        check_json(argument)
+    if not Path(file).is_file():
+        names = [each.name for each in (ROOT / "configs").glob("*.py")]
+        near = difflib.get_close_matches(Path(file).name, names, 1)
+        raise ValueError(f"--config={file}: no such file" + (f'. Did you mean "configs/{near[0]}"?' if near else ""))
+    if Path(file).suffix == ".json":
+        raise ValueError(f"--config={file} is what a run wrote down: give its folder, --workdir={Path(file).parent}, or "
+                         f"--config=configs/{_JSON_CONFIG.name}:{file}")
+    spec = importlib.util.spec_from_file_location("config_of_the_command_line", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*([argument] if argument else []))
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        if isinstance(error, SyntaxError):
+            raise ValueError(f"--config={file}: line {error.lineno} is no Python ({error.msg})") from error
+        lines = [each for each in str(error).splitlines() if each.strip()]
+        at = f", line {line.lineno}" if Path(line.filename).name == Path(file).name else ""
+        raise ValueError(f"--config={file}{at}: {type(error).__name__}: {lines[-1] if lines else ''}") from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"--config={file}: get_config() returns no ConfigDict")
+    return config
+
+
+def check_json(path):
+    """Raise ValueError unless the file `path`, the config.json of a run, can be read."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file; give the config.json of a run, or its folder as --workdir")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        fault = "" if isinstance(content, dict) else "it holds no sections"
+    except ValueError as error:
+        fault = str(error)
+    if fault:
+        raise ValueError(f"{path} is damaged ({fault}): put a whole copy there, or give the config that the run was begun with, "
+                         "--config=configs/FILE.py and its options; run.json beside it keeps that command")
+
+
+def missing_sections(script, config):
+    """The sections of the config that `script` reads by name and that the config lacks."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(script)))
+    except (OSError, TypeError, SyntaxError):
+        return []
+    nodes = list(ast.walk(tree))
+    asked = {node.left.value for node in nodes if isinstance(node, ast.Compare) and isinstance(node.left, ast.Constant)
+             and any(isinstance(each, ast.In | ast.NotIn) for each in node.ops)}
+    read = [node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+            and node.value.id == "config"]
+    return [name for name in dict.fromkeys(read) if name not in asked and name not in config and not hasattr(ConfigDict, name)]
 
 
 def check(config):
-    """Raise ValueError for numbers that no run can mean: nan, negative sizes, probabilities beyond 1.
-
-    Types and unknown keys are refused by ml_collections before this.
-    """
-    for path, value in _leaves(config):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"config.{path} is {value}; a finite number is needed")
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if path in _POSITIVE and not value > 0:
-                raise ValueError(f"config.{path} is {value}; it must be greater than 0")
-            if path in _NOT_NEGATIVE and value < 0:
-                raise ValueError(f"config.{path} is {value}; it must not be negative")
-            if path in _SHARE and not 0 <= value <= 1:
-                raise ValueError(f"config.{path} is {value}; it must lie between 0 and 1")
-        if path == "metrics.bootstrap" and (value < 0 or value == 1):
-            raise ValueError(f"config.metrics.bootstrap is {value}; give at least 2 resamples, or 0 for no intervals")
-        if path == "sample.labels" and value not in ("data", "balanced"):
-            raise ValueError(f"config.sample.labels is {value!r}; known: data, balanced")
-        if value is None:
-            raise ValueError(f"config.{path} is None, which the command line cannot override; use '' or 0 for off")
+    """Raise ValueError for numbers that no run can mean; see `config_checks.check_values`."""
+    config_checks.check_values(config)
 
 
 def default_workdir(flag):
@@ -114,50 +289,137 @@ def default_workdir(flag):
     return os.path.join("workdir", stem, name or "default")
 
 
-def _leaves(config, path=""):
-    for key, value in config.items():
-        if hasattr(value, "items"):
-            yield from _leaves(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
+def join_values(argv):
+    """The arguments with '--name', 'value' as '--name=value', as absl reads them, and `~` of paths replaced."""
+    joined, rest = [], list(argv[1:])
+    while rest:
+        part = rest.pop(0)
+        if part == "--":
+            return [argv[0], *joined, part, *rest]
+        name = _name(part)
+        if name and "=" not in part and name in flags.FLAGS and not flags.FLAGS[name].boolean and rest:
+            part = f"{part}={rest.pop(0)}"
+        if name and "=" in part and name not in _TEXTS and not name.startswith("config."):
+            left, _, value = part.partition("=")
+            part = f"{left}={config_options.expand_home(value)}"
+        joined.append(part)
+    return [argv[0], *joined]
 
 
-def _with_config_of_the_run(argv):
-    """Where no --config is given but --workdir is a run, take the config that the run wrote down."""
-    options = dict(part.lstrip("-").split("=", 1) for part in argv[1:] if part.startswith("-") and "=" in part)
-    saved = Path(options.get("workdir", "")) / "config.json"
-    asked = any(part.lstrip("-").split("=")[0] == "config" for part in argv[1:] if part.startswith("-"))
-    if not asked and "workdir" in options and saved.is_file():
-        return [argv[0], f"--config={_JSON_CONFIG}:{saved}", *argv[1:]]
-    return argv
+def _join_overrides(argv, config):
+    """'--config.a.b', 'value' as one argument; an option that is yes or no takes no value after a blank, as in absl."""
+    joined, rest = [], list(argv[1:])
+    while rest:
+        part = rest.pop(0)
+        if _name(part).startswith("config.") and "=" not in part and rest and not re.match(r"--?[A-Za-z]", rest[0]):
+            section = config
+            for key in _name(part).split(".")[1:]:
+                section = section.get(key) if hasattr(section, "get") else None
+            if not isinstance(section, bool):
+                part = f"{part}={rest.pop(0)}"
+        joined.append(part)
+    return [argv[0], *joined]
 
 
-def _parse(argv):
-    """absl's parser; an option that the config does not have ends in one line as well."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError):
-        fault = _unknown_option(argv)
-        if not fault:
-            raise
-        sys.exit(f"error: {fault}")
+def _overrides(argv):
+    """{dotted path: text} of the --config.a.b=text of a command line."""
+    typed = {}
+    for part in argv[1:]:
+        if re.match(r"--?(no)?config\.", part):
+            path, _, text = part.lstrip("-").partition("=")
+            typed[path.removeprefix("no").split(".", 1)[1]] = text
+    return typed
 
 
-def _unknown_option(argv):
-    """What is wrong with the first --config.a.b=value that names no option of the config; '' where each does."""
-    file = next((part.split("=", 1)[1] for part in argv[1:] if part.lstrip("-").startswith("config=")), "")
-    config = flags.FLAGS["config"].parser.parse(file) if file else {}
-    for part in argv[1:] if file else ():
-        section, path = config, part.lstrip("-").split("=")[0].split(".")
-        for depth, key in enumerate(path[1:] if part.startswith("-") and path[0] == "config" else (), 1):
-            if not hasattr(section, "keys"):
-                return f"{'.'.join(path[:depth])} is {section!r}, which has no {key!r}" if depth > 1 else ""
-            if key not in section:
-                close = difflib.get_close_matches(key, section, n=1)
-                return (f"{'.'.join(path[:depth])} has no option {key!r}; it has {', '.join(section)}"
-                        + (f'. Did you mean "{close[0]}"?' if close else ""))
-            section = section[key]
+def _name(part):
+    """'workdir' of '--workdir=x'; '' of what is no option."""
+    return part.lstrip("-").split("=", 1)[0] if part.startswith("-") else ""
+
+
+def describe_error(error):
+    """What an error means to the person at the command line, in one message."""
+    file = _file_read(error)
+    if isinstance(error, _DAMAGED) or type(error).__name__ in _DAMAGED_BY_NAME:
+        text = str(error).splitlines()[0] if str(error) else "it ends too early"
+        if "No space left" in text:
+            return _describe_full_disk(file)
+        if file and file not in text:
+            return f"{file} cannot be read ({type(error).__name__}: {text}): it is damaged or of another kind; put a whole copy there"
+    if isinstance(error, OSError) and error.errno:
+        return _describe_os_error(error, file)
+    if isinstance(error, AttributeError):
+        section = _missing_section(error)
+        if section:
+            return f"the config has no {section}, which this script reads: add it, as the other files in configs/ have it"
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return f"{text}" if isinstance(error, _WRITTEN_FOR_USERS) else f"{text} ({type(error).__name__}; --verbosity=1 shows where)"
+
+
+def _describe_os_error(error, file):
+    name = error.filename or file
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _describe_full_disk(name)
+    if not name:
+        return str(error)
+    advice = {errno.EEXIST: "is there already and is no folder: choose another place, or take it away",
+              errno.ENOTDIR: "goes through a file where a folder is needed: choose another place",
+              errno.EISDIR: "is a folder where a file is needed",
+              errno.ENOENT: "does not exist",
+              errno.EACCES: "may not be read or written by you: change its permissions, or choose another place",
+              errno.EPERM: "may not be changed by you: change its permissions, or choose another place",
+              errno.EROFS: "lies on a disk that cannot be written: choose another place",
+              errno.ENAMETOOLONG: "is longer than the disk takes: choose a shorter name"}
+    return f"{name} {advice[error.errno]} ([Errno {error.errno}] {error.strerror})" if error.errno in advice else str(error)
+
+
+def _describe_full_disk(name):
+    folder = next((each for each in [Path(name or "."), *Path(name or ".").absolute().parents] if each.is_dir()), Path("."))
+    free = shutil.disk_usage(folder).free / 2**20
+    return (f"{name or 'a file'} could not be written: no space is left on the disk ({free:.0f} MiB free at {folder}). Make room, or "
+            "choose a folder on another disk, and give the same command again")
+
+
+def _file_read(error):
+    """The file or folder that the innermost function of ours, or the one that it called, had at hand; '' where none can be told."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        values = frame.f_locals
+        for key in ("path", "file", "filename", "name", "source", "table", "folder", "out", "output", "target"):
+            value = values.get(key)
+            if isinstance(value, (str, Path)) and str(value) and len(str(value)) < 4096 and "\0" not in str(value) \
+                    and os.path.sep in str(value) and (Path(value).exists() or Path(value).parent.is_dir()) \
+                    and Path(value).suffix != ".py":
+                return str(value)
     return ""
+
+
+def _missing_section(error):
+    """'config.metrics', which a line of ours reads, of an AttributeError of a config; '' of others."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or "ml_collections" not in frames[-1].filename:
+        return ""
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(ROOT) and "site-packages" not in frame.filename]
+    key = re.match(r"\W*(\w+)", str(error))
+    if not ours or not key:
+        return ""
+    source = ours[-1].line or linecache.getline(ours[-1].filename, ours[-1].lineno)
+    at = re.search(rf"\bconfig(\.\w+)*\.{key[1]}\b", source)
+    return at[0] if at else f"option {key[1]!r}"
+
+
+def _describe_flag_error(error):
+    text = " ".join(str(error).split()).removeprefix("flag ")
+    kinds = {"invalid literal for int": "a whole number is needed", "could not convert string to float": "a number is needed",
+             "Non-boolean argument": "True or False is needed"}
+    needed = next((what for words, what in kinds.items() if words in text), "")
+    return f"{text}; {needed}" if needed else text
+
+
+def _keep_printing():
+    """Let a terminal or a file that takes ASCII alone not end a finished run: what it cannot show is written as \\u2013."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _set_up_log():

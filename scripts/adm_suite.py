@@ -13,14 +13,14 @@ made here. 50,000 images need about 4 GB of memory, by estimate; images are read
 """
 
 import json
-import logging
 import sys
 from pathlib import Path
 
 import torch
-from absl import app, flags
+from absl import flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from libs import cli  # noqa: E402
 from libs.engine import checkpoint  # noqa: E402
 from libs.metrics import adm_suite  # noqa: E402
 
@@ -47,16 +47,10 @@ def evaluate(reference, samples, weights, device, batch_size):
 
 def main(argv):
     given = flags.FLAGS
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, force=True)
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}: options are written --name=value")
-        found = evaluate(given.reference, given.samples, given.weights, given.device, given.batch_size)
-        if given.output:
-            Path(given.output).parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_text(given.output, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    found = evaluate(given.reference, given.samples, given.weights, given.device, given.batch_size)
+    if given.output:
+        Path(given.output).parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_text(given.output, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(f"{found['images']} images against {found['reference_images'] or 'statistics'} of {found['reference']}, "
           f"features {found['features']}")
     for name, value in found["scores"].items():
@@ -67,4 +61,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

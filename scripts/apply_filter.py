@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 
 import torch
-from absl import app, flags
+from absl import flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from libs import data, pipeline, ratings  # noqa: E402
+from libs import cli, data, pipeline, ratings  # noqa: E402
 from libs.engine.checkpoint import write_text  # noqa: E402
 from libs.evaluation import sorting  # noqa: E402
 from libs.nn.pretrained import written_whole  # noqa: E402
@@ -34,13 +34,8 @@ BATCH, MOST = 64, 10.0
 
 def main(argv):
     options = flags.FLAGS
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}: options are written --name=value")
-        sort(Path(options.images), ratings.load_filter(options.filter, device="cuda" if torch.cuda.is_available() else "cpu"),
-             options.threshold, options.weights, options.output and Path(options.output))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    sort(Path(options.images), ratings.load_filter(options.filter, device="cuda" if torch.cuda.is_available() else "cpu"),
+         options.threshold, options.weights, options.output and Path(options.output))
 
 
 def sort(folder, judge, threshold, weighted, output):
@@ -77,4 +72,4 @@ def sort(folder, judge, threshold, weighted, output):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -10,10 +10,10 @@ said at the top of the page and here, with the commands that mend it.
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from libs import report  # noqa: E402
+from libs import cli, report  # noqa: E402
 
 flags.DEFINE_list("workdirs", None, "folders of the runs, with commas between them", required=True)
 flags.DEFINE_string("out", "workdir/comparison", "folder of the page")
@@ -23,18 +23,13 @@ flags.DEFINE_string("title", "", "heading of the page")
 
 
 def main(argv):
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}: options are written --name=value, and run folders --workdirs=a,b")
-        options = flags.FLAGS
-        page, faults = report.write_comparison(options.workdirs, options.out, names=options.names, name=options.name,
-                                               title=options.title)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    options = flags.FLAGS
+    page, faults = report.write_comparison(options.workdirs, options.out, names=options.names, name=options.name,
+                                           title=options.title)
     for fault in faults:
         print("\n  ".join([f"warning: {fault['text']}", *fault["commands"]]))
     print(f"page: {page}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

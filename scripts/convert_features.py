@@ -13,10 +13,10 @@ which a finished store takes, too.
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from libs import data  # noqa: E402
+from libs import cli, data  # noqa: E402
 from libs.data import published_features  # noqa: E402
 
 flags.DEFINE_string("path", None, "folder of the .npy files, or of the splits", required=True)
@@ -31,16 +31,11 @@ flags.DEFINE_list("class_names", [], "a,b,c: names of the classes, in the order 
 def main(argv):
     options = {name: flags.FLAGS[name].value for name in ("path", "output", "split", "dtype", "mirrored", "classes",
                                                           "class_names")}
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}: options are written --name=value")
-        published_features.convert(**options)
-        features = data.Features(options["output"])
-        print(f"{options['output']}: {len(features):,} images of {features.shape}, {len(features.classes)} classes"
-              + (f", texts {features.text_shape}" if features.text_shape else ""))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    published_features.convert(**options)
+    features = data.Features(options["output"])
+    print(f"{options['output']}: {len(features):,} images of {features.shape}, {len(features.classes)} classes"
+          + (f", texts {features.text_shape}" if features.text_shape else ""))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

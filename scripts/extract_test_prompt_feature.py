@@ -42,5 +42,5 @@ def extract(config, input_path, output_path, batch_size):
 if __name__ == "__main__":
     if not any(option.startswith("--config=") for option in sys.argv):
         sys.argv.insert(1, f"--config={ROOT / 'configs' / 'mscoco_uvit_small.py'}")
-    cli.main(extract, input_path=("", "text file, one prompt per line"), batch_size=(64, "prompts per call of the encoder"),
+    cli.main(extract, input_path=("", "text file, one prompt per line"), batch_size=(64, "prompts per call of the encoder", 1),
              output_path=("", "the .npz file; by default <config.features.path>/test_prompts.npz"))

@@ -6,20 +6,17 @@
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from libs import report  # noqa: E402
+from libs import cli, report  # noqa: E402
 
 flags.DEFINE_string("workdir", None, "folder of the run", required=True)
 
 
 def main(_):
-    try:
-        print(f"page: {report.write(flags.FLAGS.workdir)}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    print(f"page: {report.write(flags.FLAGS.workdir)}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

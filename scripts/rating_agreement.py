@@ -10,9 +10,10 @@ import json
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from libs import cli  # noqa: E402
 from libs.engine.checkpoint import write_text  # noqa: E402
 from libs.ratings import Pool, agreement  # noqa: E402
 from libs.ratings.pool import RATINGS  # noqa: E402
@@ -21,28 +22,23 @@ from libs.ratings.store import Store  # noqa: E402
 flags.DEFINE_string("pool", None, "folder of the pool", required=True)
 flags.DEFINE_string("out", "", "folder of the results; by default the pool's")
 flags.DEFINE_integer("resamples", 1000, "of the images, for the intervals")
-flags.DEFINE_integer("seed", 0, "of the resamples")
+flags.DEFINE_integer("seed", 0, "of the resamples", lower_bound=0)
 
 
 def main(argv):
     options = flags.FLAGS
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}: options are written --name=value")
-        if options.resamples < 100:
-            raise ValueError(f"--resamples={options.resamples}: at least 100 are needed for an interval of 95 %")
-        pool = Pool(options.pool)
-        answers, history = answers_to(pool)
-        found = agreement.summary(pool, answers, history=history, resamples=options.resamples, seed=options.seed)
-        out = Path(options.out or options.pool)
-        out.mkdir(parents=True, exist_ok=True)
-        text = agreement.table(found)
-        write_text(out / "agreement.md", f"# Agreement of raters\n\n{text}")
-        write_text(out / "agreement.json", json.dumps(found, indent=1, ensure_ascii=False))
-        print(text)
-        agreement.figure(found, out / "agreement.png")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    if options.resamples < 100:
+        raise ValueError(f"--resamples={options.resamples}: at least 100 are needed for an interval of 95 %")
+    pool = Pool(options.pool)
+    answers, history = answers_to(pool)
+    found = agreement.summary(pool, answers, history=history, resamples=options.resamples, seed=options.seed)
+    out = Path(options.out or options.pool)
+    out.mkdir(parents=True, exist_ok=True)
+    text = agreement.table(found)
+    write_text(out / "agreement.md", f"# Agreement of raters\n\n{text}")
+    write_text(out / "agreement.json", json.dumps(found, indent=1, ensure_ascii=False))
+    print(text)
+    agreement.figure(found, out / "agreement.png")
     print(f"table and figure: {out / 'agreement.md'}, {out / 'agreement.png'}")
 
 
@@ -55,4 +51,4 @@ def answers_to(pool):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

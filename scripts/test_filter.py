@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 
 import torch
-from absl import app, flags
+from absl import flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from libs import data, pipeline, ratings  # noqa: E402
+from libs import cli, data, pipeline, ratings  # noqa: E402
 from libs.engine.checkpoint import write_text  # noqa: E402
 from libs.evaluation import rehearsal  # noqa: E402
 from libs.ratings import learning, scripted, tested  # noqa: E402
@@ -35,15 +35,10 @@ BATCH = 64
 
 def main(argv):
     options = flags.FLAGS
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}: options are written --name=value")
-        found = measure(ratings.load_filter(options.filter), ratings.Pool(options.pool), options)
-        if options.output:
-            Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-            write_text(options.output, json.dumps(found, indent=1))
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    found = measure(ratings.load_filter(options.filter), ratings.Pool(options.pool), options)
+    if options.output:
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+        write_text(options.output, json.dumps(found, indent=1))
     print(tested.told(found))
 
 
@@ -80,4 +75,4 @@ def truth(pool, how):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

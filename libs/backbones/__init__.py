@@ -15,7 +15,7 @@ from libs.backbones.precision import lower
 __all__ = ["NAMES", "adaptations", "flops_per_image", "frozen_hash", "get", "init_without", "load", "lower", "numbers_null",
            "takes_text", "train_flops"]
 
-_CONSTRUCTORS = {
+CONSTRUCTORS = {
     "uvit": uvit.uvit,
     "uvit_t2i": uvit.uvit_t2i,
     "uvit_t2i_label": uvit.uvit_t2i_label,
@@ -28,7 +28,7 @@ _CONSTRUCTORS = {
     "unet_sd": unet_sd.build,
     "pixart": pixart.build,
 }
-NAMES = tuple(_CONSTRUCTORS)
+NAMES = tuple(CONSTRUCTORS)
 _TAKE_TEXT = ("uvit_t2i", "uvit_t2i_label", "uvit_t2i_prototype", "unet_sd", "pixart")
 _NUMBERS_NULL = ("uvit", "uvit_t2i_label", "uvit_t2i_prototype")
 
@@ -48,8 +48,8 @@ def get(name: str, **kwargs) -> nn.Module:
 
     Raises ValueError for an unknown name and for sizes that do not fit, TypeError for an unknown argument.
     """
-    if name not in _CONSTRUCTORS:
+    if name not in CONSTRUCTORS:
         close = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown network {name!r}; known: {', '.join(NAMES)}{hint}")
-    return _CONSTRUCTORS[name](**kwargs)
+    return CONSTRUCTORS[name](**kwargs)

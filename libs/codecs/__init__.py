@@ -20,17 +20,17 @@ from libs.codecs.tiny import Tiny
 
 __all__ = ["KL", "NAMES", "Codec", "Spread", "get", "latent_sums", "latents"]
 
-_CONSTRUCTORS = {"pixels": Pixels, "kl": kl.build, "tiny": Tiny}
-NAMES = tuple(_CONSTRUCTORS)
+CONSTRUCTORS = {"pixels": Pixels, "kl": kl.build, "tiny": Tiny}
+NAMES = tuple(CONSTRUCTORS)
 
 
 def get(name: str, **kwargs) -> Codec:
     """The codec of that name, frozen and in eval mode. Raises ValueError for an unknown name."""
-    if name not in _CONSTRUCTORS:
+    if name not in CONSTRUCTORS:
         close = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown codec {name!r}; known: {', '.join(NAMES)}{hint}")
-    return _CONSTRUCTORS[name](**kwargs)
+    return CONSTRUCTORS[name](**kwargs)
 
 
 def latents(codec: Codec, batch: dict) -> Tensor:

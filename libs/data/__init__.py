@@ -27,15 +27,15 @@ from .tokens import WithTokens, with_tokens
 
 __all__ = ["CIFAR10", "CelebA", "ChestXray14", "Dataset", "Features", "Folder", "ISIC2018", "ISIC2019", "ImageMask",
            "ImageNet", "MSCOCO", "MaskCode", "PathText", "Stream", "Subset", "WithTokens", "at_hand", "check_batch",
-           "feature_folder", "feature_root", "get", "held_out", "in_order", "open_all", "open_features", "preflight", "read_image",
-           "some", "store", "validation", "with_tokens"]
+           "feature_folder", "feature_root", "get", "held_out", "in_order", "list_options", "open_all", "open_features", "preflight",
+           "read_image", "some", "store", "validation", "with_tokens"]
 
 _DATASETS = {"folder": Folder, "image_mask": ImageMask, "path_text": PathText, "phantoms": None, "cifar10": CIFAR10,
              "celeba": CelebA, "imagenet": ImageNet, "mscoco": MSCOCO, "isic2018": ISIC2018, "isic2019": ISIC2019,
              "chestxray14": ChestXray14}
 
 
-_OWN_IMAGES = ("folder", "image_mask", "path_text")  # forms of one's own images, between which a config may switch
+OWN_IMAGES = ("folder", "image_mask", "path_text")  # forms of one's own images, between which a config may switch
 
 
 def get(name, **kwargs):
@@ -47,21 +47,35 @@ def get(name, **kwargs):
     Raises:
         ValueError: an unknown name or option; whatever is wrong with the data.
     """
-    build = _DATASETS[one_of("data set name", name, _DATASETS)]
-    if name == "phantoms":
-        from .phantoms import Phantoms as build
+    build = _constructor(name)
     known = _options(build)
-    others = {other: _options(_DATASETS[other]) for other in _OWN_IMAGES} if name in _OWN_IMAGES else {}
+    others = {other: _options(_DATASETS[other]) for other in OWN_IMAGES} if name in OWN_IMAGES else {}
     for option, value in list(kwargs.items()):
         of = next((other for other in others if option not in known and option in others[other]), None)
         if of is None:
             one_of(f"data set {name!r}: option", option, sorted(known))
         elif value != others[of][option]:
-            raise ValueError(f"data set {name!r}: option {option}={value!r} is one of {of!r}: set name={of!r} "
-                             f"(config.dataset.name), or leave it {others[of][option]!r}")
+            raise ValueError(f"data set {name!r}: option {option}={value!r} is one of {of!r}: set --config.dataset.name={of}, or "
+                             f"leave it {others[of][option]!r}")
         else:
             del kwargs[option]
     return build(**kwargs)
+
+
+def list_options(name):
+    """{option: default} of the data set `name`, all that `get` takes beside the name; `inspect.Parameter.empty` where one is needed.
+
+    Raises:
+        ValueError: no such data set.
+    """
+    return _options(_constructor(name))
+
+
+def _constructor(name):
+    build = _DATASETS[one_of("data set name", name, _DATASETS)]
+    if name == "phantoms":
+        from .phantoms import Phantoms as build
+    return build
 
 
 def _options(build):
@@ -81,7 +95,7 @@ def held_out(options, split):
 
     A `holdout` divides the training images into 'train' and 'val', and says nothing of other splits.
     """
-    other = {"min_per_class": 0} if options["name"] in _OWN_IMAGES else {}
+    other = {"min_per_class": 0} if options["name"] in OWN_IMAGES else {}
     if options.get("holdout") and split not in ("train", "val"):
         other["holdout"] = 0.0
     return get(**{**options, "split": split, **other})

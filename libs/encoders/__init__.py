@@ -19,15 +19,15 @@ from libs.encoders.words import Words
 
 __all__ = ["NAMES", "Bank", "Encoder", "Prompts", "get", "read_attributes"]
 
-_CONSTRUCTORS = {"words": Words, "clip": CLIP, "hf": HuggingFace, "t5": T5, "sentence": Sentence,
+CONSTRUCTORS = {"words": Words, "clip": CLIP, "hf": HuggingFace, "t5": T5, "sentence": Sentence,
                  "tokens": Tokens}
-NAMES = tuple(_CONSTRUCTORS)
+NAMES = tuple(CONSTRUCTORS)
 
 
 def get(name: str, **kwargs) -> Encoder:
     """The text encoder of that name, frozen and in eval mode. Raises ValueError for an unknown name."""
-    if name not in _CONSTRUCTORS:
+    if name not in CONSTRUCTORS:
         close = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown encoder {name!r}; known: {', '.join(NAMES)}{hint}")
-    return _CONSTRUCTORS[name](**kwargs)
+    return CONSTRUCTORS[name](**kwargs)

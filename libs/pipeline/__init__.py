@@ -14,15 +14,15 @@ from libs.diffusion import samplers
 from libs.diffusion.guidance import classifier_free
 from libs.encoders import Bank, Prompts, read_attributes
 from libs.pipeline import stable_diffusion
-from libs.pipeline.building import (build_net, check_classes, check_images, check_masks, classes_without_data, guidance_options,
-                                    guidance_scale, latent_shape, null_conditions, start_controlnet, start_from)
+from libs.pipeline.building import (build_net, check_classes, check_images, check_labels, check_masks, classes_without_data,
+                                    guidance_options, guidance_scale, latent_shape, null_conditions, start_controlnet, start_from)
 from libs.pipeline.parameters import parameters, parameters_table
 from libs.pipeline.prompts import (Describer, Masks, PROMPTS, StoredDescriber, choose_labels, count_labels, described,
                                    draw_conditions, draw_labels, draw_rows, read_modalities, read_prompts, requested)
 from libs.pipeline.steering import (NoisyClassifier, by_gradient, check as check_gradient, measure_name, noisy_classifier,
                                     published_classifier)
 
-__all__ = ["Bank", "build_net", "check_classes", "check_images", "check_masks", "choose_labels", "classes_without_data",
+__all__ = ["Bank", "build_net", "check_classes", "check_images", "check_labels", "check_masks", "choose_labels", "classes_without_data",
            "count_labels", "described", "Describer", "draw_conditions", "draw_labels", "draw_rows", "grid", "guidance_options",
            "guidance_scale", "identity", "image_codec", "image_generator", "latent_shape", "load", "Masks", "measure_name",
            "noisy_classifier", "NoisyClassifier", "null_conditions", "parameters", "parameters_table", "Pipeline", "PROMPTS",

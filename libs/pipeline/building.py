@@ -8,6 +8,7 @@ from libs import backbones
 from libs.pipeline import stable_diffusion
 
 EMBEDDINGS = {"unet_label": "class_embedder", "dit": "y_embedder"}  # weights with a row for each class, where not label_emb
+SIDES = ("img_size", "image_size", "input_size", "sample_size")  # of what a network denoises, by family
 GUIDED_CHANNELS = {"all": None, "first_three": 3}
 
 
@@ -65,12 +66,17 @@ def build_net(config, classes, text_shape=None, *, mask_channels=0):
     return backbones.get(**kwargs)
 
 
+def check_labels(config, classes):
+    """Raise ValueError where a network is to learn classes and the data have none, before they are decoded."""
+    _labelled(config, classes)
+
+
 def check_classes(config, classes):
     """Raise ValueError where a network is to learn classes and the data have none, or one only, which asks nothing of it."""
     _labelled(config, classes)
     if config.train.mode == "cond" and "num_classes" in config.nnet and len(classes) == 1:
         raise ValueError(f"the data have one class only, {classes[0]!r}: give two class folders or more, or train without classes: "
-                         "--config.train.mode=uncond --config.nnet.num_classes=-1 --config.sample.guidance=1.")
+                         "--config.train.mode=uncond")
 
 
 def _labelled(config, classes):
@@ -79,11 +85,13 @@ def _labelled(config, classes):
     if config.train.mode not in ("cond", "uncond"):
         raise ValueError(f"config.train.mode is {config.train.mode!r}; known: cond, uncond")
     if config.train.mode == "uncond" and labelled:
-        raise ValueError(f"config.train.mode is 'uncond' but config.nnet.num_classes is {config.nnet.num_classes}; set it to -1")
+        raise ValueError(f"config.train.mode is 'uncond' but config.nnet.num_classes is {config.nnet.num_classes}; set "
+                         "--config.nnet.num_classes=-1")
     if labelled and not classes or config.train.mode == "cond" and not (labelled or backbones.takes_text(config.nnet.name)):
         raise ValueError("config.train.mode is 'cond' but the data have no labels: give them class folders or a label "
-                         "column, or set --config.train.mode=uncond and --config.nnet.num_classes=-1" if not classes else
-                         "config.train.mode is 'cond' but config.nnet.num_classes is negative; 0 takes what is needed")
+                         "column, or train without classes: --config.train.mode=uncond" if not classes else
+                         "config.train.mode is 'cond' but config.nnet.num_classes is negative: set --config.nnet.num_classes=0, "
+                         "which takes what is needed")
     return labelled
 
 
@@ -91,13 +99,29 @@ def check_images(config, codec, shape):
     """Raise ValueError unless images of `shape` (C, H, W) are what the network of `config.nnet` is built for."""
     wanted = tuple(codec.image_shape(latent_shape(config.nnet)))
     if tuple(shape) != wanted:
-        raise ValueError(f"the data give images {tuple(shape)} (channels, height, width), config.nnet is built for {wanted}: make "
-                         "config.dataset.channels and config.dataset.resolution agree with its channels and image size")
+        raise ValueError(f"the data give images {tuple(shape)} (channels, height, width), config.nnet is built for {wanted}: "
+                         f"{_fitting_options(config, codec, tuple(shape))}")
     if "conditioning_embedding_out_channels" in config.nnet:
         halvings, side = len(config.nnet.conditioning_embedding_out_channels) - 1, latent_shape(config.nnet)[1]
         if shape[1] != side << halvings:
             raise ValueError(f"masks of {shape[1]} pixels, halved {halvings} times, do not become the {side} of the latents: "
                              "config.nnet.conditioning_embedding_out_channels needs one entry more than the codec halves images")
+
+
+def _fitting_options(config, codec, shape):
+    """What to type so that config.nnet takes the latents of images of `shape`."""
+    try:
+        needed = codec.latent_shape(shape)
+    except ValueError as error:
+        return str(error)
+    now = latent_shape(config.nnet)
+    side = next(key for key in SIDES if key in config.nnet)
+    channels = "in_chans" if "in_chans" in config.nnet else "in_channels"
+    options = [f"--config.nnet.{side}={needed[1]}"] if needed[1] != now[1] else []
+    options += [f"--config.nnet.{channels}={needed[0]}"] if needed[0] != now[0] else []
+    if not options:  # the codec makes these latents of images of other channels
+        options = [f"--config.dataset.channels={codec.image_shape(now)[0]}"]
+    return f"set {' '.join(options)}"
 
 
 def check_masks(dataset):
@@ -218,5 +242,5 @@ def guidance_options(sample, channels):
 
 def latent_shape(nnet):
     """(C, H, W) of what a network denoises, read off its constructor's arguments."""
-    side = next(nnet[key] for key in ("img_size", "image_size", "input_size", "sample_size") if key in nnet)
+    side = next(nnet[key] for key in SIDES if key in nnet)
     return nnet.in_chans if "in_chans" in nnet else nnet.in_channels, side, side

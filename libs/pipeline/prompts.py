@@ -5,6 +5,7 @@ lazy (`encoders.Prompts`), so that thousands of them need no memory.
 """
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ import torch
 from libs import encoders
 
 PROMPTS = ("bank", "unseen")
+_COUNT = re.compile(r'(?:^|,)((?:"(?:[^"]|"")*"|[^,])*)')  # one "name"=number of --counts
 
 
 def choose_labels(asked, classes, n, *, conditional):
     """Labels of the images to make.
 
-    `asked` is a class name for n images of it, 'all' for n of each class, or '' for n images of the classes in turn.
+    `asked` is a class name for n images of it, 'all' for n of each class, or '' for n images of the classes in turn. A name in
+    double quotes is always that of a class: '"all"' is the class of that name.
 
     Returns:
         list of int, one for each image (0 where the network takes no label).
@@ -29,23 +32,33 @@ def choose_labels(asked, classes, n, *, conditional):
         return [0] * n
     if asked == "all":
         return [label for label in range(len(classes)) for _ in range(n)]
+    asked = _unquoted(asked) if asked not in classes else asked
     if asked and asked not in classes:
         raise ValueError(f"--label={asked}: no such class; known: all, {', '.join(classes)}")
     return [classes.index(asked)] * n if asked else [i % len(classes) for i in range(n)]
 
 
+def _unquoted(name):
+    """'a, b' of '"a, b"'; other names as they are."""
+    return name[1:-1].replace('""', '"') if len(name) > 2 and name[0] == name[-1] == '"' else name
+
+
 def count_labels(text, classes):
     """Labels of the images that 'nevus=45,melanoma=372' asks for: so many of each class, in this order.
+
+    A class whose name holds a comma stands in double quotes: '"nevus, blue"=45,melanoma=372'; a quote of the name is doubled there.
 
     Raises:
         ValueError: no such class, a class twice, or no whole number of at least 1.
     """
     labels, seen = [], set()
-    for part in text.split(","):
+    for part in _COUNT.findall(text):
         name, _, number = (piece.strip() for piece in part.rpartition("="))
+        name = _unquoted(name) if name not in classes else name
         if name not in classes or name in seen:
             raise ValueError(f"--counts={text}: {name or part!r} is {'there twice' if name in seen else 'no class'}; known: "
-                             f"{', '.join(classes)}; write class=number,class=number")
+                             f"{', '.join(classes)}; write class=number,class=number, and a name that holds a comma in double quotes: "
+                             "'\"a, b\"=5'")
         if not number.isdigit() or int(number) < 1:
             raise ValueError(f"--counts={text}: {number!r} images of {name}; a whole number of at least 1 is needed")
         seen.add(name)
