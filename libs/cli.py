@@ -87,22 +87,22 @@ def main(script, **own_flags):
         config_options.log_implied(log_later)
         script(config, **values)
 
-    _run(call, line.prepare)
+    _run(call, line)
 
 
 def run(script):
     """Parse the command line of a script without a config, whose flags are defined, and call script(argv); errors as of `main`."""
-    _run(script, lambda argv: argv)
+    _run(script)
 
 
-def _run(call, prepare):
+def _run(call, line=None):
     _keep_printing()
 
     def parse(argv):
         try:
             joined = join_values(argv)
             # config_flags reads the overrides from there
-            sys.argv = prepare(joined) if not set(_HELP) & set(joined) else joined
+            sys.argv = line.prepare(joined) if line and not set(_HELP) & set(joined) else joined
             return flags.FLAGS(sys.argv)
         except flags.Error as error:
             sys.exit(f"error: {_describe_flag_error(error)}")
@@ -110,7 +110,7 @@ def _run(call, prepare):
             sys.exit(f"error: {describe_error(error)}")
 
     def guarded(argv):
-        _set_up_log()
+        _set_up_log(line and line.config)
         try:
             if len(argv) > 1:
                 raise ValueError(f"unexpected argument {argv[1]!r}: options are written --name=value")
@@ -118,7 +118,7 @@ def _run(call, prepare):
         except Exception as error:
             logging.debug("", exc_info=True)
             rank = os.environ.get("RANK")
-            sys.exit(f"error{f' on process {rank}' if rank else ''}: {describe_error(error)}")
+            sys.exit(f"error{f' on process {rank}' if rank else ''}: {describe_error(error, line and line.config)}")
 
     app.run(guarded, flags_parser=parse)
 
@@ -129,7 +129,7 @@ class _ConfigLine:
     def __init__(self, script, takes):
         self.script, self.takes = script, takes
         self.settings = tuple(getattr(script, "__globals__", {}).get(SETTINGS, ()))
-        self.former = None  # as the file has it
+        self.config, self.former = None, None  # the second as the file has it
 
     def prepare(self, argv):
         """The arguments with --config, which is that of the run where only --workdir is given; absl gets the completed config."""
@@ -146,6 +146,7 @@ class _ConfigLine:
         config_options.complete(config, typed, self.settings)
         config.lock()
         flags.FLAGS["config"].parser.parse = lambda path: config
+        self.config = config
         return argv
 
     def settle(self, config, typed):
@@ -220,6 +221,8 @@ def read_config(path):
     file, _, argument = path.partition(":")
     if argument and Path(file).name == _JSON_CONFIG.name:
         check_json(argument)
+    if not Path(file).is_file() and (ROOT / file).is_file():
+        file = str(ROOT / file)  # called from another folder
     if not Path(file).is_file():
         names = [each.name for each in (ROOT / "configs").glob("*.py")]
         near = difflib.get_close_matches(Path(file).name, names, 1)
@@ -336,8 +339,16 @@ def _name(part):
     return part.lstrip("-").split("=", 1)[0] if part.startswith("-") else ""
 
 
-def describe_error(error):
-    """What an error means to the person at the command line, in one message."""
+def describe_error(error, config=None):
+    """What an error means to the person at the command line, in one message.
+
+    config: that of the command line, by which options are named in full.
+    """
+    text = _describe(error)
+    return text if config is None else config_options.name_options(text, config)
+
+
+def _describe(error):
     file = _file_read(error)
     if isinstance(error, _DAMAGED) or type(error).__name__ in _DAMAGED_BY_NAME:
         text = str(error).splitlines()[0] if str(error) else "it ends too early"
@@ -422,9 +433,26 @@ def _keep_printing():
             stream.reconfigure(errors="backslashreplace")
 
 
-def _set_up_log():
+class _TypedOptions(logging.Filter):
+    """Names options in log lines as they are typed at the command line."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+    def filter(self, record):
+        text = record.getMessage()
+        named = config_options.name_options(text, self.config) if "=" in text else text
+        if named != text:
+            record.msg, record.args = named, ()
+        return True
+
+
+def _set_up_log(config=None):
     rank = os.environ.get("RANK")
     logging.basicConfig(format=f"%(asctime)s{f' [{rank}]' if rank else ''} %(message)s", datefmt="%H:%M:%S", force=True,
                         level=logging.DEBUG if flags.FLAGS.verbosity > 0 else logging.INFO)
+    for handler in logging.getLogger().handlers if config is not None else ():
+        handler.addFilter(_TypedOptions(config))
     for noisy in ("PIL", "matplotlib", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -52,6 +52,13 @@ _HOME = re.compile(r"(^|[,@:]\s*)~(?=/|$)")
 _OTHER_HOME = re.compile(r"^~[A-Za-z_][\w.-]*/")
 
 
+_OPTION = re.compile(r"(?<![\w.\-])(?:([a-z_]+)\.)?([a-z_]+)=('[^'\s]*'|\((?:[^()]|\([^()]*\))*\)|[\w.]+)")
+_LEADS = re.compile(r"\b(?:set|or|give|by|use|see)\s+$", re.I)  # words before what is to be typed
+_FOLLOWS = re.compile(r"\s+(?:leaves?|says|takes?|makes?|keeps?|pairs?)\b")
+_WEIGHTS = re.compile(r"give weights=(/[^\s,;)]*[^\s,;).])")  # of a feature network, which config.metrics.features names
+_GENERAL = ("name", "path", "seed", "steps", "size", "dim", "weights")  # options of several sections, by their bare name
+
+
 class Called(NamedTuple):
     """What a section calls. what: in words. options: {name: default}."""
 
@@ -203,9 +210,11 @@ def restore_zeros(config):
     """Put 0 where an unlocked config's file says that a size follows the data (configs/common.py: `as_data`), in place."""
     for name in ("nnet", "codec"):
         if name in config:
-            values = {key: 0 if isinstance(value, FieldReference) and key in (*SIDES, *CHANNELS, "channels") else value
-                      for key, value in config[name].items(preserve_field_references=True)}
-            config[name] = ConfigDict(values)
+            values = dict(config[name].items(preserve_field_references=True))
+            zeros = [key for key, value in values.items() if isinstance(value, FieldReference)
+                     and key in (*SIDES, *CHANNELS, "channels")]
+            order = json.loads(config[name].to_json_best_effort())  # that of the file; a ConfigDict iterates in that of the alphabet
+            config[name] = ConfigDict({key: 0 if key in zeros else values[key] for key in order})
 
 
 def imply(config, typed):
@@ -294,6 +303,8 @@ def settle_sizes(config):
     zeros = [key for key in (*SIDES, *CHANNELS) if "nnet" in config and config.nnet.get(key, 1) == 0]
     needed = needed_shape(config)
     if needed is None:
+        if zeros and config.get("dataset", {}).get("name"):
+            data.list_options(config.dataset.name)  # which says what is wrong with the name
         if zeros:
             raise ValueError(f"config.nnet.{zeros[0]} is 0, as the data, and config.dataset does not say their size: set "
                              "--config.dataset.resolution and --config.dataset.channels, or name a number")
@@ -331,6 +342,43 @@ def size_faults(config):
         faults.append(f"config.codec.channels is {kept}, but the images have {own_channels}: set "
                       f"--config.codec.channels={own_channels} (0 takes those of the data)")
     return faults
+
+
+def name_options(text, config):
+    """A message for a person at the command line: the options that it advises, as they are typed there.
+
+    libs/ says `upscale=True`, as one writes in Python; a user of a script types `--config.dataset.upscale=True`. What only states
+    a fact, such as "smaller than resolution=64", stays as it is.
+    """
+    begins = re.match(r"config\.(\w+)", text)
+    sections = [name for name in (*_DATA, *_FOLDERS) if name in config]
+    if begins and begins[1] in sections:
+        sections.insert(0, begins[1])
+    of = {}
+    for name in (*sections, "nnet", "train", "sample"):
+        section = config.get(name, {})
+        call = called(name, section) if hasattr(section, "keys") else None
+        for option in (*section, *(call.options if call else UNLISTED.get(name, {}))):
+            if option not in _GENERAL:
+                of.setdefault(option, name)
+
+    def typed(match):
+        before, after = text[:match.start()], text[match.end():]
+        if not (_LEADS.search(before) or _FOLLOWS.match(after)):
+            return match[0]
+        name, option, value = match[1], match[2], match[3]
+        name = name or of.get(option, "")
+        if name not in config:
+            return match[0]
+        value = f'"{value}"' if value.startswith("(") else value[1:-1] if value.startswith("'") else value
+        return f"--config.{name}.{option}={value}"
+
+    text = _OPTION.sub(typed, text)
+    if "features" in config.get("metrics", {}):
+        network = re.search(r"weights of (\S+) are missing", text)
+        network = network[1] if network else "inception" if "inception" in text else "timm:NETWORK"
+        text = _WEIGHTS.sub(lambda at: f"give --config.metrics.features=\"('{network}@{at[1]}',)\"", text)
+    return text
 
 
 def log_implied(text):

@@ -151,7 +151,7 @@ def open_synthetic(options, real, real_options, *, masks=False):
         return data.get("folder", **options, **_same_classes(real.classes, real_options))
     except ValueError as error:
         if "unlabelled" not in str(error):
-            raise
+            raise ValueError(f"config.synthetic: {error}") from error
         raise ValueError(f"config.synthetic.path={options['path']!r}: the synthetic images are unlabelled; a classifier needs a "
                          "metadata.csv with file_name,label beside them, or a folder for each class") from error
 
@@ -172,7 +172,7 @@ def _open_pairs(options, real, real_options):
             return data.get("folder", **unlabelled)
     except ValueError as error:
         if "no mask" not in str(error):
-            raise
+            raise ValueError(f"config.synthetic: {error}") from error
         raise ValueError(f"config.synthetic.path={options['path']!r}: the synthetic images have no masks: a segmentation network "
                          "needs a metadata.csv with file_name,mask_file_name beside them, as sample.py writes it for a network "
                          "that takes masks") from error
