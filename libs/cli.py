@@ -173,20 +173,33 @@ class _ConfigLine:
         raise ValueError(describe_missing_run(workdir, begins="nnet_path" not in self.takes))
 
 
-def describe_missing_run(workdir, *, begins=False):
+def describe_missing_run(workdir, *, begins=False, weights=True, flag="workdir"):
     """What is wrong with a --workdir without a config.json, the nearest run beside it, and what to do.
 
-    begins: whether the script may begin a run there.
+    Args:
+        workdir: the folder, as it was typed.
+        begins: whether the script may begin a run there.
+        weights: whether the script takes --nnet_path.
+        flag: the option that names the folder.
     """
     folder = Path(workdir)
-    fault = f"--workdir={workdir} " + ("does not exist" if not folder.exists() else
-                                       "holds no config.json, so that it is no run" if folder.is_dir() else "is no folder")
+    fault = f"--{flag}={workdir} " + ("does not exist" if not folder.exists() else
+                                      "holds no config.json, so that it is no run" if folder.is_dir() else "is no folder")
     near = nearest_run(folder)
     hint = f'. Did you mean "{near}"?' if near else ""
     if begins:
-        return f"{fault}{hint} To begin a run there --config=FILE is missing: name a file in configs/"
-    give = "give the folder of a run" + (", or its weights by --nnet_path together with --config=FILE" if not near else "")
+        return f"{fault}{hint or '.'} To begin a run there --config=FILE is missing: name a file in configs/"
+    give = "give the folder of a run" + (", or its weights by --nnet_path together with --config=FILE" if weights else "")
     return f"{fault}{hint or f': {give}'}"
+
+
+def check_run(workdir, *, flag="workdir"):
+    """Raise ValueError unless a folder holds something that a run of ours writes down; for scripts without a config.
+
+    A run whose config.json was lost still has its records, and counts.
+    """
+    if not any((Path(workdir) / name).exists() for name in ("config.json", "run.json", "metrics.jsonl", "eval")):
+        raise ValueError(describe_missing_run(workdir, weights=False, flag=flag))
 
 
 def nearest_run(folder):
@@ -204,6 +217,9 @@ def nearest_run(folder):
         if (folder / "config.json").is_file():
             return str(folder)
     runs = [each.name for each in folder.parent.iterdir() if (each / "config.json").is_file()]
+    around = next((each for each in folder.parents if each != Path(".") and (each / "config.json").is_file()), None)
+    if around is not None and folder.exists():  # a file or folder of a run
+        return str(around)
     if folder.is_dir():
         inside = sorted(each.name for each in folder.iterdir() if (each / "config.json").is_file())
         if inside:
@@ -300,7 +316,9 @@ def join_values(argv):
         if part == "--":
             return [argv[0], *joined, part, *rest]
         name = _name(part)
-        if name and "=" not in part and name in flags.FLAGS and not flags.FLAGS[name].boolean and rest:
+        if name and "=" not in part and name in flags.FLAGS and not flags.FLAGS[name].boolean:
+            if not rest or re.match(r"--?[A-Za-z]", rest[0]):
+                raise ValueError(f"--{name} has no value: give --{name}=VALUE")
             part = f"{part}={rest.pop(0)}"
         if name and "=" in part and name not in _TEXTS and not name.startswith("config."):
             left, _, value = part.partition("=")
