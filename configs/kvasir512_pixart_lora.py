@@ -19,10 +19,10 @@ large the cut is). The sum of the paper, three times what its code computes: --c
     python sample.py --workdir=workdir/medart --prompt="An endoscopic image of polyps"
 
 A machine without a copy of the weights, or another size of them: --config.nnet.path=FOLDER; of 256 or 1024 pixels also
---config.nnet.sample_size and --config.dataset.resolution.
+--config.dataset.resolution.
 """
 
-from configs.common import adamw_8bit, d, filtering, metrics
+from configs.common import adamw_8bit, as_data, d, filtering, metrics
 
 
 def get_config():
@@ -38,7 +38,8 @@ def get_config():
     config.lr_scheduler = d(name="constant", warmup_steps=0)
     # lora_alpha: what is learned counts lora_alpha / lora_rank; text_targets: 'all' adapts wi_0 and wi_1 of T5 too;
     # both take ends of the names of layers as well, such as to_q,to_k; text_dropout: T5 drops out as its config.json says
-    config.nnet = d(name="pixart", path="PixArt-alpha/PixArt-XL-2-512x512", subfolder="transformer", sample_size=64, any_size=False,
+    # sample_size 0: an eighth of dataset.resolution
+    config.nnet = d(name="pixart", path="PixArt-alpha/PixArt-XL-2-512x512", subfolder="transformer", sample_size=0, any_size=False,
                     in_channels=4, lora_rank=8, lora_alpha=8.0, lora_targets="medart", train_text_encoder=True,
                     text_targets="published", text_dropout=False, use_dora=False, use_rslora=False, base_dtype="bfloat16",
                     use_checkpoint=True)
@@ -63,4 +64,4 @@ def get_config():
     config.filter = filtering()
     config.metrics = metrics(features=("inception", "classifier"), algorithm="dpmpp_2m", sample_steps=20, n_samples=1_000,
                              attributes={})
-    return config
+    return as_data(config)

@@ -6,8 +6,7 @@ Expected (its repository, 20,000 steps, by scripts that are not comparable with 
 Published: learning rate 1e-5, constant, 320 to 1600 pairs a step, 2,000 to 5,000 steps, random flips. Not as published: no
 flips (left is not right in medicine), texts left out in one case of ten so that guidance has learned what it asks for, min-SNR.
 Every Stable Diffusion 1.x or 2.x works, by the name or folder of config.nnet.path alone; what of it disagrees with this file is
-said before training. Version 2.x at 768 pixels: --config.denoiser.predicts=v --config.nnet.sample_size=96
---config.dataset.resolution=768.
+said before training. Version 2.x at 768 pixels: --config.denoiser.predicts=v --config.dataset.resolution=768.
 
     python train_sd_finetune.py --config=configs/medical512_sd_finetune.py --config.dataset.path=/path/to/data.csv \
         --config.nnet.path=CompVis/stable-diffusion-v1-4 --workdir=workdir/sd
@@ -17,7 +16,7 @@ said before training. Version 2.x at 768 pixels: --config.denoiser.predicts=v --
 A CSV with a column `split`: --config.dataset.split=train, else all of it is trained on.
 """
 
-from configs.common import adamw, d, filtering, metrics
+from configs.common import adamw, as_data, d, filtering, metrics
 
 
 def get_config():
@@ -33,7 +32,8 @@ def get_config():
     config.optimizer = adamw(1e-5, betas=(0.9, 0.999), weight_decay=0.01)
     config.lr_scheduler = d(name="constant", warmup_steps=0)
     # lora_rank: 0 trains all weights; lora_alpha: 0 is lora_rank
-    config.nnet = d(name="unet_sd", path="CompVis/stable-diffusion-v1-4", subfolder="unet", sample_size=64, any_size=False,
+    # sample_size 0: an eighth of dataset.resolution
+    config.nnet = d(name="unet_sd", path="CompVis/stable-diffusion-v1-4", subfolder="unet", sample_size=0, any_size=False,
                     in_channels=4, lora_rank=0, lora_alpha=0.0, lora_targets=("to_k", "to_q", "to_v", "to_out.0"),
                     train_text_encoder=False, use_checkpoint=True)
     config.schedule = d(name="sd", beta_start=0.00085, beta_end=0.012, shift=-1)
@@ -52,4 +52,4 @@ def get_config():
                       mini_batch_size=8, guidance=7.5, labels="data", prompts="bank", validation_prompts=(), path="", npz="")
     config.filter = filtering()
     config.metrics = metrics(algorithm="dpmpp_2m", sample_steps=20, n_samples=1_000, attributes={})
-    return config
+    return as_data(config)

@@ -288,6 +288,7 @@ def missing_sections(script, config):
              and any(isinstance(each, ast.In | ast.NotIn) for each in node.ops)}
     read = [node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
             and node.value.id == "config"]
+    read += ["nnet", "sample"] * ("denoiser" in read)  # of the pipeline that makes previews
     return [name for name in dict.fromkeys(read) if name not in asked and name not in config and not hasattr(ConfigDict, name)]
 
 

@@ -129,7 +129,9 @@ def _section_faults(config, settings):
     if settings and "train" in config:
         faults += _refusal(engine.check_settings, config.train, settings)
     if settings and "lr_scheduler" in config and "n_steps" in config.get("train", {}):
-        faults += _refusal(optim.lr_factor, 0, n_steps=config.train.n_steps, **config.lr_scheduler)
+        longer = ": lower --config.lr_scheduler.warmup_steps, or raise --config.train.n_steps"
+        faults += [fault + longer * ("warm-up" in fault)
+                   for fault in _refusal(optim.lr_factor, 0, n_steps=config.train.n_steps, **config.lr_scheduler)]
     if settings and "optimizer" in config and config.optimizer.get("name", "adamw") not in (*optim.OPTIMIZERS, optim.EIGHT_BIT):
         faults.append(f"config.optimizer.name is {config.optimizer.name!r}; known: {', '.join(optim.OPTIMIZERS)}, "
                       f"{optim.EIGHT_BIT}")
