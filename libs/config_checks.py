@@ -3,7 +3,7 @@
 import math
 import os
 
-from libs import backbones, config_options, data, diffusion, engine, pipeline
+from libs import backbones, codecs, config_options, data, diffusion, encoders, engine, pipeline
 from libs.diffusion import samplers
 from libs.engine import optim
 from libs.metrics import suite
@@ -11,10 +11,14 @@ from libs.metrics import suite
 # Dotted names, wherever they occur in a config, and what their number must satisfy.
 POSITIVE = ("train.batch_size", "train.n_steps", "train.accumulation", "train.keep_checkpoints", "optimizer.lr",
             "sample.sample_steps", "sample.n_samples", "sample.mini_batch_size", "metrics.sample_steps", "metrics.n_samples",
-            "train.validation_size", "dataset.resolution", "nnet.embed_dim", "nnet.depth", "nnet.num_heads", "nnet.mlp_ratio")
+            "train.validation_size", "dataset.resolution", "nnet.embed_dim", "nnet.depth", "nnet.num_heads", "nnet.mlp_ratio",
+            "nnet.patch_size")
 NOT_NEGATIVE = ("seed", "train.log_interval", "train.eval_interval", "train.save_interval", "train.preview_interval",
                 "train.validation_interval", "train.workers", "train.grad_clip", "optimizer.weight_decay",
-                "lr_scheduler.warmup_steps", "sample.guidance")
+                "lr_scheduler.warmup_steps", "sample.guidance", *(f"nnet.{key}" for key in (*config_options.SIDES,
+                                                                                             *config_options.CHANNELS)))
+LARGEST_SEED = 2**63 - 1  # that PyTorch takes
+PRECISIONS = ("", "auto", "no", "fp16", "bf16", "fp8")
 SHARES = ("train.p_uncond", "train.ema_rate")
 # Tuples of so many numbers: (how many, whether () is one too, what they are).
 LENGTHS = {"optimizer.betas": (2, False, "two numbers in [0, 1), such as \"(0.9,0.99)\""),
@@ -75,6 +79,10 @@ def _value_fault(path, value):
             return f"config.{path} is {value}; it must not be negative"
         if path in SHARES and not 0 <= value <= 1:
             return f"config.{path} is {value}; it must lie between 0 and 1"
+    if path == "seed" and value > LARGEST_SEED:
+        return f"config.seed is {value}; it must be at most {LARGEST_SEED}"
+    if path == "train.mixed_precision" and value not in PRECISIONS:
+        return f"config.train.mixed_precision is {value!r}; known: {', '.join(PRECISIONS[1:])}, or '' for accelerate's"
     if path == "metrics.bootstrap" and (value < 0 or value == 1):
         return f"config.metrics.bootstrap is {value}; give at least 2 resamples, or 0 for no intervals"
     if path == "sample.labels" and value not in ("data", "balanced"):
@@ -118,10 +126,21 @@ def differing_types(former, config):
     return faults
 
 
-def _section_faults(config, settings):
+def unknown_names(config):
+    """Which data sets, codecs and text encoders of a config do not exist, as sentences; sizes follow from them."""
     faults = []
-    if config.get("dataset", {}).get("name"):
-        faults += _refusal(data.list_options, config.dataset.name)
+    for section in ("dataset", "pairs", "input"):
+        if "name" in config.get(section, {}):
+            faults += [f"config.{section}.name: {fault}" for fault in _refusal(data.list_options, config[section].name)]
+    for section, known in (("codec", codecs.CONSTRUCTORS), ("encoder", encoders.CONSTRUCTORS)):
+        name = config.get(section, {}).get("name")
+        if isinstance(name, str) and name not in known and "sample" in config:
+            faults.append(f"config.{section}.name is {name!r}; known: {', '.join(known)}")
+    return faults
+
+
+def _section_faults(config, settings):
+    faults = unknown_names(config)
     if "denoiser" in config and config.get("nnet", {}).get("name", backbones.NAMES[0]) not in backbones.NAMES:
         faults += _refusal(backbones.get, config.nnet.name)
     if "names" in config.get("metrics", {}):

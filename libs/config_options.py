@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FieldReference
 
-from libs import backbones, codecs, data, encoders
+from libs import backbones, codecs, data, encoders, engine
 from libs.backbones import unet_label, uvit
 from libs.diffusion.denoiser import Denoiser
 from libs.diffusion.schedule import SCHEDULES
@@ -102,7 +102,7 @@ def complete(config, typed, settings=()):
             chosen = {path.split(".", 1)[1]: text for path, text in typed.items()
                       if path.count(".") == 1 and path.startswith(f"{name}.")}
             problems += _complete_section(config, name, chosen, settings)
-    problems += [fault for path in typed if (fault := _unknown(config, path))]
+    problems += [fault for path in typed if (fault := _unknown(config, path, settings))]
     if problems:
         raise ValueError("\n  ".join(problems if len(problems) == 1 else [f"{len(problems)} options are not right:", *problems]))
 
@@ -140,9 +140,7 @@ def _complete_section(config, name, chosen, settings):
         section.name = chosen["name"]
     call = called(name, section)
     if call is None:
-        unlisted = UNLISTED.get(name, {})
-        if name == "train" and settings:
-            unlisted = {key: value for key, value in unlisted.items() if key in settings}
+        unlisted = _unlisted(name, settings)
         for key in chosen:
             if key not in section and key in unlisted:
                 section[key] = unlisted[key]
@@ -174,6 +172,14 @@ def _complete_section(config, name, chosen, settings):
     return problems
 
 
+def _unlisted(name, settings):
+    """The `UNLISTED` options of a section that a script reads: of config.train the loop's, and `settings` where there are any."""
+    unlisted = UNLISTED.get(name, {})
+    if name == "train" and settings:
+        return {key: value for key, value in unlisted.items() if key in (*engine.loop.SETTINGS, *settings)}
+    return unlisted
+
+
 def _signature(build, without=()):
     """{option: default} of a callable's own parameters."""
     parameters = inspect.signature(build).parameters.values()
@@ -185,8 +191,8 @@ def _defaults(options):
     return {key: {} if key == "without" and value is None else value for key, value in options.items()}
 
 
-def _unknown(config, path):
-    """What is wrong with the option `path` of the command line; '' where the config has it."""
+def _unknown(config, path, settings=()):
+    """What is wrong with the option `path` of the command line; '' where the config has it. settings: as of `complete`."""
     section, parts = config, path.split(".")
     for depth, key in enumerate(parts):
         so_far = ".".join(["config", *parts[:depth]])
@@ -198,11 +204,13 @@ def _unknown(config, path):
             if call:
                 options = [*(["name"] if "name" in section else []), *call.options]
             elif depth == 1:
-                options += [each for each in UNLISTED.get(parts[0], {}) if each not in section]
+                options += [each for each in _unlisted(parts[0], settings) if each not in section]
             close = difflib.get_close_matches(key, options, n=1)
             return (f"{so_far} has no option {key!r}; it has {', '.join(options)}"
                     + (f'. Did you mean "{close[0]}"?' if close else ""))
         section = section[key]
+    if hasattr(section, "keys"):
+        return f"config.{path} is a section: set its options, --config.{path}.OPTION=VALUE; it has {', '.join(section)}"
     return ""
 
 
@@ -374,6 +382,8 @@ def name_options(text, config):
         return f"--config.{name}.{option}={value}"
 
     text = _OPTION.sub(typed, text)
+    if "dataset" not in config and sections:  # libs/ speaks of the usual section of images
+        text = text.replace("config.dataset.", f"config.{sections[0]}.")
     if "features" in config.get("metrics", {}):
         network = re.search(r"weights of (\S+) are missing", text)
         network = network[1] if network else "inception" if "inception" in text else "timm:NETWORK"
