@@ -146,7 +146,7 @@ class _ConfigLine:
         argv = _join_overrides(argv, config)
         typed = _overrides(argv)
         self.former = config.copy_and_resolve_references()
-        config_options.complete(config, typed, self.settings)
+        config_options.complete(config, typed, (*config_checks.LOOP_SETTINGS, *self.settings) if self.settings else ())
         config.lock()
         flags.FLAGS["config"].parser.parse = lambda path: config
         self.config = config
@@ -158,7 +158,7 @@ class _ConfigLine:
             config_options.expand_homes(config)
             config_checks.check_values(config)
             config_checks.fail(config_checks.differing_types(self.former, config))
-            config_checks.fail(config_checks.unknown_names(config))
+            config_checks.fail(config_options.unknown_names(config))
             implied = config_options.imply(config, typed)
             config_options.settle_sizes(config)
         config_checks.check_whole(config, self.settings, sized="workdir" in self.takes)
@@ -406,7 +406,7 @@ def _describe(error, config_file):
     if isinstance(error, _DAMAGED) or type(error).__name__ in _DAMAGED_BY_NAME:
         text = str(error).splitlines()[0] if str(error) else "it ends too early"
         if "No space left" in text:
-            return _describe_full_disk(file)
+            return _describe_full_disk(file or _run_folder(error))
         if file and file not in text:
             return f"{file} cannot be read ({type(error).__name__}: {text}): it is damaged or of another kind; put a whole copy there"
     if isinstance(error, OSError) and error.errno:
@@ -422,7 +422,7 @@ def _describe(error, config_file):
 def _describe_os_error(error, file):
     name = error.filename or file
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _describe_full_disk(name)
+        return _describe_full_disk(name or _run_folder(error))
     if not name:
         return str(error)
     if error.errno in (errno.EEXIST, errno.ENOTDIR) and Path(name).is_file():
@@ -440,10 +440,11 @@ def _describe_os_error(error, file):
 
 
 def _describe_full_disk(name):
-    folder = next((each for each in [Path(name or "."), *Path(name or ".").absolute().parents] if each.is_dir()), Path("."))
-    free = shutil.disk_usage(folder).free / 2**20
-    return (f"{name or 'a file'} could not be written: no space is left on the disk ({free:.0f} MiB free at {folder}). Make room, or "
-            "choose a folder on another disk, and give the same command again")
+    folder = next((each for each in [Path(name), *Path(name).absolute().parents] if each.is_dir()), None) if name else None
+    free = f" ({shutil.disk_usage(folder).free / 2**20:.0f} MiB free at {folder})" if folder else ""
+    what = "a file" if not name else f"a file in {name}" if folder == Path(name) else name
+    return (f"{what} could not be written: no space is left on the disk{free}. Make room, or choose a folder on another disk, and "
+            "give the same command again")
 
 
 def _file_read(error):
@@ -457,6 +458,15 @@ def _file_read(error):
                     and (os.path.sep in str(value) or isinstance(value, Path)) and (Path(value).exists() or Path(value).parent.is_dir()) \
                     and Path(value).suffix != ".py":
                 return str(value)
+    return ""
+
+
+def _run_folder(error):
+    """The folder of the run that the innermost function was writing; '' where there is none."""
+    for frame in reversed([frame for frame, _ in traceback.walk_tb(error.__traceback__)]):
+        folder = getattr(frame.f_locals.get("self"), "folder", None) or frame.f_locals.get("workdir")
+        if isinstance(folder, (str, Path)) and str(folder) and Path(folder).is_dir():
+            return str(folder)
     return ""
 
 

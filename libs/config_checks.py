@@ -3,9 +3,9 @@
 import math
 import os
 
-from libs import backbones, codecs, config_options, data, diffusion, encoders, engine, pipeline
+from libs import backbones, config_options, data, diffusion, engine, pipeline
 from libs.diffusion import samplers
-from libs.engine import optim
+from libs.engine import loop, optim
 from libs.metrics import suite
 
 # Dotted names, wherever they occur in a config, and what their number must satisfy.
@@ -17,6 +17,7 @@ NOT_NEGATIVE = ("seed", "train.log_interval", "train.eval_interval", "train.save
                 "train.validation_interval", "train.workers", "train.grad_clip", "optimizer.weight_decay",
                 "lr_scheduler.warmup_steps", "sample.guidance", *(f"nnet.{key}" for key in (*config_options.SIDES,
                                                                                              *config_options.CHANNELS)))
+LOOP_SETTINGS = tuple(loop.SETTINGS)  # what every training reads of config.train
 LARGEST_SEED = 2**63 - 1  # that PyTorch takes
 PRECISIONS = ("", "auto", "no", "fp16", "bf16", "fp8")
 SHARES = ("train.p_uncond", "train.ema_rate")
@@ -126,21 +127,8 @@ def differing_types(former, config):
     return faults
 
 
-def unknown_names(config):
-    """Which data sets, codecs and text encoders of a config do not exist, as sentences; sizes follow from them."""
-    faults = []
-    for section in ("dataset", "pairs", "input"):
-        if "name" in config.get(section, {}):
-            faults += [f"config.{section}.name: {fault}" for fault in _refusal(data.list_options, config[section].name)]
-    for section, known in (("codec", codecs.CONSTRUCTORS), ("encoder", encoders.CONSTRUCTORS)):
-        name = config.get(section, {}).get("name")
-        if isinstance(name, str) and name not in known and "sample" in config:
-            faults.append(f"config.{section}.name is {name!r}; known: {', '.join(known)}")
-    return faults
-
-
 def _section_faults(config, settings):
-    faults = unknown_names(config)
+    faults = config_options.unknown_names(config)
     if "denoiser" in config and config.get("nnet", {}).get("name", backbones.NAMES[0]) not in backbones.NAMES:
         faults += _refusal(backbones.get, config.nnet.name)
     if "names" in config.get("metrics", {}):

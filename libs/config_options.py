@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FieldReference
 
-from libs import backbones, codecs, data, encoders, engine
+from libs import backbones, codecs, data, encoders
 from libs.backbones import unet_label, uvit
 from libs.diffusion.denoiser import Denoiser
 from libs.diffusion.schedule import SCHEDULES
@@ -92,7 +92,7 @@ def complete(config, typed, settings=()):
     Args:
         config: ConfigDict, changed in place.
         typed: {dotted path: text} of the options on the command line, in their order.
-        settings: names of config.train that the script reads beside those of the loop; () where it trains nothing.
+        settings: names of config.train that the script reads; () where it trains nothing.
     Raises:
         ValueError: every option that nothing takes, with the nearest name, in one message.
     """
@@ -173,11 +173,27 @@ def _complete_section(config, name, chosen, settings):
 
 
 def _unlisted(name, settings):
-    """The `UNLISTED` options of a section that a script reads: of config.train the loop's, and `settings` where there are any."""
+    """The `UNLISTED` options of a section that a script reads: of config.train `settings` alone, where there are any."""
     unlisted = UNLISTED.get(name, {})
     if name == "train" and settings:
-        return {key: value for key, value in unlisted.items() if key in (*engine.loop.SETTINGS, *settings)}
+        return {key: value for key, value in unlisted.items() if key in settings}
     return unlisted
+
+
+def unknown_names(config):
+    """Which data sets, codecs and text encoders of a config do not exist, as sentences; sizes follow from them."""
+    faults = []
+    for section in _DATA:
+        if "name" in config.get(section, {}):
+            try:
+                data.list_options(config[section].name)
+            except ValueError as error:
+                faults.append(f"config.{section}.name: {error}")
+    for section, constructors in (("codec", codecs.CONSTRUCTORS), ("encoder", encoders.CONSTRUCTORS)):
+        name = config.get(section, {}).get("name")
+        if isinstance(name, str) and name not in constructors and "sample" in config:
+            faults.append(f"config.{section}.name is {name!r}; known: {', '.join(constructors)}")
+    return faults
 
 
 def _signature(build, without=()):
