@@ -3,7 +3,7 @@
 import math
 import os
 
-from libs import backbones, config_options, data, diffusion, engine, pipeline
+from libs import backbones, codecs, config_options, data, diffusion, encoders, engine, pipeline
 from libs.diffusion import samplers
 from libs.engine import optim
 from libs.metrics import suite
@@ -124,6 +124,9 @@ def _section_faults(config, settings):
         faults += _refusal(data.list_options, config.dataset.name)
     if "denoiser" in config and config.get("nnet", {}).get("name", backbones.NAMES[0]) not in backbones.NAMES:
         faults += _refusal(backbones.get, config.nnet.name)
+    for section, room in (("codec", codecs), ("encoder", encoders)):
+        if "denoiser" in config and config.get(section, {}).get("name", room.NAMES[0]) not in room.NAMES:
+            faults += _refusal(room.get, config[section].name)
     if "names" in config.get("metrics", {}):
         faults += _refusal(suite.check_names, config.metrics.names)
     if settings and "train" in config:
