@@ -158,7 +158,6 @@ class _ConfigLine:
             config_options.expand_homes(config)
             config_checks.check_values(config)
             config_checks.fail(config_checks.differing_types(self.former, config))
-            config_checks.fail(config_options.unknown_names(config))
             implied = config_options.imply(config, typed)
             config_options.settle_sizes(config)
         config_checks.check_whole(config, self.settings, sized="workdir" in self.takes)
@@ -348,7 +347,7 @@ def join_values(argv):
         name = _name(part)
         if name and "=" not in part and name in flags.FLAGS and not flags.FLAGS[name].boolean:
             if not rest or re.match(r"--?[A-Za-z]", rest[0]):
-                raise ValueError(f"--{name} has no value: give --{name}=VALUE")
+                raise ValueError(f"{part} has no value: write {part}=VALUE")
             part = f"{part}={rest.pop(0)}"
         if name and "=" in part and name not in _TEXTS and not name.startswith("config."):
             left, _, value = part.partition("=")

@@ -3,7 +3,7 @@
 import math
 import os
 
-from libs import backbones, config_options, data, diffusion, engine, pipeline
+from libs import backbones, codecs, config_options, data, diffusion, encoders, engine, pipeline
 from libs.diffusion import samplers
 from libs.engine import loop, optim
 from libs.metrics import suite
@@ -128,9 +128,12 @@ def differing_types(former, config):
 
 
 def _section_faults(config, settings):
-    faults = config_options.unknown_names(config)
+    faults = _refusal(data.list_options, config.dataset.name) if "name" in config.get("dataset", {}) else []
     if "denoiser" in config and config.get("nnet", {}).get("name", backbones.NAMES[0]) not in backbones.NAMES:
         faults += _refusal(backbones.get, config.nnet.name)
+    for section, room in (("codec", codecs), ("encoder", encoders)):
+        if "denoiser" in config and config.get(section, {}).get("name", room.NAMES[0]) not in room.NAMES:
+            faults += _refusal(room.get, config[section].name)
     if "names" in config.get("metrics", {}):
         faults += _refusal(suite.check_names, config.metrics.names)
     if settings and "train" in config:

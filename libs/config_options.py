@@ -180,22 +180,6 @@ def _unlisted(name, settings):
     return unlisted
 
 
-def unknown_names(config):
-    """Which data sets, codecs and text encoders of a config do not exist, as sentences; sizes follow from them."""
-    faults = []
-    for section in _DATA:
-        if "name" in config.get(section, {}):
-            try:
-                data.list_options(config[section].name)
-            except ValueError as error:
-                faults.append(f"config.{section}.name: {error}")
-    for section, constructors in (("codec", codecs.CONSTRUCTORS), ("encoder", encoders.CONSTRUCTORS)):
-        name = config.get(section, {}).get("name")
-        if isinstance(name, str) and name not in constructors and "sample" in config:
-            faults.append(f"config.{section}.name is {name!r}; known: {', '.join(constructors)}")
-    return faults
-
-
 def _signature(build, without=()):
     """{option: default} of a callable's own parameters."""
     parameters = inspect.signature(build).parameters.values()
@@ -325,6 +309,8 @@ def settle_sizes(config):
         ValueError: there is a 0 and config.dataset does not say what it stands for.
     """
     zeros = [key for key in (*SIDES, *CHANNELS) if "nnet" in config and config.nnet.get(key, 1) == 0]
+    if config.get("codec", {}).get("name", "pixels") not in codecs.NAMES:
+        return  # which is refused with all that is wrong
     needed = needed_shape(config)
     if needed is None:
         if zeros and config.get("dataset", {}).get("name"):
@@ -378,6 +364,8 @@ def name_options(text, config):
     sections = [name for name in (*_DATA, *_FOLDERS) if name in config]
     if begins and begins[1] in sections:
         sections.insert(0, begins[1])
+    if sections and sections[0] != "dataset":  # a data set says --config.dataset, whatever section it is built from
+        text = text.replace("--config.dataset.", f"--config.{sections[0]}.")
     of = {}
     for name in (*sections, "nnet", "train", "sample"):
         section = config.get(name, {})
@@ -398,8 +386,6 @@ def name_options(text, config):
         return f"--config.{name}.{option}={value}"
 
     text = _OPTION.sub(typed, text)
-    if "dataset" not in config and sections:  # libs/ speaks of the usual section of images
-        text = text.replace("config.dataset.", f"config.{sections[0]}.")
     if "features" in config.get("metrics", {}):
         network = re.search(r"weights of (\S+) are missing", text)
         network = network[1] if network else "inception" if "inception" in text else "timm:NETWORK"

@@ -23,7 +23,7 @@ MAY_IMPORT = {room: set() for room in FLOOR_0} | {
     "downstream": {"metrics", "engine", "data"},
     "extraction": {"pipeline", "engine", "data"},
     "config_options": {"backbones", "codecs", "encoders", "data", "diffusion"},
-    "config_checks": {"config_options", "backbones", "pipeline", "diffusion", "engine", "data", "metrics"},
+    "config_checks": {"config_options", "backbones", "codecs", "encoders", "pipeline", "diffusion", "engine", "data", "metrics"},
     "cli": {"config_options", "config_checks"},
 }
 IMPORTERS = {"import_module", "importlib.import_module", "__import__"}

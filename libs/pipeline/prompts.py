@@ -34,7 +34,7 @@ def choose_labels(asked, classes, n, *, conditional):
         return [label for label in range(len(classes)) for _ in range(n)]
     asked = _unquoted(asked) if asked not in classes else asked
     if asked and asked not in classes:
-        raise ValueError(f"--label={asked}: no such class; known: all (every class), {', '.join(map(_quoted, classes))}")
+        raise ValueError(f"--label={asked}: no such class; known: all, {', '.join(map(_quoted, classes))}")
     return [classes.index(asked)] * n if asked else [i % len(classes) for i in range(n)]
 
 
