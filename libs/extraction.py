@@ -70,7 +70,7 @@ def check(config):
     if config.dataset.get("crop", "center") == "random" or config.dataset.get("random_vflip", False):
         raise ValueError("features are made once: config.dataset.crop='random' and config.dataset.random_vflip=True are only for "
                          "training on images; of augmentations, a store keeps random_flip. Set --config.dataset.crop=center and "
-                         "--config.dataset.random_vflip=False, or where the training can do without a store --config.features.path= "
+                         "--config.dataset.random_vflip=False, or where the training can do without a store --config.features.path='', "
                          "to encode at every step")
 
 

@@ -158,7 +158,7 @@ def test_no_advice_of_the_data_stays_in_the_form_of_python(config, path):
     ("config.dataset.path is '': set config.dataset.path", "config.dataset.path is '': set --config.dataset.path"),
     ("balanced=True needs labels; the data set 'x' has none: set balanced=False",
      "balanced=True needs labels; the data set 'x' has none: set --config.train.balanced=False"),
-    ("holdout=0.1 with split='test': set split='train' or 'val'",
-     "holdout=0.1 with split='test': set --config.dataset.split=train or 'val'")])
+    ("holdout=0.1 with split='test': expected split='train' or 'val': set split='train'",
+     "holdout=0.1 with split='test': expected split='train' or 'val': set --config.dataset.split=train")])
 def test_advice_is_told_as_it_is_typed_and_facts_stay(said, typed):
     assert typed in name_options(said, CONFIGS["folder64_vap"])

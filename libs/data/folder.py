@@ -113,7 +113,7 @@ def _check_choice(holdout, split, require, missing_captions):
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout={holdout!r}: expected a share in [0, 1)")
     if holdout and split not in ("train", "val"):
-        raise ValueError(f"holdout={holdout} with split={split!r}: set split='train' or 'val'")
+        raise ValueError(f"holdout={holdout} with split={split!r}: expected split='train' or 'val': set split='train'")
     for what in require:
         one_of("require", what, ("label", "text", "mask"))
 
