@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from libs import backbones, codecs, config_options, data, diffusion, encoders, engine, pipeline
+from libs import backbones, codecs, config_options, data, diffusion, encoders, engine, metrics, pipeline
 from libs.diffusion import samplers
 from libs.diffusion.denoiser import PREDICTIONS
 from libs.diffusion.loss import WEIGHTINGS
@@ -30,7 +30,10 @@ LENGTHS = {"optimizer.betas": (2, False, "two numbers in [0, 1), such as \"(0.9,
            "sample.guidance_interval": (2, False, "(from, to) with 0 <= from < to <= 1, such as \"(0.1,0.75)\""),
            "dataset.cast": (3, False, "factors of red, green and blue, such as \"(1.0,0.9,0.7)\"")}
 # What an option may be named.
-CHOICES = {"denoiser.predicts": PREDICTIONS, "train.weighting": tuple(WEIGHTINGS)}
+CHOICES = {"denoiser.predicts": PREDICTIONS, "train.weighting": tuple(WEIGHTINGS),
+           "train.attention": ("auto", "sdpa", "math", "xformers"),
+           "train.mixed_precision": ("", "auto", "no", "fp16", "bf16", "fp8")}
+FEATURES = ("inception", "dinov2", "colour", "timm", "torchvision", "classifier")  # kinds of networks of config.metrics.features
 STANDING_FOR_DATA = 8  # sizes that only the data or a text encoder decide, while a network is checked without them
 WIDTHS = ("down_block_types", "up_block_types")  # one of each for every entry of block_out_channels
 
@@ -147,6 +150,9 @@ def _section_faults(config, settings):
         section, key = path.split(".")
         if key in config.get(section, {}) and config[section][key] not in names and (settings or section != "train"):
             faults.append(f"config.{path} is {config[section][key]!r}; known: {', '.join(map(str, names))}")
+    for name in config.get("metrics", {}).get("features", ()):
+        if "/" not in name.partition("@")[0] and name.partition("@")[0].partition(":")[0] not in FEATURES:
+            faults += [f"config.metrics.features: {fault}" for fault in _refusal(metrics.extractor, name)]
     if "names" in config.get("metrics", {}):
         faults += _refusal(suite.check_names, config.metrics.names)
     if settings and "train" in config:
@@ -213,8 +219,9 @@ def _network_faults(config):
     classes = [str(number) for number in range(max(count - null, 0) or 2)] if count >= 0 else []
     text = (nnet.get("num_clip_token", 0) or STANDING_FOR_DATA, nnet.get("clip_dim", 0) or STANDING_FOR_DATA)
     with torch.device("meta"):
-        return _refusal(pipeline.build_net, config, classes, text,
-                        mask_channels=nnet.get("conditioning_channels", 0) or STANDING_FOR_DATA)
+        faults = _refusal(pipeline.build_net, config, classes, text,
+                          mask_channels=nnet.get("conditioning_channels", 0) or STANDING_FOR_DATA)
+    return [fault if "config." in fault else f"config.nnet: {fault}" for fault in faults]
 
 
 def gather(function, *args, **kwargs):

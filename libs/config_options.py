@@ -55,7 +55,7 @@ _OTHER_HOME = re.compile(r"^~[A-Za-z_][\w.-]*/")
 
 
 _OPTION = re.compile(r"(?<![\w.\-])(?:([a-z_]+)\.)?([a-z_]+)=('[^'\s]*'|\((?:[^()]|\([^()]*\))*\)|[\w.]+)")
-_LEADS = re.compile(r"\b(?:set|or|give|by|use|see)\s+$", re.I)  # words before what is to be typed
+_LEADS = re.compile(r"\b(?:set|or|give|by|use|see|try|mean)\s+$", re.I)  # words before what is to be typed
 # An option of a config's section, advised with its section.
 _IN_SECTION = re.compile(r"(\b(?:set|give|by|with|use|or|choose another) )(config\.(?:[a-z_0-9]+\.)+[a-z_0-9]+)(?:='([^'\s]*)')?")
 _FOLLOWS = re.compile(r"\s+(?:leaves?|says|takes?|makes?|keeps?|pairs?)\b")
@@ -250,6 +250,9 @@ def imply(config, typed):
     if "nnet" in config and not backbones.takes_text(config.nnet.get("name", "")):
         wanted |= {"sample.guidance": 1.0, "sample.scale": 0.0}
     implied, problems = [], []
+    require = tuple(config.get("dataset", {}).get("require", ()))
+    if "label" in require:
+        wanted["dataset.require"] = tuple(what for what in require if what != "label")
     for path, value in wanted.items():
         section, key = path.split(".")
         present = config[section][key] if section in config and key in config[section] else value

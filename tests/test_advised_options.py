@@ -19,7 +19,7 @@ NARROW = ("--config.nnet.embed_dim=32", "--config.nnet.depth=2", "--config.nnet.
           "--config.train.n_steps=1", "--config.train.preview_interval=0", "--config.train.eval_interval=0",
           "--config.train.workers=0", "--config.train.validation_interval=0", "--config.dataset.resolution=16")
 TYPED = re.compile(r"--config\.[a-z_]+\.[a-z_.]+=(?:\"[^\"]*\"|[^\s,;)]*)")
-ADVICE = re.compile(r"\b(?:set|give|use|try|by)\s+([a-z_]+)=", re.I)
+ADVICE = re.compile(r"\b(?:set|give|use|try|by|mean)\s+([a-z_]+)=", re.I)
 
 
 def write_images(root, names=("a", "b"), each=8, size=(20, 18), levels=256, dtype=np.uint8):
@@ -156,6 +156,7 @@ def test_no_advice_of_the_data_stays_in_the_form_of_python(config, path):
     ("use config.features.dtype='float32'", "use --config.features.dtype=float32"),
     ("set config.codec.path to that one", "set --config.codec.path to that one"),
     ("config.dataset.path is '': set config.dataset.path", "config.dataset.path is '': set --config.dataset.path"),
+    ("the table has no column 'label', only ['dx']; did you mean label_column='dx'?", "did you mean --config.dataset.label_column=dx?"),
     ("balanced=True needs labels; the data set 'x' has none: set balanced=False",
      "balanced=True needs labels; the data set 'x' has none: set --config.train.balanced=False"),
     ("holdout=0.1 with split='test': expected split='train' or 'val': set split='train'",

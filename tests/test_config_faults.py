@@ -141,3 +141,36 @@ def test_labels_left_out_are_named_as_they_are_typed(inside, tmp_path):
     done = inside("train.py", *options, fails=True)
     assert "--config.nnet.num_classes=0" in done.stderr and "--config.train.mode=uncond" in done.stderr
     call("train.py", *options[:-1], "--config.nnet.num_classes=0")
+
+
+@pytest.mark.parametrize("option, words", [
+    ("train.attention=flash", "config.train.attention is 'flash'; known: auto, sdpa, math, xformers"),
+    ("train.mixed_precision=bf8", "config.train.mixed_precision is 'bf8'"),
+    ("metrics.features=('inceptio',)", "Did you mean 'inception'"), ("codec.name=pixel", 'Did you mean "pixels"'),
+    ("train.mode=Cond", "known: cond, uncond"), ("sample.labels=balancd", "known: data, balanced")])
+def test_names_are_checked_before_the_data_are_opened(inside, tmp_path, option, words):
+    done = inside("train.py", "--config=configs/folder64_uvit_label.py", "--config.dataset.path=/not/there",
+                  f"--workdir={tmp_path}/run", f"--config.{option}", fails=True)
+    assert words in done.stderr and "not/there" not in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_texts_without_labels_train_by_what_the_messages_say(inside, tmp_path):
+    """A table of files and texts with folder64_vap: each message is followed until the training runs."""
+    loose_images(tmp_path / "images")
+    rows = [f"{tmp_path}/images/{number}.png,finding {number % 3}" for number in range(24)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,Text", *rows]))
+    command = ["--config=configs/folder64_vap.py", "--config.dataset.name=path_text", f"--config.dataset.path={tmp_path}/table.csv",
+               *NARROW, f"--config.features.path={tmp_path}/features", "--config.train.validation_interval=0",
+               "--config.lr_scheduler.warmup_steps=1"]
+    answer = inside("scripts/extract_feature.py", *command, fails=True).stderr
+    assert "--config.dataset.require=\"('text',)\"" in answer, answer
+    inside("scripts/extract_feature.py", *command, "--config.dataset.require=('text',)")
+    command += [f"--workdir={tmp_path}/run"]
+    answer = inside("train_t2i_discrete.py", *command, "--config.dataset.require=('text',)", fails=True).stderr
+    assert "--config.train.mode=uncond" in answer, answer
+    answer = inside("train_t2i_discrete.py", *command, "--config.train.mode=uncond", fails=True).stderr
+    assert "--config.nnet.name=uvit_t2i" in answer, answer
+    done = inside("train_t2i_discrete.py", *command, "--config.train.mode=uncond", "--config.nnet.name=uvit_t2i")
+    assert "dataset.require=('text',)" in done.stderr and "train.balanced=False" in done.stderr
+    inside("sample.py", f"--workdir={tmp_path}/run", "--prompt=finding 1", "--n_samples=1", "--config.sample.sample_steps=2",
+           f"--config.sample.path={tmp_path}/s")
