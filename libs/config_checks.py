@@ -33,8 +33,10 @@ LENGTHS = {"optimizer.betas": (2, False, "two numbers in [0, 1), such as \"(0.9,
 CHOICES = {"denoiser.predicts": PREDICTIONS, "train.weighting": tuple(WEIGHTINGS),
            "train.attention": ("auto", "sdpa", "math", "xformers"),
            "train.mixed_precision": ("", "auto", "no", "fp16", "bf16", "fp8")}
-FEATURES = ("inception", "dinov2", "colour", "timm", "torchvision", "classifier")  # kinds of networks of config.metrics.features
-STANDING_FOR_DATA = 8  # sizes that only the data or a text encoder decide, while a network is checked without them
+# Kinds of networks of config.metrics.features.
+FEATURES = ("inception", "dinov2", "colour", "timm", "torchvision", "classifier")
+# Stands for sizes that only the data or a text encoder decide, while a network is checked without them.
+STANDING_FOR_DATA = 8
 WIDTHS = ("down_block_types", "up_block_types")  # one of each for every entry of block_out_channels
 
 
@@ -60,7 +62,8 @@ def check_whole(config, settings=(), *, sized=False, faults=()):
         more = _section_faults(config, settings) + _sampling_faults(config)
         more += config_options.size_faults(config) if sized else []
         # building the network is the last check: what is wrong with its sizes is said better above
-        if any(fault.startswith("--config.train.mode=uncond") for fault in faults):  # guidance and classes are named there
+        if any(fault.startswith("--config.train.mode=uncond") for fault in faults):
+            # guidance and classes are named there
             more = [fault for fault in more if not fault.startswith("sample guidance")]
         faults += more or (_network_faults(config) if settings and not faults else [])
     fail(faults)
@@ -148,8 +151,9 @@ def _section_faults(config, settings):
                           + (f'. Did you mean "{close[0]}"?' if close else ""))
     for path, names in CHOICES.items():
         section, key = path.split(".")
-        if key in config.get(section, {}) and config[section][key] not in names and (settings or section != "train"):
-            faults.append(f"config.{path} is {config[section][key]!r}; known: {', '.join(map(str, names))}")
+        value = config.get(section, {}).get(key, names[0])
+        if value not in names and (settings or section != "train"):
+            faults.append(f"config.{path} is {value!r}; known: {', '.join(names)}")
     for name in config.get("metrics", {}).get("features", ()):
         if "/" not in name.partition("@")[0] and name.partition("@")[0].partition(":")[0] not in FEATURES:
             faults += [f"config.metrics.features: {fault}" for fault in _refusal(metrics.extractor, name)]
@@ -172,8 +176,8 @@ def _section_faults(config, settings):
     mode = config.get("train", {}).get("mode", "cond")
     name = config.get("nnet", {}).get("name", "")
     if mode == "uncond" and backbones.takes_text(name) and backbones.numbers_null(name):
-        faults.append(f"config.train.mode is 'uncond' but the network {name!r} needs classes: set --config.nnet.name=uvit_t2i, "
-                      "which takes texts alone, or --config.train.mode=cond")
+        faults.append(f"config.train.mode is 'uncond' but the network {name!r} needs classes: set "
+                      "--config.nnet.name=uvit_t2i, which takes texts alone, or --config.train.mode=cond")
     if mode not in ("cond", "uncond"):
         faults.append(f"config.train.mode is {mode!r}; known: cond, uncond")
     elif mode == "cond" and "mode" in config.get("train", {}) and config.get("nnet", {}).get("num_classes", 0) < 0 \
@@ -210,7 +214,7 @@ def _sampling_faults(config):
 
 
 def _network_faults(config):
-    """What the constructor of the network says against config.nnet; nothing is computed, and no weight takes memory."""
+    """What the constructor of the network says against config.nnet; no weight takes memory."""
     if "denoiser" not in config or "nnet" not in config or "path" in config.nnet:
         return []
     nnet = config.nnet
