@@ -305,7 +305,9 @@ def join_values(argv):
         if part == "--":
             return [argv[0], *joined, part, *rest]
         name = _name(part)
-        if name and "=" not in part and name in flags.FLAGS and not flags.FLAGS[name].boolean and rest:
+        if name and "=" not in part and name in flags.FLAGS and not flags.FLAGS[name].boolean:
+            if not rest:
+                raise ValueError(f"{part} has no value: write {part}=VALUE")
             part = f"{part}={rest.pop(0)}"
         if name and "=" in part and name not in _TEXTS and not name.startswith("config."):
             left, _, value = part.partition("=")

@@ -143,12 +143,9 @@ def _section_faults(config, settings):
         faults += _refusal(data.list_options, config.dataset.name)
     if "denoiser" in config and config.get("nnet", {}).get("name", backbones.NAMES[0]) not in backbones.NAMES:
         faults += _refusal(backbones.get, config.nnet.name)
-    for section, names in (("codec", codecs.NAMES), ("encoder", encoders.NAMES)):
-        name = config.get(section, {}).get("name", "")
-        if name and "denoiser" in config and name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            faults.append(f"config.{section}.name is {name!r}; known: {', '.join(names)}"
-                          + (f'. Did you mean "{close[0]}"?' if close else ""))
+    for section, room in (("codec", codecs), ("encoder", encoders)):
+        if "denoiser" in config and config.get(section, {}).get("name", room.NAMES[0]) not in room.NAMES:
+            faults += _refusal(room.get, config[section].name)
     for path, names in CHOICES.items():
         section, key = path.split(".")
         value = config.get(section, {}).get(key, names[0])

@@ -329,6 +329,8 @@ def settle_sizes(config):
             config_checks.
     """
     zeros = [key for key in (*SIDES, *CHANNELS) if "nnet" in config and config.nnet.get(key, 1) == 0]
+    if config.get("codec", {}).get("name", "pixels") not in codecs.NAMES:
+        return  # which is refused with all that is wrong
     needed = needed_shape(config)
     if needed is None:
         if zeros and config.get("dataset", {}).get("name", "") not in data.NAMES and "dataset" in config:
@@ -382,6 +384,8 @@ def name_options(text, config):
     sections = [name for name in (*_DATA, *_FOLDERS) if name in config]
     if begins and begins[1] in sections:
         sections.insert(0, begins[1])
+    if sections and sections[0] != "dataset":  # a data set says --config.dataset, whatever section it is built from
+        text = text.replace("--config.dataset.", f"--config.{sections[0]}.")
     of = {}
     for name in (*sections, "nnet", "train", "sample"):
         section = config.get(name, {})

@@ -167,7 +167,7 @@ def test_labels_left_out_are_named_as_they_are_typed(inside, tmp_path):
     ("train.attention=flash", "config.train.attention is 'flash'; known: auto, sdpa, math, xformers"),
     ("train.mixed_precision=bf8", "config.train.mixed_precision is 'bf8'"),
     ("metrics.features=('inceptio',)", "Did you mean 'inception'"),
-    ("codec.name=pixel", 'Did you mean "pixels"'),
+    ("codec.name=pixel", "did you mean 'pixels'"),
     ("train.mode=Cond", "known: cond, uncond"), ("sample.labels=balancd", "known: data, balanced")])
 def test_names_are_checked_before_the_data_are_opened(inside, tmp_path, option, words):
     done = inside("train.py", "--config=configs/folder64_uvit_label.py", "--config.dataset.path=/not/there",
