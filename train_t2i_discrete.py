@@ -27,6 +27,7 @@ def train(config, workdir):
     images, features, held_out = data.open_all(config.dataset, config.features, pipeline.identity(codec, encoder),
                                                validation_split=config.train.validation_split,
                                                shape=pipeline.latent_shape(config.nnet))
+    pipeline.check_labels(config, features.classes)
     evaluation.record_identity(run, codec, encoder)
     run.record("classes.json", features.classes, fixed=True)
     if run.is_main and features.captions is not None and run.is_to_write("bank.json", config.train.n_steps):

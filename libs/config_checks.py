@@ -6,20 +6,25 @@ import os
 
 import torch
 
-from libs import backbones, codecs, config_options, data, diffusion, encoders, engine, pipeline
+from libs import backbones, codecs, config_options, data, diffusion, encoders, engine, metrics, pipeline
 from libs.diffusion import samplers
 from libs.diffusion.denoiser import PREDICTIONS
 from libs.diffusion.loss import WEIGHTINGS
-from libs.engine import optim
+from libs.engine import loop, optim
 from libs.metrics import suite
 
 # Dotted names, wherever they occur in a config, and what their number must satisfy.
 POSITIVE = ("train.batch_size", "train.n_steps", "train.accumulation", "train.keep_checkpoints", "optimizer.lr",
             "sample.sample_steps", "sample.n_samples", "sample.mini_batch_size", "metrics.sample_steps", "metrics.n_samples",
-            "train.validation_size", "dataset.resolution", "nnet.embed_dim", "nnet.depth", "nnet.num_heads", "nnet.mlp_ratio")
+            "train.validation_size", "dataset.resolution", "nnet.embed_dim", "nnet.depth", "nnet.num_heads", "nnet.mlp_ratio",
+            "nnet.patch_size")
 NOT_NEGATIVE = ("seed", "train.log_interval", "train.eval_interval", "train.save_interval", "train.preview_interval",
                 "train.validation_interval", "train.workers", "train.grad_clip", "optimizer.weight_decay",
-                "lr_scheduler.warmup_steps", "sample.guidance")
+                "lr_scheduler.warmup_steps", "sample.guidance", *(f"nnet.{key}" for key in (*config_options.SIDES,
+                                                                                             *config_options.CHANNELS)))
+LOOP_SETTINGS = tuple(loop.SETTINGS)  # what every training reads of config.train
+LARGEST_SEED = 2**63 - 1  # that PyTorch takes
+PRECISIONS = ("", "auto", "no", "fp16", "bf16", "fp8")
 SHARES = ("train.p_uncond", "train.ema_rate")
 # Tuples of so many numbers: (how many, whether () is one too, what they are).
 LENGTHS = {"optimizer.betas": (2, False, "two numbers in [0, 1), such as \"(0.9,0.99)\""),
@@ -30,8 +35,13 @@ LENGTHS = {"optimizer.betas": (2, False, "two numbers in [0, 1), such as \"(0.9,
            "sample.guidance_interval": (2, False, "(from, to) with 0 <= from < to <= 1, such as \"(0.1,0.75)\""),
            "dataset.cast": (3, False, "factors of red, green and blue, such as \"(1.0,0.9,0.7)\"")}
 # What an option may be named.
-CHOICES = {"denoiser.predicts": PREDICTIONS, "train.weighting": tuple(WEIGHTINGS)}
-STANDING_FOR_DATA = 8  # sizes that only the data or a text encoder decide, while a network is checked without them
+CHOICES = {"denoiser.predicts": PREDICTIONS, "train.weighting": tuple(WEIGHTINGS),
+           "train.attention": ("auto", "sdpa", "math", "xformers"),
+           "train.mixed_precision": ("", "auto", "no", "fp16", "bf16", "fp8")}
+# Kinds of networks of config.metrics.features.
+FEATURES = ("inception", "dinov2", "colour", "timm", "torchvision", "classifier")
+# Stands for sizes that only the data or a text encoder decide, while a network is checked without them.
+STANDING_FOR_DATA = 8
 WIDTHS = ("down_block_types", "up_block_types")  # one of each for every entry of block_out_channels
 
 
@@ -57,7 +67,8 @@ def check_whole(config, settings=(), *, sized=False, faults=()):
         more = _section_faults(config, settings) + _sampling_faults(config)
         more += config_options.size_faults(config) if sized else []
         # building the network is the last check: what is wrong with its sizes is said better above
-        if any(fault.startswith("--config.train.mode=uncond") for fault in faults):  # guidance and classes are named there
+        if any(fault.startswith("--config.train.mode=uncond") for fault in faults):
+            # guidance and classes are named there
             more = [fault for fault in more if not fault.startswith("sample guidance")]
         faults += more or (_network_faults(config) if settings and not faults else [])
     fail(faults)
@@ -88,6 +99,10 @@ def _value_fault(path, value):
             return f"config.{path} is {value}; it must not be negative"
         if path in SHARES and not 0 <= value <= 1:
             return f"config.{path} is {value}; it must lie between 0 and 1"
+    if path == "seed" and value > LARGEST_SEED:
+        return f"config.seed is {value}; it must be at most {LARGEST_SEED}"
+    if path == "train.mixed_precision" and value not in PRECISIONS:
+        return f"config.train.mixed_precision is {value!r}; known: {', '.join(PRECISIONS[1:])}, or '' for accelerate's"
     if path == "metrics.bootstrap" and (value < 0 or value == 1):
         return f"config.metrics.bootstrap is {value}; give at least 2 resamples, or 0 for no intervals"
     if path == "sample.labels" and value not in ("data", "balanced"):
@@ -132,21 +147,20 @@ def differing_types(former, config):
 
 
 def _section_faults(config, settings):
-    faults = []
-    if config.get("dataset", {}).get("name"):
-        faults += _refusal(data.list_options, config.dataset.name)
+    faults = _refusal(data.list_options, config.dataset.name) if "name" in config.get("dataset", {}) else []
     if "denoiser" in config and config.get("nnet", {}).get("name", backbones.NAMES[0]) not in backbones.NAMES:
         faults += _refusal(backbones.get, config.nnet.name)
-    for section, names in (("codec", codecs.NAMES), ("encoder", encoders.NAMES)):
-        name = config.get(section, {}).get("name", "")
-        if name and "denoiser" in config and name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            faults.append(f"config.{section}.name is {name!r}; known: {', '.join(names)}"
-                          + (f'. Did you mean "{close[0]}"?' if close else ""))
+    for section, room in (("codec", codecs), ("encoder", encoders)):
+        if "denoiser" in config and config.get(section, {}).get("name", room.NAMES[0]) not in room.NAMES:
+            faults += _refusal(room.get, config[section].name)
     for path, names in CHOICES.items():
         section, key = path.split(".")
-        if key in config.get(section, {}) and config[section][key] not in names and (settings or section != "train"):
-            faults.append(f"config.{path} is {config[section][key]!r}; known: {', '.join(map(str, names))}")
+        value = config.get(section, {}).get(key, names[0])
+        if value not in names and (settings or section != "train"):
+            faults.append(f"config.{path} is {value!r}; known: {', '.join(names)}")
+    for name in config.get("metrics", {}).get("features", ()):
+        if "/" not in name.partition("@")[0] and name.partition("@")[0].partition(":")[0] not in FEATURES:
+            faults += [f"config.metrics.features: {fault}" for fault in _refusal(metrics.extractor, name)]
     if "names" in config.get("metrics", {}):
         faults += _refusal(suite.check_names, config.metrics.names)
     if settings and "train" in config:
@@ -166,8 +180,8 @@ def _section_faults(config, settings):
     mode = config.get("train", {}).get("mode", "cond")
     name = config.get("nnet", {}).get("name", "")
     if mode == "uncond" and backbones.takes_text(name) and backbones.numbers_null(name):
-        faults.append(f"config.train.mode is 'uncond' but the network {name!r} needs classes: set --config.nnet.name=uvit_t2i, "
-                      "which takes texts alone, or --config.train.mode=cond")
+        faults.append(f"config.train.mode is 'uncond' but the network {name!r} needs classes: set "
+                      "--config.nnet.name=uvit_t2i, which takes texts alone, or --config.train.mode=cond")
     if mode not in ("cond", "uncond"):
         faults.append(f"config.train.mode is {mode!r}; known: cond, uncond")
     elif mode == "cond" and "mode" in config.get("train", {}) and config.get("nnet", {}).get("num_classes", 0) < 0 \
@@ -204,7 +218,7 @@ def _sampling_faults(config):
 
 
 def _network_faults(config):
-    """What the constructor of the network says against config.nnet; nothing is computed, and no weight takes memory."""
+    """What the constructor of the network says against config.nnet; no weight takes memory."""
     if "denoiser" not in config or "nnet" not in config or "path" in config.nnet:
         return []
     nnet = config.nnet
@@ -213,8 +227,9 @@ def _network_faults(config):
     classes = [str(number) for number in range(max(count - null, 0) or 2)] if count >= 0 else []
     text = (nnet.get("num_clip_token", 0) or STANDING_FOR_DATA, nnet.get("clip_dim", 0) or STANDING_FOR_DATA)
     with torch.device("meta"):
-        return _refusal(pipeline.build_net, config, classes, text,
-                        mask_channels=nnet.get("conditioning_channels", 0) or STANDING_FOR_DATA)
+        faults = _refusal(pipeline.build_net, config, classes, text,
+                          mask_channels=nnet.get("conditioning_channels", 0) or STANDING_FOR_DATA)
+    return [fault if "config." in fault else f"config.nnet: {fault}" for fault in faults]
 
 
 def gather(function, *args, **kwargs):

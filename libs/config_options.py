@@ -47,7 +47,8 @@ _DATA = ("dataset", "pairs", "input")  # sections that say which data set they m
 _FOLDERS = ("synthetic",)  # sections of a folder, without a name
 # Networks whose constructors hand further options on, and the constructors that take them.
 _FURTHER = {"uvit": (uvit.UViT,), "uvit_t2i": (uvit.UViT,), "uvit_t2i_label": (uvit.UViT,),
-            "uvit_t2i_prototype": (uvit.PrototypeUViT, uvit.uvit_t2i_label, uvit.UViT), "controlnet": (unet_label.LabelUNet,)}
+            "uvit_t2i_prototype": (uvit.PrototypeUViT, uvit.uvit_t2i_label, uvit.UViT),
+            "controlnet": (unet_label.LabelUNet,)}
 # Options of a trunk that networks without such tokens refuse.
 _NOT_TAKEN = {"uvit": ("clip_dim", "num_clip_token"), "uvit_t2i": ("num_classes",)}
 _HOME = re.compile(r"(^|[,@:]\s*)~(?=/|$)")
@@ -55,9 +56,10 @@ _OTHER_HOME = re.compile(r"^~[A-Za-z_][\w.-]*/")
 
 
 _OPTION = re.compile(r"(?<![\w.\-])(?:([a-z_]+)\.)?([a-z_]+)=('[^'\s]*'|\((?:[^()]|\([^()]*\))*\)|[\w.]+)")
-_LEADS = re.compile(r"\b(?:set|or|give|by|use|see)\s+$", re.I)  # words before what is to be typed
+_LEADS = re.compile(r"\b(?:set|or|give|by|use|see|try|mean)\s+$", re.I)  # words before what is to be typed
 # An option of a config's section, advised with its section.
-_IN_SECTION = re.compile(r"(\b(?:set|give|by|with|use|or|choose another) )(config\.(?:[a-z_0-9]+\.)+[a-z_0-9]+)(?:='([^'\s]*)')?")
+_IN_SECTION = re.compile(r"(\b(?:set|give|by|with|use|or|choose another) )(config\.(?:[a-z_0-9]+\.)+[a-z_0-9]+)"
+                         r"(?:='([^'\s]*)')?")
 _FOLLOWS = re.compile(r"\s+(?:leaves?|says|takes?|makes?|keeps?|pairs?)\b")
 _WEIGHTS = re.compile(r"give weights=(/[^\s,;)]*[^\s,;).])")  # of a feature network, which config.metrics.features names
 _GENERAL = ("name", "path", "seed", "steps", "size", "dim", "weights")  # options of several sections, by their bare name
@@ -96,7 +98,7 @@ def complete(config, typed, settings=()):
     Args:
         config: ConfigDict, changed in place.
         typed: {dotted path: text} of the options on the command line, in their order.
-        settings: names of config.train that the script reads beside those of the loop; () where it trains nothing.
+        settings: names of config.train that the script reads; () where it trains nothing.
     Returns:
         {dotted path: what is wrong with it} of the options that nothing takes, with the nearest name.
     """
@@ -106,12 +108,10 @@ def complete(config, typed, settings=()):
             chosen = {path.split(".", 1)[1]: text for path, text in typed.items()
                       if path.count(".") == 1 and path.startswith(f"{name}.")}
             faults |= _complete_section(config, name, chosen, settings)
-            if name == "test" and "name" in config.get("dataset", {}):  # what a test folder has differently from the real images
-                options = called("dataset", config.dataset)
-                section = config[name]
-                section.update({key: options.options[key] for key in chosen if options and key not in section
-                                and options.options.get(key, inspect.Parameter.empty) is not inspect.Parameter.empty})
-    return faults | {path: fault for path in typed if path not in faults and (fault := _unknown(config, path, settings))}
+            if name == "test" and "name" in config.get("dataset", {}):
+                _complete_differing(config[name], chosen, called("dataset", config.dataset))
+    return faults | {path: fault for path in typed
+                     if path not in faults and (fault := _unknown(config, path, settings))}
 
 
 def called(name, section):
@@ -147,9 +147,7 @@ def _complete_section(config, name, chosen, settings):
         section.name = chosen["name"]
     call = called(name, section)
     if call is None:
-        unlisted = UNLISTED.get(name, {})
-        if name == "train" and settings:
-            unlisted = {key: value for key, value in unlisted.items() if key in settings}
+        unlisted = _unlisted(name, settings)
         for key in chosen:
             if key not in section and key in unlisted:
                 section[key] = unlisted[key]
@@ -157,8 +155,8 @@ def _complete_section(config, name, chosen, settings):
     changed = former is not None and former.what != call.what
     for key in [key for key in section if key != "name" and key not in call.options]:
         if key in chosen and changed:
-            faults[f"{name}.{key}"] = (f"config.{name}.{key}={chosen[key]}: {call.what} has no option {key!r}; it has "
-                                       f"{', '.join(call.options)}{_near(key, call.options, name)}")
+            fault = f"config.{name}.{key}={chosen[key]}: {call.what} has no option {key!r}"
+            faults[f"{name}.{key}"] = f"{fault}; it has {', '.join(call.options)}{_near(key, call.options, name)}"
         elif changed:
             del section[key]
     own_images = name in _DATA and changed and section.name in data.OWN_IMAGES
@@ -180,6 +178,21 @@ def _complete_section(config, name, chosen, settings):
     return faults
 
 
+def _complete_differing(section, chosen, call):
+    """Give a section that says what test images have differently the options of the real ones that are typed."""
+    for key, value in (call.options if call else {}).items():
+        if key in chosen and key not in section and value is not inspect.Parameter.empty and value is not None:
+            section[key] = value
+
+
+def _unlisted(name, settings):
+    """The `UNLISTED` options of a section that a script reads: of config.train `settings` alone, where there are any."""
+    unlisted = UNLISTED.get(name, {})
+    if name == "train" and settings:
+        return {key: value for key, value in unlisted.items() if key in settings}
+    return unlisted
+
+
 def _signature(build, without=()):
     """{option: default} of a callable's own parameters."""
     parameters = inspect.signature(build).parameters.values()
@@ -192,7 +205,7 @@ def _defaults(options):
 
 
 def _near(key, options, section):
-    """The end of a message about an option that nothing takes: the nearest name, or the data set that has it; '' for neither."""
+    """How a message about an unknown option ends: the data set that has it, or the nearest name; '' for neither."""
     if section in _DATA:
         having = [name for name in data.NAMES if key in data.list_options(name)]
         if having:
@@ -215,11 +228,12 @@ def _unknown(config, path, settings=()):
             if call:
                 options = [*(["name"] if "name" in section else []), *call.options]
             elif depth == 1:
-                options += [each for each in UNLISTED.get(parts[0], {}) if each not in section
-                            and (parts[0] != "train" or not settings or each in settings)]
+                options += [each for each in _unlisted(parts[0], settings) if each not in section]
             return (f"{so_far} has no option {key!r}; it has {', '.join(options)}"
                     f"{_near(key, options, parts[0] if depth == 1 else '')}")
         section = section[key]
+    if hasattr(section, "keys"):
+        return f"config.{path} is a section: set its options, --config.{path}.OPTION=VALUE; it has {', '.join(section)}"
     return ""
 
 
@@ -250,6 +264,9 @@ def imply(config, typed):
     if "nnet" in config and not backbones.takes_text(config.nnet.get("name", "")):
         wanted |= {"sample.guidance": 1.0, "sample.scale": 0.0}
     implied, problems = [], []
+    require = tuple(config.get("dataset", {}).get("require", ()))
+    if "label" in require:
+        wanted["dataset.require"] = tuple(what for what in require if what != "label")
     for path, value in wanted.items():
         section, key = path.split(".")
         present = config[section][key] if section in config and key in config[section] else value
@@ -315,10 +332,12 @@ def settle_sizes(config):
     """Replace the zeros in sizes and channels of config.nnet and config.codec by those of the data, in place.
 
     Raises:
-        ValueError: there is a 0 and config.dataset does not say what it stands for. A data set that does not exist is not told
-            here: config_checks does.
+        ValueError: there is a 0 and config.dataset does not say what it stands for. An unknown data set is left to
+            config_checks.
     """
     zeros = [key for key in (*SIDES, *CHANNELS) if "nnet" in config and config.nnet.get(key, 1) == 0]
+    if config.get("codec", {}).get("name", "pixels") not in codecs.NAMES:
+        return  # which is refused with all that is wrong
     needed = needed_shape(config)
     if needed is None:
         if zeros and config.get("dataset", {}).get("name", "") not in data.NAMES and "dataset" in config:
@@ -372,6 +391,8 @@ def name_options(text, config):
     sections = [name for name in (*_DATA, *_FOLDERS) if name in config]
     if begins and begins[1] in sections:
         sections.insert(0, begins[1])
+    if sections and sections[0] != "dataset":  # a data set says --config.dataset, whatever section it is built from
+        text = text.replace("--config.dataset.", f"--config.{sections[0]}.")
     of = {}
     for name in (*sections, "nnet", "train", "sample"):
         section = config.get(name, {})

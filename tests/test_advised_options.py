@@ -1,4 +1,4 @@
-"""What a script answers to data that it cannot take names options as they are typed; typed, they mend it (issue 15: F17, gap 2)."""
+"""Messages about data name options as they are typed; typed, they mend it (issue 15: F17, gap 2)."""
 
 import ast
 import csv
@@ -15,11 +15,13 @@ from tests.commands import call
 from tests.conftest import ROOT
 from tests.test_configs import CONFIGS
 
-NARROW = ("--config.nnet.embed_dim=32", "--config.nnet.depth=2", "--config.nnet.num_heads=2", "--config.train.batch_size=2",
+NARROW = ("--config.nnet.embed_dim=32", "--config.nnet.depth=2", "--config.nnet.num_heads=2",
+          "--config.train.batch_size=2",
           "--config.train.n_steps=1", "--config.train.preview_interval=0", "--config.train.eval_interval=0",
-          "--config.train.workers=0", "--config.train.validation_interval=0", "--config.dataset.resolution=16")
+          "--config.train.workers=0", "--config.train.validation_interval=0",
+          "--config.dataset.resolution=16")
 TYPED = re.compile(r"--config\.[a-z_]+\.[a-z_.]+=(?:\"[^\"]*\"|[^\s,;)]*)")
-ADVICE = re.compile(r"\b(?:set|give|use|try|by)\s+([a-z_]+)=", re.I)
+ADVICE = re.compile(r"\b(?:set|give|use|try|by|mean)\s+([a-z_]+)=", re.I)
 
 
 def write_images(root, names=("a", "b"), each=8, size=(20, 18), levels=256, dtype=np.uint8):
@@ -81,7 +83,8 @@ def unlabelled(root):
 
 def weights_of_none(root):
     write_images(root)
-    write_table(root, [(f"{name}/{number}.png", name, -1) for name in "ab" for number in range(8)], ("file_name", "label", "weight"))
+    write_table(root, [(f"{name}/{number}.png", name, -1) for name in "ab" for number in range(8)],
+                ("file_name", "label", "weight"))
     return (), {"dataset.weight_column"}
 
 
@@ -101,16 +104,18 @@ def split_of_another_name(root):
     return ("--config.dataset.split=val2", "--config.train.validation_split="), {"dataset.split"}
 
 
-CASES = (small, linked, empty_class, doubled, unlisted, given_split, unlabelled, weights_of_none, beside_classes, sizes,
+CASES = (small, linked, empty_class, doubled, unlisted, given_split, unlabelled, weights_of_none,
+         beside_classes, sizes,
          split_of_another_name)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_what_a_message_advises_is_typed_and_mends_it(tmp_path, case):
-    """One of the advised options is typed after the other, until the training runs: the message is not met again."""
+    """Each of the advised options is typed, and the training runs."""
     root = tmp_path / "data"
     more, expected = case(root)
-    command = ["train.py", "--config=configs/folder64_uvit_label.py", f"--config.dataset.path={root}", *NARROW, *more,
+    command = ["train.py", "--config=configs/folder64_uvit_label.py", f"--config.dataset.path={root}",
+               *NARROW, *more,
                f"--workdir={tmp_path}/run"]
     answer = call(*command, fails=True).stderr
     advised = [option.strip('"').replace('="', "=").replace('"', "") for option in TYPED.findall(answer)]
@@ -128,8 +133,9 @@ def test_what_a_message_advises_is_typed_and_mends_it(tmp_path, case):
 def messages(path):
     """The texts of a file that are no docstrings, with 1 for what is computed."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    docs = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
-            and node.body and isinstance(node.body[0], ast.Expr)}
+    documented = ast.Module | ast.FunctionDef | ast.ClassDef
+    docs = {id(node.body[0].value) for node in ast.walk(tree)
+            if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)}
     inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
@@ -152,13 +158,17 @@ def test_no_advice_of_the_data_stays_in_the_form_of_python(config, path):
 
 
 @pytest.mark.parametrize("said, typed", [
-    ("give config.dataset.classes in the order of the features", "give --config.dataset.classes in the order"),
+    ("give config.dataset.classes in the order of the features",
+     "give --config.dataset.classes in the order"),
     ("use config.features.dtype='float32'", "use --config.features.dtype=float32"),
     ("set config.codec.path to that one", "set --config.codec.path to that one"),
-    ("config.dataset.path is '': set config.dataset.path", "config.dataset.path is '': set --config.dataset.path"),
+    ("config.dataset.path is '': set config.dataset.path",
+     "config.dataset.path is '': set --config.dataset.path"),
+    ("the table has no column 'label', only ['dx']; did you mean label_column='dx'?",
+     "did you mean --config.dataset.label_column=dx?"),
     ("balanced=True needs labels; the data set 'x' has none: set balanced=False",
      "balanced=True needs labels; the data set 'x' has none: set --config.train.balanced=False"),
-    ("holdout=0.1 with split='test': set split='train' or 'val'",
-     "holdout=0.1 with split='test': set --config.dataset.split=train or 'val'")])
+    ("holdout=0.1 with split='test': expected split='train' or 'val': set split='train'",
+     "holdout=0.1 with split='test': expected split='train' or 'val': set --config.dataset.split=train")])
 def test_advice_is_told_as_it_is_typed_and_facts_stay(said, typed):
     assert typed in name_options(said, CONFIGS["folder64_vap"])

@@ -1,4 +1,4 @@
-"""Every option of every data set by the command line, with every config, whatever its file lists (issue 15: F17, gap 2)."""
+"""Every option of every data set by the command line, with every config (issue 15: F17, gap 2)."""
 
 import inspect
 import json
@@ -27,7 +27,7 @@ SPECIAL = {"window": "(0,4095)", "cast": "(1.0,0.9,0.7)", "mask_values": "(0,1,2
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory):
-    """probe(config, *options) -> the config that a script gets; with fails=True what the command line answers."""
+    """probe(config, *options) -> the config that a script gets; fails=True: what the command line answers."""
     script = tmp_path_factory.mktemp("probe") / "probe.py"
     script.write_text(PROBE)
 
@@ -36,7 +36,8 @@ def probe(tmp_path_factory):
         done = call(script, f"--config={config}", *options, fails=fails)
         if fails:
             return done.stderr
-        content = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("CONFIG")).split(" ", 1)[1])
+        line = next(line for line in done.stdout.splitlines() if line.startswith("CONFIG"))
+        content = json.loads(line.split(" ", 1)[1])
         return content if whole else content["config"]
 
     return settle
@@ -58,20 +59,23 @@ def test_every_option_of_every_data_set_can_be_typed(probe, config, kind):
     if "path" in options:
         given["path"] = "/some/images"
     more = typed(options, {*given, "channels"})
-    result = probe(config, *(f"--config.dataset.{key}={value}" for key, value in (given | more).items()))["dataset"]
+    result = probe(config,
+                   *(f"--config.dataset.{key}={value}" for key, value in (given | more).items()))["dataset"]
     for key, value in more.items():
         default, have = options[key], result[key]
-        assert have == (tuple if isinstance(default, tuple) else type(default))(have) or isinstance(default, tuple)
+        assert isinstance(default, tuple) or have == type(default)(have)
         shown = re.sub(r"\s", "", str(tuple(have) if isinstance(have, list) else have))
         assert shown in (value, f"{value}.0"), (key, value, have)
-    listed = CONFIGS[config].dataset if kind == CONFIGS[config].dataset.name else ()  # forms of own images may list the others'
+    # a file may list options of the other forms of own images
+    listed = CONFIGS[config].dataset if kind == CONFIGS[config].dataset.name else ()
     assert set(result) <= {"name", *options, *listed}, "an option that the data set does not take is left out"
 
 
 @pytest.mark.parametrize("config", WITH_DATA)
 def test_options_that_the_file_lacks_are_taken_and_others_stay(probe, config):
     kind = CONFIGS[config].dataset.name
-    lacking = {key: value for key, value in typed(data.list_options(kind), set(CONFIGS[config].dataset)).items()
+    lacking = {key: value for key,
+               value in typed(data.list_options(kind), set(CONFIGS[config].dataset)).items()
                if key not in ("channels", "resolution")}
     before = probe(config)["dataset"]
     after = probe(config, *(f"--config.dataset.{key}={value}" for key, value in lacking.items()))["dataset"]
@@ -103,8 +107,10 @@ def plain_tuples(value):
 
 
 @pytest.mark.parametrize("options, words", [
-    (("--config.dataset.upscael=True",), ("config.dataset has no option 'upscael'", 'Did you mean "upscale"?')),
-    (("--config.dataset.image_prefix=a",), ("has no option 'image_prefix'", "--config.dataset.name=image_mask")),
+    (("--config.dataset.upscael=True",),
+     ("config.dataset has no option 'upscael'", 'Did you mean "upscale"?')),
+    (("--config.dataset.image_prefix=a",),
+     ("has no option 'image_prefix'", "--config.dataset.name=image_mask")),
     (("--config.dataset.name=isic2018", "--config.dataset.drop_classes=('a',)"),
      ("config.dataset.drop_classes=('a',): the data set 'isic2018' has no option 'drop_classes'",)),
     (("--config.dataset.name=isic2018", "--config.dataset.holdout=0.2", "--config.dataset.min_per_class=0"),
@@ -128,7 +134,8 @@ def test_published_medical_sets_with_configs_of_own_images(probe, config, kind):
 
 def test_between_forms_of_own_images_defaults_are_those_of_the_chosen_one(probe):
     """path_text keeps files that several rows name, and its texts stand in the column Text."""
-    dataset = probe("folder64_vap", "--config.dataset.name=path_text", "--config.dataset.text_column=report")["dataset"]
+    dataset = probe("folder64_vap", "--config.dataset.name=path_text",
+                    "--config.dataset.text_column=report")["dataset"]
     assert dataset["doubled_files"] == "keep" and dataset["text_column"] == "report"
 
 
@@ -142,7 +149,8 @@ def test_a_switch_of_data_sets_needs_what_the_new_one_needs(probe):
 
 
 def test_folders_of_runs_are_named_by_what_was_typed(probe):
-    content = probe("folder64_uvit_label", "--config.dataset.path=/a", "--config.dataset.crop=pad", whole=True)
+    content = probe("folder64_uvit_label", "--config.dataset.path=/a", "--config.dataset.crop=pad",
+                    whole=True)
     assert content["workdir"] == "workdir/folder64_uvit_label/crop=pad-path=_a"
 
 
@@ -150,12 +158,14 @@ def test_a_config_of_a_run_takes_them_as_well(probe, tmp_path):
     """An old run's config.json lists few options; an evaluation of it may set any."""
     config = probe("folder64_uvit_label", "--config.dataset.path=/a")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    again = probe(f"configs/from_run.py:{tmp_path}/config.json", "--config.dataset.crop=pad", "--config.dataset.follow_links=True")
+    again = probe(f"configs/from_run.py:{tmp_path}/config.json", "--config.dataset.crop=pad",
+                  "--config.dataset.follow_links=True")
     assert again["dataset"] == config["dataset"] | {"crop": "pad", "follow_links": True}
 
 
 def test_test_images_of_a_study_take_options_of_the_real_images(probe):
-    config = probe("folder64_downstream", "--config.dataset.path=/a", "--config.test.path=/b", "--config.test.crop=pad")
+    config = probe("folder64_downstream", "--config.dataset.path=/a", "--config.test.path=/b",
+                   "--config.test.crop=pad")
     assert config["test"] == {"path": "/b", "crop": "pad"} and "crop" not in config["dataset"]
 
 

@@ -58,8 +58,8 @@ def get(name, **kwargs):
         if of is None:
             one_of(f"data set {name!r}: option", option, sorted(known))
         elif value != others[of][option]:
-            raise ValueError(f"data set {name!r}: option {option}={value!r} is one of {of!r}: set --config.dataset.name={of}, or "
-                             f"leave it {others[of][option]!r}")
+            raise ValueError(f"data set {name!r}: option {option}={value!r} is one of {of!r}: set name={of!r} "
+                             f"(config.dataset.name), or leave it {others[of][option]!r}")
         else:
             del kwargs[option]
     return build(**kwargs)
