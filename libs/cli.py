@@ -440,6 +440,8 @@ def _describe(error, config_file):
         if file and file not in text:
             return f"{file} cannot be read ({type(error).__name__}: {text}): it is damaged or of another kind; put a whole copy there"
     if isinstance(error, OSError) and error.errno:
+        if error.strerror != os.strerror(error.errno):  # a sentence of ours, which names the file and what to do
+            return error.strerror or str(error)
         return _describe_os_error(error, file)
     if isinstance(error, AttributeError):
         section = _missing_section(error)

@@ -24,7 +24,7 @@ NOT_NEGATIVE = ("seed", "train.log_interval", "train.eval_interval", "train.save
                                                                                              *config_options.CHANNELS)))
 LOOP_SETTINGS = tuple(loop.SETTINGS)  # what every training reads of config.train
 LARGEST_SEED = 2**63 - 1  # that PyTorch takes
-PRECISIONS = ("", "auto", "no", "fp16", "bf16", "fp8")
+PRECISIONS = ("", "auto", "no", "fp16", "bf16")
 SHARES = ("train.p_uncond", "train.ema_rate")
 # Tuples of so many numbers: (how many, whether () is one too, what they are).
 LENGTHS = {"optimizer.betas": (2, False, "two numbers in [0, 1), such as \"(0.9,0.99)\""),
@@ -37,7 +37,7 @@ LENGTHS = {"optimizer.betas": (2, False, "two numbers in [0, 1), such as \"(0.9,
 # What an option may be named.
 CHOICES = {"denoiser.predicts": PREDICTIONS, "train.weighting": tuple(WEIGHTINGS),
            "train.attention": ("auto", "sdpa", "math", "xformers"),
-           "train.mixed_precision": ("", "auto", "no", "fp16", "bf16", "fp8")}
+           "train.mixed_precision": ("", "auto", "no", "fp16", "bf16")}
 # Kinds of networks of config.metrics.features.
 FEATURES = ("inception", "dinov2", "colour", "timm", "torchvision", "classifier")
 # Stands for sizes that only the data or a text encoder decide, while a network is checked without them.

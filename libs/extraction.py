@@ -38,11 +38,11 @@ def ready(run, config, codec, encoder=None, *, masks=False, batch_size=64):
     """
     if not config.features.path:
         return config.features
-    if not run.resumes:
-        pipeline.check_scale(codec)  # before hours of encoding
-    check(config)
+    check(config)  # before encoding, which may take hours
     if "algorithm" in config.get("sample", {}):
-        pipeline.check_samplers(config)  # encoding may take hours, and a training would be refused after it
+        pipeline.check_samplers(config)
+    if not run.resumes:
+        pipeline.check_scale(codec)
     features = config.features.copy_and_resolve_references()
     features.path = folder(config.features, run.folder)
     identity, images = pipeline.identity(codec, encoder), data.at_hand(config.dataset)
