@@ -313,7 +313,7 @@ def settle_sizes(config):
         return  # which is refused with all that is wrong
     needed = needed_shape(config)
     if needed is None:
-        if zeros and config.get("dataset", {}).get("name"):
+        if zeros and "name" in config.get("dataset", {}):
             data.list_options(config.dataset.name)  # which says what is wrong with the name
         if zeros:
             raise ValueError(f"config.nnet.{zeros[0]} is 0, as the data, and config.dataset does not say their size: set "
