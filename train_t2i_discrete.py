@@ -27,6 +27,7 @@ def train(config, workdir):
     images, features, held_out = data.open_all(config.dataset, config.features, pipeline.identity(codec, encoder),
                                                validation_split=config.train.validation_split,
                                                shape=pipeline.latent_shape(config.nnet))
+    pipeline.check_labels(config, features.classes)
     run.record("classes.json", features.classes, fixed=True)
     if run.is_main and features.captions is not None:
         evaluation.bank_of(features).save(run.folder / "bank.json")

@@ -1,3 +1,4 @@
+# READ /work/wt/NOTICE.md (from the lead) FIRST, then delete this line.
 """The command line of every script: --config, --config.a.b=value, --workdir, --nnet_path.
 
 A script ends with `cli.main(train)`; `train(config, workdir)` gets a locked, validated config. One without a config defines its
@@ -131,6 +132,7 @@ class _ConfigLine:
         self.script, self.takes = script, takes
         self.settings = tuple(getattr(script, "__globals__", {}).get(SETTINGS, ()))
         self.file, self.config, self.former = "", None, None  # the last as the file has it
+        self.unknown = {}  # {path: what is wrong} of options that nothing takes, told with the other faults
 
     def prepare(self, argv):
         """The arguments with --config, which is that of the run where only --workdir is given; absl gets the completed config."""
@@ -146,21 +148,24 @@ class _ConfigLine:
         argv = _join_overrides(argv, config)
         typed = _overrides(argv)
         self.former = config.copy_and_resolve_references()
-        config_options.complete(config, typed, (*config_checks.LOOP_SETTINGS, *self.settings) if self.settings else ())
+        settings = (*config_checks.LOOP_SETTINGS, *self.settings) if self.settings else ()
+        self.unknown = config_options.complete(config, typed, settings)
         config.lock()
         flags.FLAGS["config"].parser.parse = lambda path: config
         self.config = config
-        return argv
+        return [part for part in argv if not _overrides(["", part]).keys() & self.unknown.keys()]
 
     def settle(self, config, typed):
         """Replace `~`, and what follows from other options; check everything. Returns what was implied, in words."""
+        faults = list(self.unknown.values())
         with config.unlocked():
             config_options.expand_homes(config)
-            config_checks.check_values(config)
-            config_checks.fail(config_checks.differing_types(self.former, config))
-            implied = config_options.imply(config, typed)
-            config_options.settle_sizes(config)
-        config_checks.check_whole(config, self.settings, sized="workdir" in self.takes)
+            values = config_checks.value_faults(config) + config_checks.differing_types(self.former, config)
+            if values:  # whatever follows computes with these
+                config_checks.fail(faults + values)
+            implied, more = config_checks.gather(config_options.imply, config, typed)
+            faults += more + config_checks.gather(config_options.settle_sizes, config)[1]
+        config_checks.check_whole(config, self.settings, sized="workdir" in self.takes, faults=faults)
         return implied
 
     def _with_config(self, argv):

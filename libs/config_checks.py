@@ -1,10 +1,15 @@
 """The checks of a whole config, before data are read: everything that is wrong with it, in one message."""
 
+import difflib
 import math
 import os
 
-from libs import backbones, codecs, config_options, data, diffusion, encoders, engine, pipeline
+import torch
+
+from libs import backbones, codecs, config_options, data, diffusion, encoders, engine, metrics, pipeline
 from libs.diffusion import samplers
+from libs.diffusion.denoiser import PREDICTIONS
+from libs.diffusion.loss import WEIGHTINGS
 from libs.engine import loop, optim
 from libs.metrics import suite
 
@@ -29,6 +34,14 @@ LENGTHS = {"optimizer.betas": (2, False, "two numbers in [0, 1), such as \"(0.9,
            "pool.real_window": (2, True, "(low, high) in raw grey levels, or () for the full range"),
            "sample.guidance_interval": (2, False, "(from, to) with 0 <= from < to <= 1, such as \"(0.1,0.75)\""),
            "dataset.cast": (3, False, "factors of red, green and blue, such as \"(1.0,0.9,0.7)\"")}
+# What an option may be named.
+CHOICES = {"denoiser.predicts": PREDICTIONS, "train.weighting": tuple(WEIGHTINGS),
+           "train.attention": ("auto", "sdpa", "math", "xformers"),
+           "train.mixed_precision": ("", "auto", "no", "fp16", "bf16", "fp8")}
+# Kinds of networks of config.metrics.features.
+FEATURES = ("inception", "dinov2", "colour", "timm", "torchvision", "classifier")
+# Stands for sizes that only the data or a text encoder decide, while a network is checked without them.
+STANDING_FOR_DATA = 8
 WIDTHS = ("down_block_types", "up_block_types")  # one of each for every entry of block_out_channels
 
 
@@ -40,18 +53,24 @@ def check_values(config):
     fail(value_faults(config))
 
 
-def check_whole(config, settings=(), *, sized=False):
+def check_whole(config, settings=(), *, sized=False, faults=()):
     """Raise ValueError for all that can be seen to be wrong with a config without opening data or weights, in one message.
 
     Args:
         config: the complete config.
         settings: what the script reads of config.train beside the keys of the loop; () for scripts that train nothing.
         sized: whether the network must fit the images of config.dataset.
+        faults: what is known to be wrong already.
     """
-    faults = value_faults(config)
-    if not faults:  # what follows computes with these numbers
-        faults = _section_faults(config, settings) + _sampling_faults(config)
-        faults += config_options.size_faults(config) if sized else []
+    faults = [*faults, *value_faults(config)]
+    if not value_faults(config):  # what follows computes with these numbers
+        more = _section_faults(config, settings) + _sampling_faults(config)
+        more += config_options.size_faults(config) if sized else []
+        # building the network is the last check: what is wrong with its sizes is said better above
+        if any(fault.startswith("--config.train.mode=uncond") for fault in faults):
+            # guidance and classes are named there
+            more = [fault for fault in more if not fault.startswith("sample guidance")]
+        faults += more or (_network_faults(config) if settings and not faults else [])
     fail(faults)
 
 
@@ -134,6 +153,14 @@ def _section_faults(config, settings):
     for section, room in (("codec", codecs), ("encoder", encoders)):
         if "denoiser" in config and config.get(section, {}).get("name", room.NAMES[0]) not in room.NAMES:
             faults += _refusal(room.get, config[section].name)
+    for path, names in CHOICES.items():
+        section, key = path.split(".")
+        value = config.get(section, {}).get(key, names[0])
+        if value not in names and (settings or section != "train"):
+            faults.append(f"config.{path} is {value!r}; known: {', '.join(names)}")
+    for name in config.get("metrics", {}).get("features", ()):
+        if "/" not in name.partition("@")[0] and name.partition("@")[0].partition(":")[0] not in FEATURES:
+            faults += [f"config.metrics.features: {fault}" for fault in _refusal(metrics.extractor, name)]
     if "names" in config.get("metrics", {}):
         faults += _refusal(suite.check_names, config.metrics.names)
     if settings and "train" in config:
@@ -151,6 +178,10 @@ def _section_faults(config, settings):
         faults += _refusal(data.check_batch, config.train.batch_size, int(os.environ.get("WORLD_SIZE", 1)))
     faults += _patch_faults(config.get("nnet", {}))
     mode = config.get("train", {}).get("mode", "cond")
+    name = config.get("nnet", {}).get("name", "")
+    if mode == "uncond" and backbones.takes_text(name) and backbones.numbers_null(name):
+        faults.append(f"config.train.mode is 'uncond' but the network {name!r} needs classes: set "
+                      "--config.nnet.name=uvit_t2i, which takes texts alone, or --config.train.mode=cond")
     if mode not in ("cond", "uncond"):
         faults.append(f"config.train.mode is {mode!r}; known: cond, uncond")
     elif mode == "cond" and "mode" in config.get("train", {}) and config.get("nnet", {}).get("num_classes", 0) < 0 \
@@ -186,13 +217,32 @@ def _sampling_faults(config):
     return faults
 
 
+def _network_faults(config):
+    """What the constructor of the network says against config.nnet; no weight takes memory."""
+    if "denoiser" not in config or "nnet" not in config or "path" in config.nnet:
+        return []
+    nnet = config.nnet
+    count = nnet.get("num_classes", -1)
+    null = backbones.numbers_null(nnet.name)
+    classes = [str(number) for number in range(max(count - null, 0) or 2)] if count >= 0 else []
+    text = (nnet.get("num_clip_token", 0) or STANDING_FOR_DATA, nnet.get("clip_dim", 0) or STANDING_FOR_DATA)
+    with torch.device("meta"):
+        faults = _refusal(pipeline.build_net, config, classes, text,
+                          mask_channels=nnet.get("conditioning_channels", 0) or STANDING_FOR_DATA)
+    return [fault if "config." in fault else f"config.nnet: {fault}" for fault in faults]
+
+
+def gather(function, *args, **kwargs):
+    """(what a function of ours returns, what it says against its arguments): one of the two is None or []."""
+    try:
+        return function(*args, **kwargs), []
+    except (ValueError, TypeError) as error:
+        return None, [str(error)]
+
+
 def _refusal(function, *args, **kwargs):
     """What a function of ours says against its arguments, in a list; [] where nothing."""
-    try:
-        function(*args, **kwargs)
-    except (ValueError, TypeError) as error:
-        return [str(error)]
-    return []
+    return gather(function, *args, **kwargs)[1]
 
 
 def leaves(config, path=""):

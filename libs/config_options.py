@@ -47,13 +47,19 @@ _DATA = ("dataset", "pairs", "input")  # sections that say which data set they m
 _FOLDERS = ("synthetic",)  # sections of a folder, without a name
 # Networks whose constructors hand further options on, and the constructors that take them.
 _FURTHER = {"uvit": (uvit.UViT,), "uvit_t2i": (uvit.UViT,), "uvit_t2i_label": (uvit.UViT,),
-            "uvit_t2i_prototype": (uvit.uvit_t2i_label, uvit.UViT), "controlnet": (unet_label.LabelUNet,)}
+            "uvit_t2i_prototype": (uvit.PrototypeUViT, uvit.uvit_t2i_label, uvit.UViT),
+            "controlnet": (unet_label.LabelUNet,)}
+# Options of a trunk that networks without such tokens refuse.
+_NOT_TAKEN = {"uvit": ("clip_dim", "num_clip_token"), "uvit_t2i": ("num_classes",)}
 _HOME = re.compile(r"(^|[,@:]\s*)~(?=/|$)")
 _OTHER_HOME = re.compile(r"^~[A-Za-z_][\w.-]*/")
 
 
 _OPTION = re.compile(r"(?<![\w.\-])(?:([a-z_]+)\.)?([a-z_]+)=('[^'\s]*'|\((?:[^()]|\([^()]*\))*\)|[\w.]+)")
-_LEADS = re.compile(r"\b(?:set|or|give|by|use|see)\s+$", re.I)  # words before what is to be typed
+_LEADS = re.compile(r"\b(?:set|or|give|by|use|see|try|mean)\s+$", re.I)  # words before what is to be typed
+# An option of a config's section, advised with its section.
+_IN_SECTION = re.compile(r"(\b(?:set|give|by|with|use|or|choose another) )(config\.(?:[a-z_0-9]+\.)+[a-z_0-9]+)"
+                         r"(?:='([^'\s]*)')?")
 _FOLLOWS = re.compile(r"\s+(?:leaves?|says|takes?|makes?|keeps?|pairs?)\b")
 _WEIGHTS = re.compile(r"give weights=(/[^\s,;)]*[^\s,;).])")  # of a feature network, which config.metrics.features names
 _GENERAL = ("name", "path", "seed", "steps", "size", "dim", "weights")  # options of several sections, by their bare name
@@ -93,18 +99,19 @@ def complete(config, typed, settings=()):
         config: ConfigDict, changed in place.
         typed: {dotted path: text} of the options on the command line, in their order.
         settings: names of config.train that the script reads; () where it trains nothing.
-    Raises:
-        ValueError: every option that nothing takes, with the nearest name, in one message.
+    Returns:
+        {dotted path: what is wrong with it} of the options that nothing takes, with the nearest name.
     """
-    problems = []
+    faults = {}
     for name in list(config):
         if hasattr(config[name], "items"):
             chosen = {path.split(".", 1)[1]: text for path, text in typed.items()
                       if path.count(".") == 1 and path.startswith(f"{name}.")}
-            problems += _complete_section(config, name, chosen, settings)
-    problems += [fault for path in typed if (fault := _unknown(config, path, settings))]
-    if problems:
-        raise ValueError("\n  ".join(problems if len(problems) == 1 else [f"{len(problems)} options are not right:", *problems]))
+            faults |= _complete_section(config, name, chosen, settings)
+            if name == "test" and "name" in config.get("dataset", {}):
+                _complete_differing(config[name], chosen, called("dataset", config.dataset))
+    return faults | {path: fault for path in typed
+                     if path not in faults and (fault := _unknown(config, path, settings))}
 
 
 def called(name, section):
@@ -129,12 +136,12 @@ def called(name, section):
         builds = (*builds, inspect.signature(constructors[kind]).return_annotation)
     options = {}
     for build in builds:
-        options = _signature(build) | options
+        options = _signature(build, without=_NOT_TAKEN.get(kind, ()) if name == "nnet" else ()) | options
     return Called(f"the {what} {kind!r}", options)
 
 
 def _complete_section(config, name, chosen, settings):
-    section, problems = config[name], []
+    section, faults = config[name], {}
     former = called(name, section)
     if "name" in chosen and "name" in section:
         section.name = chosen["name"]
@@ -144,19 +151,18 @@ def _complete_section(config, name, chosen, settings):
         for key in chosen:
             if key not in section and key in unlisted:
                 section[key] = unlisted[key]
-        return []
+        return {}
     changed = former is not None and former.what != call.what
     for key in [key for key in section if key != "name" and key not in call.options]:
-        if key in chosen:
-            close = difflib.get_close_matches(key, call.options, n=1)
-            problems.append(f"config.{name}.{key}={chosen[key]}: {call.what} has no option {key!r}; it has "
-                            f"{', '.join(call.options)}" + (f'. Did you mean "{close[0]}"?' if close else ""))
+        if key in chosen and changed:
+            fault = f"config.{name}.{key}={chosen[key]}: {call.what} has no option {key!r}"
+            faults[f"{name}.{key}"] = f"{fault}; it has {', '.join(call.options)}{_near(key, call.options, name)}"
         elif changed:
             del section[key]
     own_images = name in _DATA and changed and section.name in data.OWN_IMAGES
     for key, value in call.options.items():
         if value is inspect.Parameter.empty and changed and key not in section:
-            if key in ("path", *SIDES, *CHANNELS):
+            if key in ("path", "resolution", *SIDES, *CHANNELS):
                 section[key] = "" if key == "path" else 0
         elif value is inspect.Parameter.empty or value is None:
             if key in chosen and key not in section and key in ("path", "resolution", *SIDES, *CHANNELS):
@@ -169,7 +175,14 @@ def _complete_section(config, name, chosen, settings):
         for key in call.options:
             if key in (*SIDES, *CHANNELS):
                 section[key] = 0
-    return problems
+    return faults
+
+
+def _complete_differing(section, chosen, call):
+    """Give a section that says what test images have differently the options of the real ones that are typed."""
+    for key, value in (call.options if call else {}).items():
+        if key in chosen and key not in section and value is not inspect.Parameter.empty and value is not None:
+            section[key] = value
 
 
 def _unlisted(name, settings):
@@ -191,8 +204,19 @@ def _defaults(options):
     return {key: {} if key == "without" and value is None else value for key, value in options.items()}
 
 
+def _near(key, options, section):
+    """How a message about an unknown option ends: the data set that has it, or the nearest name; '' for neither."""
+    if section in _DATA:
+        having = [name for name in data.NAMES if key in data.list_options(name)]
+        if having:
+            give = f": add --config.{section}.name={having[0]}" if len(having) == 1 else ""
+            return f". {key!r} is an option of {', '.join(map(repr, having))}{give}"
+    close = difflib.get_close_matches(key, options, n=1)
+    return f'. Did you mean "{close[0]}"?' if close else ""
+
+
 def _unknown(config, path, settings=()):
-    """What is wrong with the option `path` of the command line; '' where the config has it. settings: as of `complete`."""
+    """What is wrong with the option `path` of the command line; '' where the config has it."""
     section, parts = config, path.split(".")
     for depth, key in enumerate(parts):
         so_far = ".".join(["config", *parts[:depth]])
@@ -205,9 +229,8 @@ def _unknown(config, path, settings=()):
                 options = [*(["name"] if "name" in section else []), *call.options]
             elif depth == 1:
                 options += [each for each in _unlisted(parts[0], settings) if each not in section]
-            close = difflib.get_close_matches(key, options, n=1)
             return (f"{so_far} has no option {key!r}; it has {', '.join(options)}"
-                    + (f'. Did you mean "{close[0]}"?' if close else ""))
+                    f"{_near(key, options, parts[0] if depth == 1 else '')}")
         section = section[key]
     if hasattr(section, "keys"):
         return f"config.{path} is a section: set its options, --config.{path}.OPTION=VALUE; it has {', '.join(section)}"
@@ -237,10 +260,13 @@ def imply(config, typed):
     """
     if "train" not in config or config.train.get("mode") != "uncond":
         return ""
-    wanted = {"nnet.num_classes": -1}
+    wanted = {"nnet.num_classes": -1, "train.balanced": False}
     if "nnet" in config and not backbones.takes_text(config.nnet.get("name", "")):
         wanted |= {"sample.guidance": 1.0, "sample.scale": 0.0}
     implied, problems = [], []
+    require = tuple(config.get("dataset", {}).get("require", ()))
+    if "label" in require:
+        wanted["dataset.require"] = tuple(what for what in require if what != "label")
     for path, value in wanted.items():
         section, key = path.split(".")
         present = config[section][key] if section in config and key in config[section] else value
@@ -306,15 +332,16 @@ def settle_sizes(config):
     """Replace the zeros in sizes and channels of config.nnet and config.codec by those of the data, in place.
 
     Raises:
-        ValueError: there is a 0 and config.dataset does not say what it stands for.
+        ValueError: there is a 0 and config.dataset does not say what it stands for. An unknown data set is left to
+            config_checks.
     """
     zeros = [key for key in (*SIDES, *CHANNELS) if "nnet" in config and config.nnet.get(key, 1) == 0]
     if config.get("codec", {}).get("name", "pixels") not in codecs.NAMES:
         return  # which is refused with all that is wrong
     needed = needed_shape(config)
     if needed is None:
-        if zeros and "name" in config.get("dataset", {}):
-            data.list_options(config.dataset.name)  # which says what is wrong with the name
+        if zeros and config.get("dataset", {}).get("name", "") not in data.NAMES and "dataset" in config:
+            return
         if zeros:
             raise ValueError(f"config.nnet.{zeros[0]} is 0, as the data, and config.dataset does not say their size: set "
                              "--config.dataset.resolution and --config.dataset.channels, or name a number")
@@ -385,6 +412,7 @@ def name_options(text, config):
         value = f'"{value}"' if value.startswith("(") else value[1:-1] if value.startswith("'") else value
         return f"--config.{name}.{option}={value}"
 
+    text = _IN_SECTION.sub(lambda at: f"{at[1]}--{at[2]}" + (f"={at[3]}" if at[3] is not None else ""), text)
     text = _OPTION.sub(typed, text)
     if "features" in config.get("metrics", {}):
         network = re.search(r"weights of (\S+) are missing", text)

@@ -68,9 +68,10 @@ def folder(features, run_folder):
 def check(config):
     """ValueError where the data are augmented as no store can keep it."""
     if config.dataset.get("crop", "center") == "random" or config.dataset.get("random_vflip", False):
-        raise ValueError("features are made once: config.dataset.crop='random' and random_vflip=True are only for training "
-                         "on images; of augmentations, a store keeps random_flip. Set these two back, or where the training "
-                         "can do without a store config.features.path='', to encode at every step")
+        raise ValueError("features are made once: config.dataset.crop='random' and config.dataset.random_vflip=True "
+                         "are only for training on images; of augmentations, a store keeps random_flip. Set "
+                         "--config.dataset.crop=center and --config.dataset.random_vflip=False, or where the training "
+                         "can do without a store --config.features.path='', to encode at every step")
 
 
 def splits(config):

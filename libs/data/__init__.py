@@ -26,13 +26,14 @@ from .store import Features
 from .tokens import WithTokens, with_tokens
 
 __all__ = ["CIFAR10", "CelebA", "ChestXray14", "Dataset", "Features", "Folder", "ISIC2018", "ISIC2019", "ImageMask",
-           "ImageNet", "MSCOCO", "MaskCode", "PathText", "Stream", "Subset", "WithTokens", "at_hand", "check_batch",
+           "ImageNet", "MSCOCO", "MaskCode", "NAMES", "PathText", "Stream", "Subset", "WithTokens", "at_hand", "check_batch",
            "feature_folder", "feature_root", "get", "held_out", "in_order", "list_options", "open_all", "open_features", "preflight",
            "read_image", "some", "store", "validation", "with_tokens"]
 
 _DATASETS = {"folder": Folder, "image_mask": ImageMask, "path_text": PathText, "phantoms": None, "cifar10": CIFAR10,
              "celeba": CelebA, "imagenet": ImageNet, "mscoco": MSCOCO, "isic2018": ISIC2018, "isic2019": ISIC2019,
              "chestxray14": ChestXray14}
+NAMES = tuple(_DATASETS)
 
 
 OWN_IMAGES = ("folder", "image_mask", "path_text")  # forms of one's own images, between which a config may switch

@@ -113,7 +113,8 @@ def _check_choice(holdout, split, require, missing_captions):
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout={holdout!r}: expected a share in [0, 1)")
     if holdout and split not in ("train", "val"):
-        raise ValueError(f"holdout={holdout} with split={split!r}: expected split='train' or 'val'")
+        raise ValueError(f"holdout={holdout} with split={split!r}: expected split='train' or 'val': "
+                         "set split='train'")
     for what in require:
         one_of("require", what, ("label", "text", "mask"))
 
@@ -173,8 +174,11 @@ def _look_for_unlisted(found, unlisted_files, path):
 
 def _faults_of_rows(rows, found, require, columns, doubled_files):
     """What is wrong with the rows: what they lack of `require`, files that occur twice."""
-    problems = [f"no {what} in the data, but require={tuple(require)}{_lacking(what, found, columns)}" for what in require
-                if what not in found.fields]
+    lacking = [what for what in require if what not in found.fields]
+    others = tuple(what for what in require if what not in lacking)
+    problems = [f"no {what} in the data, but require={tuple(require)}{_lacking(what, found, columns)}"
+                + (f". Where none is needed, set require={others}" if what == "label" else "")
+                for what in lacking]
     if "text" in require and "text" in found.fields:
         problems += [f"{row.where}: text is empty (missing_captions='skip' leaves it out)"
                      for row in rows if not row.text.strip()]

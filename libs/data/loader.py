@@ -55,7 +55,8 @@ class Stream:
         if workers < 0:
             raise ValueError(f"workers={workers}: expected 0 or more")
         if balanced and dataset.labels is None:
-            raise ValueError(f"balanced=True needs labels; the data set {dataset.name!r} has none")
+            raise ValueError(f"balanced=True needs labels; the data set {dataset.name!r} has none: "
+                             "set balanced=False")
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.world, self.workers, self.balanced = rank, world, workers, balanced
         self.pin_memory = pin_memory
@@ -197,7 +198,8 @@ def _next(iterator, step):
                 raise
             if time.monotonic() > patience:
                 raise RuntimeError(f"the data workers live, but made no batch for step {step} in {STALLED} s: a file system that "
-                                   "does not answer, or a library that does not bear fork. Try workers=0") from error
+                                   "does not answer, or a library that does not bear fork: "
+                                   "set workers=0") from error
 
 
 def _told(code):

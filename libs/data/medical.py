@@ -133,7 +133,8 @@ class ChestXray14(ImageFiles):
             known = (*FINDINGS, NO_FINDING) if no_finding else FINDINGS
             rows, classes = official.of_classes("chestxray14", rows, classes, known)
         elif classes:
-            raise ValueError(f"classes={tuple(classes)} with single_label=False: images with several findings have no label")
+            raise ValueError(f"classes={tuple(classes)} with single_label=False: images with several findings have no "
+                             "label. Leave the classes out, or set single_label=True")
         official.locate(root, rows, [folder for pattern in ("images", "images_*/images", "images_*")
                                      for folder in sorted(root.glob(pattern)) if folder.is_dir()])
         rows = official.describe(rows, captions, missing_captions)

@@ -51,7 +51,7 @@ def open_mask(path):
         planes = np.asarray(image.convert("RGB"))
         if (planes == planes[..., :1]).all():
             return Image.fromarray(planes[..., 0])
-        raise ValueError(f"{path}: a mask in colour; declare its colours, mask_values=((0, 0, 0), ...), or save it "
+        raise ValueError(f"{path}: a mask in colour; declare its colours, set mask_values=((0, 0, 0), ...), or save it "
                          "as greyscale, one grey level per class")
     raise ValueError(f"{path}: a mask of type {image.mode!r}; save it as 8-bit greyscale")
 

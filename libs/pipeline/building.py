@@ -128,7 +128,8 @@ def check_masks(dataset):
     """How the masks of a data set are told in classes, a MaskCode; ValueError where it has none."""
     if dataset.masks_as is None:
         raise ValueError(f"{dataset.name}: the images have no masks: give the table a column mask_file_name, or "
-                         "--config.dataset.name=image_mask with folders of images and of masks; of phantoms dataset.masks=True")
+                         "--config.dataset.name=image_mask with folders of images and of masks; of phantoms "
+                         "--config.dataset.masks=True")
     return dataset.masks_as
 
 

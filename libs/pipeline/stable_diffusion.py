@@ -245,8 +245,9 @@ def _check_schedule(config, path, found):
     said = (f"{path} was trained with beta_schedule={kind}, beta_start={start}, beta_end={end}, {steps} steps"
             f"{', rescaled to zero SNR' if rescaled else ''}")
     name, given = _SCHEDULES.get(kind), f"config.schedule={dict(config.schedule)}"
-    more = f", beta_start={start}, beta_end={end}, shift=-1" if name == "sd" else ""
-    hint = f": set config.schedule = d(name={name!r}{more})" if name and not rescaled else ""
+    options = {"name": name} | ({"beta_start": start, "beta_end": end, "shift": -1} if name == "sd" else {})
+    typed = " ".join(f"--config.schedule.{key}={value}" for key, value in options.items())
+    hint = f": set {typed}" if name and not rescaled else ""
     if ours.steps != steps or abs(ours.network_time(1 / steps)) > 1e-6:
         raise ValueError(f"{said}, and receives the numbers 0 to {steps - 1}, which {given} does not give{hint}")
     times = torch.arange(1, steps + 1, dtype=torch.float64) / steps

@@ -43,7 +43,7 @@ class Features(Dataset):
         _, self._copies, *shape = self._arrays["mean"].shape
         if random_flip and self._copies < 2:
             raise ValueError(f"{path}: random_flip=True, but the store has no mirrored images: delete the folder and "
-                             "extract with config.dataset.random_flip=True, or set it to False")
+                             "extract with --config.dataset.random_flip=True, or set it to False")
         self.random_flip, self.shape, self.name = random_flip, tuple(shape), self.manifest["name"]
         self.classes = self.manifest["classes"]
         small = {name: torch.from_numpy(self._arrays[name].copy()) for name in ("labels", "empty", WEIGHTS) if name in self._arrays}
