@@ -33,6 +33,7 @@ from libs import config_checks, config_options
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = "SETTINGS"  # name of a training script's tuple of what it reads of config.train
+SECTIONS = ("dataset", "nnet", "codec", "encoder", "schedule", "denoiser", "train", "optimizer", "lr_scheduler", "sample", "metrics")
 LEAST_SIMILAR = 0.5  # of a folder's name to the one that was typed, to be suggested
 
 _JSON_CONFIG = ROOT / "configs" / "from_run.py"
@@ -119,7 +120,7 @@ def _run(call, line=None):
         except Exception as error:
             logging.debug("", exc_info=True)
             rank = os.environ.get("RANK")
-            sys.exit(f"error{f' on process {rank}' if rank else ''}: {describe_error(error, line and line.config)}")
+            sys.exit(f"error{f' on process {rank}' if rank else ''}: {describe_error(error, line and line.config, line and line.file)}")
 
     app.run(guarded, flags_parser=parse)
 
@@ -130,22 +131,25 @@ class _ConfigLine:
     def __init__(self, script, takes):
         self.script, self.takes = script, takes
         self.settings = tuple(getattr(script, "__globals__", {}).get(SETTINGS, ()))
-        self.config, self.former = None, None  # the second as the file has it
+        self.file, self.config, self.former = "", None, None  # the last as the file has it
         self.unknown = {}  # {path: what is wrong} of options that nothing takes, told with the other faults
 
     def prepare(self, argv):
         """The arguments with --config, which is that of the run where only --workdir is given; absl gets the completed config."""
         argv = self._with_config(argv)
-        file = next(part.split("=", 1)[1] for part in argv[1:] if _name(part) == "config")
-        config = read_config(file)
+        files = list(dict.fromkeys(part.split("=", 1)[1] for part in argv[1:] if _name(part) == "config"))
+        if len(files) > 1:
+            raise ValueError(f"--config is given twice, as {' and as '.join(files)}: leave one of them out")
+        self.file = files[0]
+        config = read_config(self.file)
         for section in missing_sections(self.script, config):
-            raise ValueError(f"{file.split(':')[0]} has no config.{section}, which this script reads: add the section, as the "
-                             "other files in configs/ have it")
+            raise ValueError(_describe_missing(f"config.{section}", self.file))
         config_options.restore_zeros(config)
         argv = _join_overrides(argv, config)
         typed = _overrides(argv)
         self.former = config.copy_and_resolve_references()
-        self.unknown = config_options.complete(config, typed, self.settings)
+        settings = (*config_checks.LOOP_SETTINGS, *self.settings) if self.settings else ()
+        self.unknown = config_options.complete(config, typed, settings)
         config.lock()
         flags.FLAGS["config"].parser.parse = lambda path: config
         self.config = config
@@ -177,20 +181,40 @@ class _ConfigLine:
         raise ValueError(describe_missing_run(workdir, begins="nnet_path" not in self.takes))
 
 
-def describe_missing_run(workdir, *, begins=False):
+def describe_missing_run(workdir, *, begins=False, weights=True, flag="workdir"):
     """What is wrong with a --workdir without a config.json, the nearest run beside it, and what to do.
 
-    begins: whether the script may begin a run there.
+    Args:
+        workdir: the folder, as it was typed.
+        begins: whether the script may begin a run there.
+        weights: whether the script takes --nnet_path.
+        flag: the option that names the folder.
     """
     folder = Path(workdir)
-    fault = f"--workdir={workdir} " + ("does not exist" if not folder.exists() else
-                                       "holds no config.json, so that it is no run" if folder.is_dir() else "is no folder")
+    fault = f"--{flag}={workdir} " + ("does not exist" if not folder.exists() else
+                                      "holds no config.json, so that it is no run" if folder.is_dir() else "is no folder")
     near = nearest_run(folder)
     hint = f'. Did you mean "{near}"?' if near else ""
     if begins:
-        return f"{fault}{hint} To begin a run there --config=FILE is missing: name a file in configs/"
-    give = "give the folder of a run" + (", or its weights by --nnet_path together with --config=FILE" if not near else "")
+        return f"{fault}{hint or '.'} To begin a run there --config=FILE is missing: name a file in configs/"
+    give = "give the folder of a run" + (", or its weights by --nnet_path together with --config=FILE" if weights else "")
     return f"{fault}{hint or f': {give}'}"
+
+
+def check_run(workdir, *, flag="workdir", readable=False):
+    """Raise ValueError unless a folder holds something that a run of ours writes down; for scripts without a config.
+
+    A run whose config.json was lost still has its records, and counts.
+
+    Args:
+        workdir: the folder, as it was typed.
+        flag: the option that names it.
+        readable: whether a config.json has to be whole.
+    """
+    if readable and (Path(workdir) / "config.json").is_file():
+        check_json(Path(workdir) / "config.json")
+    if not any((Path(workdir) / name).exists() for name in ("config.json", "run.json", "metrics.jsonl", "eval")):
+        raise ValueError(describe_missing_run(workdir, weights=False, flag=flag))
 
 
 def nearest_run(folder):
@@ -208,6 +232,9 @@ def nearest_run(folder):
         if (folder / "config.json").is_file():
             return str(folder)
     runs = [each.name for each in folder.parent.iterdir() if (each / "config.json").is_file()]
+    around = next((each for each in folder.parents if each != Path(".") and (each / "config.json").is_file()), None)
+    if around is not None and folder.exists():  # a file or folder of a run
+        return str(around)
     if folder.is_dir():
         inside = sorted(each.name for each in folder.iterdir() if (each / "config.json").is_file())
         if inside:
@@ -227,6 +254,10 @@ def read_config(path):
         check_json(argument)
     if not Path(file).is_file() and (ROOT / file).is_file():
         file = str(ROOT / file)  # called from another folder
+    if not file:
+        raise ValueError("--config=FILE is missing: name a file in configs/")
+    if Path(file).is_dir():
+        raise ValueError(f"--config={file} is a folder: name a file in it, such as --config=configs/phantom32_uvit_label.py")
     if not Path(file).is_file():
         names = [each.name for each in (ROOT / "configs").glob("*.py")]
         near = difflib.get_close_matches(Path(file).name, names, 1)
@@ -234,11 +265,23 @@ def read_config(path):
     if Path(file).suffix == ".json":
         raise ValueError(f"--config={file} is what a run wrote down: give its folder, --workdir={Path(file).parent}, or "
                          f"--config=configs/{_JSON_CONFIG.name}:{file}")
+    if Path(file).suffix != ".py":
+        raise ValueError(f"--config={file} is not a Python file: name a file in configs/")
     spec = importlib.util.spec_from_file_location("config_of_the_command_line", file)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config(*([argument] if argument else []))
+        get_config = getattr(module, "get_config", None)
+        if get_config is None:
+            raise LookupError("it has no function get_config(), as the files in configs/ have it")
+        config = get_config(*([argument] if argument else []))
+    except SystemExit as error:
+        raise ValueError(f"--config={file} ends by itself (SystemExit: {error}): a config only returns its settings") from error
+    except LookupError as error:
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        at = f", line {line.lineno}" if Path(line.filename).name == Path(file).name else ""
+        kind = "" if type(error) is LookupError else f"{type(error).__name__}: "
+        raise ValueError(f"--config={file}{at}: {kind}{error}") from error
     except Exception as error:
         line = traceback.extract_tb(error.__traceback__)[-1]
         if isinstance(error, SyntaxError):
@@ -257,7 +300,9 @@ def check_json(path):
         raise ValueError(f"{path}: no such file; give the config.json of a run, or its folder as --workdir")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        fault = "" if isinstance(content, dict) else "it holds no sections"
+        sections = [name for name in SECTIONS if not isinstance(content.get(name, {}), dict)] if isinstance(content, dict) else []
+        fault = "it holds no sections" if not isinstance(content, dict) else \
+            f"{sections[0]} is {content[sections[0]]!r} and no section" if sections else ""
     except ValueError as error:
         fault = str(error)
     if fault:
@@ -306,7 +351,7 @@ def join_values(argv):
             return [argv[0], *joined, part, *rest]
         name = _name(part)
         if name and "=" not in part and name in flags.FLAGS and not flags.FLAGS[name].boolean:
-            if not rest:
+            if not rest or re.match(r"--?[A-Za-z]", rest[0]):
                 raise ValueError(f"{part} has no value: write {part}=VALUE")
             part = f"{part}={rest.pop(0)}"
         if name and "=" in part and name not in _TEXTS and not name.startswith("config."):
@@ -346,21 +391,26 @@ def _name(part):
     return part.lstrip("-").split("=", 1)[0] if part.startswith("-") else ""
 
 
-def describe_error(error, config=None):
+def describe_error(error, config=None, config_file=""):
     """What an error means to the person at the command line, in one message.
 
-    config: that of the command line, by which options are named in full.
+    Args:
+        error: any exception.
+        config: that of the command line, by which options are named in full.
+        config_file: the value of --config.
     """
-    text = _describe(error)
+    text = _describe(error, config_file or "")
     return text if config is None else config_options.name_options(text, config)
 
 
-def _describe(error):
+def _describe(error, config_file):
     file = _file_read(error)
+    if isinstance(error, UnicodeDecodeError) and file:
+        return (f"{file} is not text in UTF-8 (byte {error.start + 1}: {error.reason}). Save it as UTF-8, or give another file")
     if isinstance(error, _DAMAGED) or type(error).__name__ in _DAMAGED_BY_NAME:
         text = str(error).splitlines()[0] if str(error) else "it ends too early"
         if "No space left" in text:
-            return _describe_full_disk(file)
+            return _describe_full_disk(file or _run_folder(error))
         if file and file not in text:
             return f"{file} cannot be read ({type(error).__name__}: {text}): it is damaged or of another kind; put a whole copy there"
     if isinstance(error, OSError) and error.errno:
@@ -368,7 +418,7 @@ def _describe(error):
     if isinstance(error, AttributeError):
         section = _missing_section(error)
         if section:
-            return f"the config has no {section}, which this script reads: add it, as the other files in configs/ have it"
+            return _describe_missing(section, config_file)
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return f"{text}" if isinstance(error, _WRITTEN_FOR_USERS) else f"{text} ({type(error).__name__}; --verbosity=1 shows where)"
 
@@ -376,9 +426,12 @@ def _describe(error):
 def _describe_os_error(error, file):
     name = error.filename or file
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _describe_full_disk(name)
+        return _describe_full_disk(name or _run_folder(error))
     if not name:
         return str(error)
+    if error.errno in (errno.EEXIST, errno.ENOTDIR) and Path(name).is_file():
+        return (f"{name} is a file where a folder is needed: choose another place, or take it away "
+                f"([Errno {error.errno}] {error.strerror})")
     advice = {errno.EEXIST: "is there already and is no folder: choose another place, or take it away",
               errno.ENOTDIR: "goes through a file where a folder is needed: choose another place",
               errno.EISDIR: "is a folder where a file is needed",
@@ -391,10 +444,11 @@ def _describe_os_error(error, file):
 
 
 def _describe_full_disk(name):
-    folder = next((each for each in [Path(name or "."), *Path(name or ".").absolute().parents] if each.is_dir()), Path("."))
-    free = shutil.disk_usage(folder).free / 2**20
-    return (f"{name or 'a file'} could not be written: no space is left on the disk ({free:.0f} MiB free at {folder}). Make room, or "
-            "choose a folder on another disk, and give the same command again")
+    folder = next((each for each in [Path(name), *Path(name).absolute().parents] if each.is_dir()), None) if name else None
+    free = f" ({shutil.disk_usage(folder).free / 2**20:.0f} MiB free at {folder})" if folder else ""
+    what = "a file" if not name else f"a file in {name}" if folder == Path(name) else name
+    return (f"{what} could not be written: no space is left on the disk{free}. Make room, or choose a folder on another disk, and "
+            "give the same command again")
 
 
 def _file_read(error):
@@ -402,13 +456,32 @@ def _file_read(error):
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in reversed(frames):
         values = frame.f_locals
-        for key in ("path", "file", "filename", "name", "source", "table", "folder", "out", "output", "target"):
+        for key in ("path", "file", "filename", "name", "source", "table", "folder", "out", "output", "target", "input_path", "self"):
             value = values.get(key)
             if isinstance(value, (str, Path)) and str(value) and len(str(value)) < 4096 and "\0" not in str(value) \
-                    and os.path.sep in str(value) and (Path(value).exists() or Path(value).parent.is_dir()) \
+                    and (os.path.sep in str(value) or isinstance(value, Path)) and (Path(value).exists() or Path(value).parent.is_dir()) \
                     and Path(value).suffix != ".py":
                 return str(value)
     return ""
+
+
+def _run_folder(error):
+    """The folder of the run that the innermost function was writing; '' where there is none."""
+    for frame in reversed([frame for frame, _ in traceback.walk_tb(error.__traceback__)]):
+        folder = getattr(frame.f_locals.get("self"), "folder", None) or frame.f_locals.get("workdir")
+        if isinstance(folder, (str, Path)) and str(folder) and Path(folder).is_dir():
+            return str(folder)
+    return ""
+
+
+def _describe_missing(section, config_file):
+    """That the file of --config lacks 'config.metrics', and what to do."""
+    file, _, saved = config_file.partition(":")
+    if saved:
+        return (f"{saved} has no {section}, which this script reads. Give the config that the run was begun with: "
+                "--config=configs/FILE.py and its options")
+    what = "the section" if section.count(".") == 1 else "it"
+    return f"{file or 'the config'} has no {section}, which this script reads: add {what}, as the other files in configs/ have it"
 
 
 def _missing_section(error):
@@ -427,10 +500,32 @@ def _missing_section(error):
 
 def _describe_flag_error(error):
     text = " ".join(str(error).split()).removeprefix("flag ")
+    if isinstance(error, flags.UnrecognizedFlagError):
+        options = _own_flags()
+        close = difflib.get_close_matches(error.flagname, options, n=1)
+        return (f"--{error.flagname}: this script has no such option; it has {', '.join(f'--{name}' for name in options)}"
+                + (f'. Did you mean "--{close[0]}"?' if close else ""))
+    missing = re.match(r"--(\w+)=None: Flag --\w+ must have a value", text)
+    if missing:
+        return f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}"
+    tuple_text = re.match(r"--([\w.]+)=(.*): Error while parsing string: .* as tuple", text)
+    if tuple_text:
+        parts = [part.strip().strip("'\"") for part in tuple_text[2].strip("()[]").split(",") if part.strip()]
+        texts = not any(part[:1].isdigit() or part[:1] in "+-." for part in parts)
+        listed = f"({','.join(map(repr, parts))}{',' if len(parts) == 1 else ''})" if parts and texts else "(A,B)"
+        return f"--{tuple_text[1]}={tuple_text[2]} is not a list: write it as --{tuple_text[1]}=\"{listed}\""
     kinds = {"invalid literal for int": "a whole number is needed", "could not convert string to float": "a number is needed",
              "Non-boolean argument": "True or False is needed"}
     needed = next((what for words, what in kinds.items() if words in text), "")
-    return f"{text}; {needed}" if needed else text
+    typed = re.match(r"(--[\w.]+=.*?): (?:invalid literal|could not convert|\('Non-boolean)", text)
+    return f"{typed[1]}: {needed}" if typed else f"{text}; {needed}" if needed else text
+
+
+def _own_flags():
+    """Names of the options of this script, without those that absl brings."""
+    groups = flags.FLAGS.flags_by_module_dict().items()
+    names = [flag.name for module, group in groups if not module.startswith("absl") for flag in group if "." not in flag.name]
+    return sorted(dict.fromkeys(names))
 
 
 def _keep_printing():

@@ -10,16 +10,21 @@ from libs import backbones, codecs, config_options, data, diffusion, encoders, e
 from libs.diffusion import samplers
 from libs.diffusion.denoiser import PREDICTIONS
 from libs.diffusion.loss import WEIGHTINGS
-from libs.engine import optim
+from libs.engine import loop, optim
 from libs.metrics import suite
 
 # Dotted names, wherever they occur in a config, and what their number must satisfy.
 POSITIVE = ("train.batch_size", "train.n_steps", "train.accumulation", "train.keep_checkpoints", "optimizer.lr",
             "sample.sample_steps", "sample.n_samples", "sample.mini_batch_size", "metrics.sample_steps", "metrics.n_samples",
-            "train.validation_size", "dataset.resolution", "nnet.embed_dim", "nnet.depth", "nnet.num_heads", "nnet.mlp_ratio")
+            "train.validation_size", "dataset.resolution", "nnet.embed_dim", "nnet.depth", "nnet.num_heads", "nnet.mlp_ratio",
+            "nnet.patch_size")
 NOT_NEGATIVE = ("seed", "train.log_interval", "train.eval_interval", "train.save_interval", "train.preview_interval",
                 "train.validation_interval", "train.workers", "train.grad_clip", "optimizer.weight_decay",
-                "lr_scheduler.warmup_steps", "sample.guidance")
+                "lr_scheduler.warmup_steps", "sample.guidance", *(f"nnet.{key}" for key in (*config_options.SIDES,
+                                                                                             *config_options.CHANNELS)))
+LOOP_SETTINGS = tuple(loop.SETTINGS)  # what every training reads of config.train
+LARGEST_SEED = 2**63 - 1  # that PyTorch takes
+PRECISIONS = ("", "auto", "no", "fp16", "bf16", "fp8")
 SHARES = ("train.p_uncond", "train.ema_rate")
 # Tuples of so many numbers: (how many, whether () is one too, what they are).
 LENGTHS = {"optimizer.betas": (2, False, "two numbers in [0, 1), such as \"(0.9,0.99)\""),
@@ -31,8 +36,7 @@ LENGTHS = {"optimizer.betas": (2, False, "two numbers in [0, 1), such as \"(0.9,
            "dataset.cast": (3, False, "factors of red, green and blue, such as \"(1.0,0.9,0.7)\"")}
 # What an option may be named.
 CHOICES = {"denoiser.predicts": PREDICTIONS, "train.weighting": tuple(WEIGHTINGS),
-           "train.attention": ("auto", "sdpa", "math", "xformers"),
-           "train.mixed_precision": ("", "auto", "no", "fp16", "bf16", "fp8")}
+           "train.attention": ("auto", "sdpa", "math", "xformers")}
 # Kinds of networks of config.metrics.features.
 FEATURES = ("inception", "dinov2", "colour", "timm", "torchvision", "classifier")
 # Stands for sizes that only the data or a text encoder decide, while a network is checked without them.
@@ -94,6 +98,10 @@ def _value_fault(path, value):
             return f"config.{path} is {value}; it must not be negative"
         if path in SHARES and not 0 <= value <= 1:
             return f"config.{path} is {value}; it must lie between 0 and 1"
+    if path == "seed" and value > LARGEST_SEED:
+        return f"config.seed is {value}; it must be at most {LARGEST_SEED}"
+    if path == "train.mixed_precision" and value not in PRECISIONS:
+        return f"config.train.mixed_precision is {value!r}; known: {', '.join(PRECISIONS[1:])}, or '' for accelerate's"
     if path == "metrics.bootstrap" and (value < 0 or value == 1):
         return f"config.metrics.bootstrap is {value}; give at least 2 resamples, or 0 for no intervals"
     if path == "sample.labels" and value not in ("data", "balanced"):
@@ -138,9 +146,7 @@ def differing_types(former, config):
 
 
 def _section_faults(config, settings):
-    faults = []
-    if config.get("dataset", {}).get("name"):
-        faults += _refusal(data.list_options, config.dataset.name)
+    faults = _refusal(data.list_options, config.dataset.name) if "name" in config.get("dataset", {}) else []
     if "denoiser" in config and config.get("nnet", {}).get("name", backbones.NAMES[0]) not in backbones.NAMES:
         faults += _refusal(backbones.get, config.nnet.name)
     for section, room in (("codec", codecs), ("encoder", encoders)):

@@ -98,7 +98,7 @@ def complete(config, typed, settings=()):
     Args:
         config: ConfigDict, changed in place.
         typed: {dotted path: text} of the options on the command line, in their order.
-        settings: names of config.train that the script reads beside those of the loop; () where it trains nothing.
+        settings: names of config.train that the script reads; () where it trains nothing.
     Returns:
         {dotted path: what is wrong with it} of the options that nothing takes, with the nearest name.
     """
@@ -147,9 +147,7 @@ def _complete_section(config, name, chosen, settings):
         section.name = chosen["name"]
     call = called(name, section)
     if call is None:
-        unlisted = UNLISTED.get(name, {})
-        if name == "train" and settings:
-            unlisted = {key: value for key, value in unlisted.items() if key in settings}
+        unlisted = _unlisted(name, settings)
         for key in chosen:
             if key not in section and key in unlisted:
                 section[key] = unlisted[key]
@@ -187,6 +185,14 @@ def _complete_differing(section, chosen, call):
             section[key] = value
 
 
+def _unlisted(name, settings):
+    """The `UNLISTED` options of a section that a script reads: of config.train `settings` alone, where there are any."""
+    unlisted = UNLISTED.get(name, {})
+    if name == "train" and settings:
+        return {key: value for key, value in unlisted.items() if key in settings}
+    return unlisted
+
+
 def _signature(build, without=()):
     """{option: default} of a callable's own parameters."""
     parameters = inspect.signature(build).parameters.values()
@@ -222,11 +228,12 @@ def _unknown(config, path, settings=()):
             if call:
                 options = [*(["name"] if "name" in section else []), *call.options]
             elif depth == 1:
-                options += [each for each in UNLISTED.get(parts[0], {}) if each not in section
-                            and (parts[0] != "train" or not settings or each in settings)]
+                options += [each for each in _unlisted(parts[0], settings) if each not in section]
             return (f"{so_far} has no option {key!r}; it has {', '.join(options)}"
                     f"{_near(key, options, parts[0] if depth == 1 else '')}")
         section = section[key]
+    if hasattr(section, "keys"):
+        return f"config.{path} is a section: set its options, --config.{path}.OPTION=VALUE; it has {', '.join(section)}"
     return ""
 
 

@@ -24,6 +24,8 @@ flags.DEFINE_string("title", "", "heading of the page")
 
 def main(argv):
     options = flags.FLAGS
+    for workdir in options.workdirs:
+        cli.check_run(workdir, flag="workdirs", readable=True)
     page, faults = report.write_comparison(options.workdirs, options.out, names=options.names, name=options.name,
                                            title=options.title)
     for fault in faults:

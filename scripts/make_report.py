@@ -15,6 +15,7 @@ flags.DEFINE_string("workdir", None, "folder of the run", required=True)
 
 
 def main(_):
+    cli.check_run(flags.FLAGS.workdir)
     print(f"page: {report.write(flags.FLAGS.workdir)}")
 
 

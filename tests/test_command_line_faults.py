@@ -61,7 +61,7 @@ def test_folders_that_are_no_runs(inside, trained, tmp_path):
     done = inside("sample.py", fails=True)
     assert "--config=FILE is missing: name a file in configs/, or give the --workdir of a run" in done.stderr
     done = inside("scripts/make_report.py", f"--workdir={trained}s", fails=True)
-    assert f"{trained}s is no folder" in done.stderr
+    assert f'--workdir={trained}s does not exist. Did you mean "{trained}"?' in done.stderr
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"seed": 1,,}', "\x00\x01"])
@@ -113,7 +113,7 @@ def test_a_section_that_only_an_evaluation_reads(inside, trained, tmp_path):
     (("--n_samples=-3",), "--n_samples=-3: a whole number of at least 1 is needed"),
     (("--n_samples=few",), "--n_samples=few"), (("--sead=1",), "sead"), (("stray",), "unexpected argument 'stray'"),
     (("--config.seed=-1",), "config.seed is -1; it must not be negative"),
-    (("--config.sample.sample_steps=many",), "config.sample.sample_steps=many: invalid")])
+    (("--config.sample.sample_steps=many",), "--config.sample.sample_steps=many: a whole number is needed")])
 def test_options_out_of_range_are_named(inside, trained, options, words):
     done = inside("sample.py", f"--workdir={trained}", *options, fails=True)
     assert words in done.stderr and done.stderr.strip().count("\n") == 0, done.stderr
@@ -127,7 +127,7 @@ def test_the_default_number_of_images_stays(inside, trained, tmp_path):
 def test_a_file_in_place_of_the_run_folder(inside, tmp_path):
     (tmp_path / "run").write_text("x")
     done = inside("train.py", "--config=configs/phantom32_uvit_label.py", *TINY, f"--workdir={tmp_path / 'run'}", fails=True)
-    assert f"{tmp_path / 'run'} is there already and is no folder" in done.stderr
+    assert f"{tmp_path / 'run'} is a file where a folder is needed" in done.stderr
     done = inside("train.py", "--config=configs/phantom32_uvit_label.py", *TINY, f"--workdir={tmp_path / 'run' / 'below'}", fails=True)
     assert str(tmp_path / "run") in done.stderr and "a file where a folder is needed" in done.stderr
 
@@ -150,9 +150,11 @@ def test_full_disks_and_damaged_files_are_named_whoever_met_them(tmp_path):
     assert f"{file} could not be written: no space is left on the disk" in full and f"at {tmp_path}" in full and "MiB free" in full
     assert failing(SafetensorError("Error while serializing: No space left on device (os error 28)"), file).startswith(str(file))
     for error in (SafetensorError("Error while deserializing header: HeaderTooLarge"), zipfile.BadZipFile("File is not a zip file"),
-                  UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), EOFError(), json.JSONDecodeError("x", "y", 0)):
+                  EOFError(), json.JSONDecodeError("x", "y", 0)):
         text = failing(error, file)
         assert text.startswith(f"{file} cannot be read ({type(error).__name__}") and "damaged" in text
+    text = failing(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), file)
+    assert text.startswith(f"{file} is not text in UTF-8 (byte 1: invalid start byte). Save it as UTF-8")
     for error in (IndexError("list index out of range"), AssertionError("x"), AttributeError("no such")):
         assert "--verbosity=1 shows where" in failing(error, file)
     assert "[Errno 13]" in failing(PermissionError(13, "Permission denied", str(file)), file)

@@ -34,8 +34,13 @@ def choose_labels(asked, classes, n, *, conditional):
         return [label for label in range(len(classes)) for _ in range(n)]
     asked = _unquoted(asked) if asked not in classes else asked
     if asked and asked not in classes:
-        raise ValueError(f"--label={asked}: no such class; known: all, {', '.join(classes)}")
+        raise ValueError(f"--label={asked}: no such class; known: all, {', '.join(map(_quoted, classes))}")
     return [classes.index(asked)] * n if asked else [i % len(classes) for i in range(n)]
+
+
+def _quoted(name):
+    """A class's name as --label and --counts take it: in double quotes where it holds a comma or means something else."""
+    return '"' + name.replace('"', '""') + '"' if name == "all" or "," in name or '"' in name else name
 
 
 def _unquoted(name):
@@ -57,7 +62,7 @@ def count_labels(text, classes):
         name = _unquoted(name) if name not in classes else name
         if name not in classes or name in seen:
             raise ValueError(f"--counts={text}: {name or part!r} is {'there twice' if name in seen else 'no class'}; known: "
-                             f"{', '.join(classes)}; write class=number,class=number, and a name that holds a comma in double quotes: "
+                             f"{', '.join(map(_quoted, classes))}; write class=number,class=number, and a name that holds a comma in double quotes: "
                              "'\"a, b\"=5'")
         if not number.isdigit() or int(number) < 1:
             raise ValueError(f"--counts={text}: {number!r} images of {name}; a whole number of at least 1 is needed")
