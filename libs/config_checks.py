@@ -36,8 +36,7 @@ LENGTHS = {"optimizer.betas": (2, False, "two numbers in [0, 1), such as \"(0.9,
            "dataset.cast": (3, False, "factors of red, green and blue, such as \"(1.0,0.9,0.7)\"")}
 # What an option may be named.
 CHOICES = {"denoiser.predicts": PREDICTIONS, "train.weighting": tuple(WEIGHTINGS),
-           "train.attention": ("auto", "sdpa", "math", "xformers"),
-           "train.mixed_precision": ("", "auto", "no", "fp16", "bf16")}
+           "train.attention": ("auto", "sdpa", "math", "xformers")}
 # Kinds of networks of config.metrics.features.
 FEATURES = ("inception", "dinov2", "colour", "timm", "torchvision", "classifier")
 # Stands for sizes that only the data or a text encoder decide, while a network is checked without them.

@@ -62,6 +62,7 @@ _IN_SECTION = re.compile(r"(\b(?:set|give|by|with|use|or|choose another) )(confi
                          r"(?:='([^'\s]*)')?")
 _FOLLOWS = re.compile(r"\s+(?:leaves?|says|takes?|makes?|keeps?|pairs?)\b")
 _WEIGHTS = re.compile(r"give weights=(/[^\s,;)]*[^\s,;).])")  # of a feature network, which config.metrics.features names
+_UNTYPED_SECTIONS = ("pool",)  # raters' tools say pool.resolution, in messages and in the pool's own files
 _GENERAL = ("name", "path", "seed", "steps", "size", "dim", "weights")  # options of several sections, by their bare name
 
 
@@ -406,6 +407,8 @@ def name_options(text, config):
         if not (_LEADS.search(before) or _FOLLOWS.match(after)):
             return match[0]
         name, option, value = match[1], match[2], match[3]
+        if name in _UNTYPED_SECTIONS:
+            return match[0]
         name = name or of.get(option, "")
         if name not in config:
             return match[0]

@@ -15,7 +15,7 @@ SOURCES = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "libs").rglob("*.py")), *
 FULL = re.compile(r"config\.([a-z_0-9]+(?:\.[a-z_0-9]+)+)")
 BARE = re.compile(r"\b(?:set|or|give|by|use|see)\s+(?:([a-z_]+)\.)?([a-z_]+)=")
 PLACES = ("config.json", "config.yaml")  # files, which are no options
-PYTHON = {"weights"}  # of a feature network: metrics.features names it, see below
+PYTHON = {"weights", "name"}  # metrics.features names the first, see below; the one message of the second says config.dataset.name
 
 
 def texts(path):
@@ -91,12 +91,12 @@ def test_every_option_that_a_message_names_can_be_set(path):
 def test_options_that_libs_name_in_python_are_named_as_one_types_them(section, option):
     if option in PYTHON:
         return
-    said = f"set {section}.{option}=1" if section else f"set {option}=1"
+    advice = f"set {section}.{option}=1" if section else f"set {option}=1"
     for name in sorted(CONFIGS, key=lambda each: not each.startswith("folder")):
-        typed = re.fullmatch(r"set --config\.([\w.]+)=1", name_options(said, CONFIGS[name]))
+        typed = re.fullmatch(r"set --config\.([\w.]+)=1", name_options(advice, CONFIGS[name]))
         if typed and not accepted(typed[1]):
             return
-    raise AssertionError(f"{said}: no config has it; the message is {BARE_NAMES[section, option]!r}")
+    raise AssertionError(f"{advice}: no config has it; the message is {BARE_NAMES[section, option]!r}")
 
 
 def test_the_collection_sees_messages():
@@ -106,7 +106,7 @@ def test_the_collection_sees_messages():
 
 @pytest.mark.parametrize("config", ["folder64_uvit_label", "folder64_adm", "folder128_adm_classifier", "folder256_autoencoder",
                                     "folder64_vap", "folder64_downstream", "folder64_controlnet"])
-@pytest.mark.parametrize("said, typed", [
+@pytest.mark.parametrize("advice, typed", [
     ("20x20 pixels are smaller than resolution=64: remove it, lower the resolution, or set upscale=True",
      "--config.dataset.upscale=True"),
     ("x is a link out of the data folder: copy what it points to, or set follow_links=True", "--config.dataset.follow_links=True"),
@@ -117,8 +117,8 @@ def test_the_collection_sees_messages():
     ("the data have a split 'val' of their own: set holdout=0", "--config.dataset.holdout=0"),
     ("set dataset.weight_column='' if these are no weights of images", "--config.dataset.weight_column="),
     ("give window=(0, 200)", '--config.dataset.window="(0, 200)"')])
-def test_messages_of_data_name_options_of_every_config(config, said, typed):
-    message = name_options(said, CONFIGS[config])
+def test_messages_of_data_name_options_of_every_config(config, advice, typed):
+    message = name_options(advice, CONFIGS[config])
     assert typed in message and "smaller than --config" not in message
     config_of(f"configs/{config}.py", typed.replace('"', ""))
 
@@ -139,16 +139,16 @@ def test_a_message_that_a_user_meets_can_be_followed(inside, tmp_path):
 
 
 def test_a_filter_names_its_own_section_and_synthetic_images_theirs():
-    said = "or set upscale=True"
-    assert name_options(said, CONFIGS["filter_words"]) == "or set --config.pairs.upscale=True"
-    assert name_options(said, CONFIGS["isic_captions"]) == "or set --config.input.upscale=True"
-    told = name_options(f"config.synthetic: 3.png is small, {said}", CONFIGS["folder64_downstream"])
-    assert told.endswith("or set --config.synthetic.upscale=True")
+    advice = "or set upscale=True"
+    assert name_options(advice, CONFIGS["filter_words"]) == "or set --config.pairs.upscale=True"
+    assert name_options(advice, CONFIGS["isic_captions"]) == "or set --config.input.upscale=True"
+    message = name_options(f"config.synthetic: 3.png is small, {advice}", CONFIGS["folder64_downstream"])
+    assert message.endswith("or set --config.synthetic.upscale=True")
     config_of("configs/folder64_downstream.py", "--config.synthetic.upscale=True", "--config.synthetic.crop=pad")
     config_of("configs/filter_words.py", "--config.pairs.upscale=True")
 
 
 def test_weights_of_feature_networks_are_given_by_metrics_features():
-    said = "the weights pt_inception-2015-12-05-6726825d.pth are missing; give weights=/path/to/pt_inception-2015-12-05-6726825d.pth."
-    message = name_options(said, CONFIGS["folder64_uvit_label"])
+    advice = "the weights pt_inception-2015-12-05-6726825d.pth are missing; give weights=/path/to/pt_inception-2015-12-05-6726825d.pth."
+    message = name_options(advice, CONFIGS["folder64_uvit_label"])
     assert message.endswith("give --config.metrics.features=\"('inception@/path/to/pt_inception-2015-12-05-6726825d.pth',)\".")
