@@ -11,8 +11,8 @@ from libs import cli, config_options, pipeline
 from tests.command_lines import config_of
 
 UVIT = "configs/phantom32_uvit_label.py"
-TINY = ("--config.train.n_steps=1", "--config.train.batch_size=2", "--config.train.eval_interval=0", "--config.train.preview_interval=0",
-        "--config.train.validation_split=", "--config.dataset.size=8", "--config.nnet.embed_dim=32", "--config.nnet.depth=2",
+TINY = ("--config.train.n_steps=1", "--config.train.batch_size=2", "--config.train.eval_interval=0",
+        "--config.train.preview_interval=0", "--config.train.validation_split=", "--config.dataset.size=8", "--config.nnet.embed_dim=32", "--config.nnet.depth=2",
         "--config.nnet.num_heads=2", "--config.lr_scheduler.warmup_steps=0", "--config.train.workers=0",
         "--config.sample.sample_steps=1")
 SETTINGS = ("mode", "batch_size", "mixed_precision", "compile", "attention", "workers", "balanced", "weighting", "p_uncond", "ema_rate",
@@ -64,11 +64,16 @@ def test_lists_of_another_length_or_kind(file, option, words):
     ("train.mixed_precision=fp17", "config.train.mixed_precision is 'fp17'; known: auto, no, fp16, bf16"),
     ("nnet.patch_size=0", "config.nnet.patch_size is 0; it must be greater than 0"),
     ("nnet.img_size=-8", "config.nnet.img_size is -8; it must not be negative"),
-    ("nnet.in_chans=-1", "config.nnet.in_chans is -1; it must not be negative"),
+    ("seed=-1", "config.seed is -1; it must not be negative"), ("nnet.in_chans=-1", "config.nnet.in_chans is -1; it must not be negative"),
     ("dataset.name=", "data set name=''"), ("codec.name=kll", "kll")])
 def test_values_that_no_option_takes(option, words):
     text = refusal(UVIT, f"--config.{option}")
     assert words in text and "invalid literal" not in text and "overwrite the value" not in text
+
+
+def test_more_images_than_any_machine_makes(inside, trained):
+    done = inside("sample.py", f"--workdir={trained}", "--n_samples=99999999999999999999", fails=True)
+    assert done.stderr == "error: --n_samples=99999999999999999999: a whole number of at most 1000000000 is needed\n"
 
 
 def test_the_list_that_a_message_writes_is_one():

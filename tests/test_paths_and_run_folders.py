@@ -11,8 +11,8 @@ from libs import config_options
 from tests.command_lines import config_of
 from tests.conftest import ROOT
 
-TINY = ("--config.train.n_steps=1", "--config.train.batch_size=2", "--config.train.eval_interval=0", "--config.train.preview_interval=0",
-        "--config.train.validation_split=", "--config.dataset.size=8", "--config.nnet.embed_dim=32", "--config.nnet.depth=2",
+TINY = ("--config.train.n_steps=1", "--config.train.batch_size=2", "--config.train.eval_interval=0",
+        "--config.train.preview_interval=0", "--config.train.validation_split=", "--config.dataset.size=8", "--config.nnet.embed_dim=32", "--config.nnet.depth=2",
         "--config.nnet.num_heads=2", "--config.lr_scheduler.warmup_steps=0", "--config.train.workers=0",
         "--config.sample.sample_steps=1")
 
