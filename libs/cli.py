@@ -33,7 +33,9 @@ from libs import config_checks, config_options
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = "SETTINGS"  # name of a training script's tuple of what it reads of config.train
-SECTIONS = ("dataset", "nnet", "codec", "encoder", "schedule", "denoiser", "train", "optimizer", "lr_scheduler", "sample", "metrics")
+SECTIONS = ("dataset", "nnet", "codec", "encoder", "schedule", "denoiser", "train", "optimizer", "lr_scheduler",
+            "sample", "metrics")
+LARGEST_NUMBER = 10**9  # of images or the like, that a flag takes
 LEAST_SIMILAR = 0.5  # of a folder's name to the one that was typed, to be suggested
 
 _JSON_CONFIG = ROOT / "configs" / "from_run.py"
@@ -82,6 +84,8 @@ def main(script, **own_flags):
             value = flags.FLAGS[name].value
             if flags.FLAGS[name].present and value < limit:
                 raise ValueError(f"--{name}={value}: a whole number of at least {limit} is needed")
+            if name != "seed" and value > LARGEST_NUMBER:
+                raise ValueError(f"--{name}={value}: a whole number of at most {LARGEST_NUMBER} is needed")
         log_later = line.settle(config, typed)
         values = {name: flags.FLAGS[name].value for name in takes}
         if "workdir" in values and not values["workdir"]:
@@ -120,7 +124,8 @@ def _run(call, line=None):
         except Exception as error:
             logging.debug("", exc_info=True)
             rank = os.environ.get("RANK")
-            sys.exit(f"error{f' on process {rank}' if rank else ''}: {describe_error(error, line and line.config, line and line.file)}")
+            text = describe_error(error, line and line.config, line and line.file)
+            sys.exit(f"error{f' on process {rank}' if rank else ''}: {text}")
 
     app.run(guarded, flags_parser=parse)
 
@@ -192,18 +197,20 @@ def describe_missing_run(workdir, *, begins=False, weights=True, flag="workdir")
         flag: the option that names the folder.
     """
     folder = Path(workdir)
-    fault = f"--{flag}={workdir} " + ("does not exist" if not folder.exists() else
-                                      "holds no config.json, so that it is no run" if folder.is_dir() else "is no folder")
+    fault = f"--{flag}={workdir} " + (
+        "does not exist" if not folder.exists() else
+        "holds no config.json, so that it is no run" if folder.is_dir() else "is no folder")
     near = nearest_run(folder)
     hint = f'. Did you mean "{near}"?' if near else ""
     if begins:
         return f"{fault}{hint or '.'} To begin a run there --config=FILE is missing: name a file in configs/"
-    give = "give the folder of a run" + (", or its weights by --nnet_path together with --config=FILE" if weights else "")
+    give = "give the folder of a run"
+    give += ", or its weights by --nnet_path together with --config=FILE" if weights else ""
     return f"{fault}{hint or f': {give}'}"
 
 
 def check_run(workdir, *, flag="workdir", readable=False):
-    """Raise ValueError unless a folder holds something that a run of ours writes down; for scripts without a config.
+    """Raise ValueError unless a folder holds what a run of ours writes down; for scripts without a config.
 
     A run whose config.json was lost still has its records, and counts.
 
@@ -214,7 +221,8 @@ def check_run(workdir, *, flag="workdir", readable=False):
     """
     if readable and (Path(workdir) / "config.json").is_file():
         check_json(Path(workdir) / "config.json")
-    if not any((Path(workdir) / name).exists() for name in ("config.json", "run.json", "metrics.jsonl", "eval")):
+    records = ("config.json", "run.json", "metrics.jsonl", "eval")
+    if not any((Path(workdir) / name).exists() for name in records):
         raise ValueError(describe_missing_run(workdir, weights=False, flag=flag))
 
 
@@ -233,7 +241,8 @@ def nearest_run(folder):
         if (folder / "config.json").is_file():
             return str(folder)
     runs = [each.name for each in folder.parent.iterdir() if (each / "config.json").is_file()]
-    around = next((each for each in folder.parents if each != Path(".") and (each / "config.json").is_file()), None)
+    above = [each for each in folder.parents if each != Path(".")]
+    around = next((each for each in above if (each / "config.json").is_file()), None)
     if around is not None and folder.exists():  # a file or folder of a run
         return str(around)
     if folder.is_dir():
@@ -258,7 +267,8 @@ def read_config(path):
     if not file:
         raise ValueError("--config=FILE is missing: name a file in configs/")
     if Path(file).is_dir():
-        raise ValueError(f"--config={file} is a folder: name a file in it, such as --config=configs/phantom32_uvit_label.py")
+        raise ValueError(f"--config={file} is a folder: name a file in it, such as "
+                         "--config=configs/phantom32_uvit_label.py")
     if not Path(file).is_file():
         names = [each.name for each in (ROOT / "configs").glob("*.py")]
         near = difflib.get_close_matches(Path(file).name, names, 1)
@@ -277,7 +287,8 @@ def read_config(path):
             raise LookupError("it has no function get_config(), as the files in configs/ have it")
         config = get_config(*([argument] if argument else []))
     except SystemExit as error:
-        raise ValueError(f"--config={file} ends by itself (SystemExit: {error}): a config only returns its settings") from error
+        raise ValueError(f"--config={file} ends by itself (SystemExit: {error}): a config only returns its "
+                         "settings") from error
     except LookupError as error:
         line = traceback.extract_tb(error.__traceback__)[-1]
         at = f", line {line.lineno}" if Path(line.filename).name == Path(file).name else ""
@@ -301,9 +312,10 @@ def check_json(path):
         raise ValueError(f"{path}: no such file; give the config.json of a run, or its folder as --workdir")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        sections = [name for name in SECTIONS if not isinstance(content.get(name, {}), dict)] if isinstance(content, dict) else []
-        fault = "it holds no sections" if not isinstance(content, dict) else \
-            f"{sections[0]} is {content[sections[0]]!r} and no section" if sections else ""
+        fault = "" if isinstance(content, dict) else "it holds no sections"
+        for name in SECTIONS if not fault else ():
+            if not isinstance(content.get(name, {}), dict):
+                fault = fault or f"{name} is {content[name]!r} and no section"
     except ValueError as error:
         fault = str(error)
     if fault:
@@ -432,7 +444,8 @@ def describe_error(error, config=None, config_file=""):
 def _describe(error, config_file):
     file = _file_read(error)
     if isinstance(error, UnicodeDecodeError) and file:
-        return (f"{file} is not text in UTF-8 (byte {error.start + 1}: {error.reason}). Save it as UTF-8, or give another file")
+        return (f"{file} is not text in UTF-8 (byte {error.start + 1}: {error.reason}). Save it as UTF-8, or give "
+                "another file")
     if isinstance(error, _DAMAGED) or type(error).__name__ in _DAMAGED_BY_NAME:
         text = str(error).splitlines()[0] if str(error) else "it ends too early"
         if "No space left" in text:
@@ -472,11 +485,12 @@ def _describe_os_error(error, file):
 
 
 def _describe_full_disk(name):
-    folder = next((each for each in [Path(name), *Path(name).absolute().parents] if each.is_dir()), None) if name else None
+    places = [Path(name), *Path(name).absolute().parents] if name else []
+    folder = next((each for each in places if each.is_dir()), None)
     free = f" ({shutil.disk_usage(folder).free / 2**20:.0f} MiB free at {folder})" if folder else ""
     what = "a file" if not name else f"a file in {name}" if folder == Path(name) else name
-    return (f"{what} could not be written: no space is left on the disk{free}. Make room, or choose a folder on another disk, and "
-            "give the same command again")
+    return (f"{what} could not be written: no space is left on the disk{free}. Make room, or choose a folder on "
+            "another disk, and give the same command again")
 
 
 def _file_read(error):
@@ -484,10 +498,12 @@ def _file_read(error):
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in reversed(frames):
         values = frame.f_locals
-        for key in ("path", "file", "filename", "name", "source", "table", "folder", "out", "output", "target", "input_path", "self"):
+        for key in ("path", "file", "filename", "name", "source", "table", "folder", "out", "output", "target",
+                    "input_path", "self"):  # the last of pathlib's own functions
             value = values.get(key)
             if isinstance(value, (str, Path)) and str(value) and len(str(value)) < 4096 and "\0" not in str(value) \
-                    and (os.path.sep in str(value) or isinstance(value, Path)) and (Path(value).exists() or Path(value).parent.is_dir()) \
+                    and (os.path.sep in str(value) or isinstance(value, Path)) \
+                    and (Path(value).exists() or Path(value).parent.is_dir()) \
                     and Path(value).suffix != ".py":
                 return str(value)
     return ""
@@ -506,10 +522,11 @@ def _describe_missing(section, config_file):
     """That the file of --config lacks 'config.metrics', and what to do."""
     file, _, saved = config_file.partition(":")
     if saved:
-        return (f"{saved} has no {section}, which this script reads. Give the config that the run was begun with: "
-                "--config=configs/FILE.py and its options")
+        return (f"{saved} has no {section}, which this script reads. Give the config that the run was begun "
+                "with: --config=configs/FILE.py and its options")
     what = "the section" if section.count(".") == 1 else "it"
-    return f"{file or 'the config'} has no {section}, which this script reads: add {what}, as the other files in configs/ have it"
+    return (f"{file or 'the config'} has no {section}, which this script reads: add {what}, as the other files in "
+            "configs/ have it")
 
 
 def _missing_section(error):
@@ -531,7 +548,8 @@ def _describe_flag_error(error):
     if isinstance(error, flags.UnrecognizedFlagError):
         options = _own_flags()
         close = difflib.get_close_matches(error.flagname, options, n=1)
-        return (f"--{error.flagname}: this script has no such option; it has {', '.join(f'--{name}' for name in options)}"
+        takes = ", ".join(f"--{name}" for name in options)
+        return (f"--{error.flagname}: this script has no such option; it has {takes}"
                 + (f'. Did you mean "--{close[0]}"?' if close else ""))
     missing = re.match(r"--(\w+)=None: Flag --\w+ must have a value", text)
     if missing:
@@ -540,7 +558,7 @@ def _describe_flag_error(error):
     if tuple_text:
         parts = [part.strip().strip("'\"") for part in tuple_text[2].strip("()[]").split(",") if part.strip()]
         texts = not any(part[:1].isdigit() or part[:1] in "+-." for part in parts)
-        listed = f"({','.join(map(repr, parts))}{',' if len(parts) == 1 else ''})" if parts and texts else "(A,B)"
+        listed = str(tuple(parts)).replace("', '", "','") if parts and texts else "(A,B)"
         return f"--{tuple_text[1]}={tuple_text[2]} is not a list: write it as --{tuple_text[1]}=\"{listed}\""
     kinds = {"invalid literal for int": "a whole number is needed", "could not convert string to float": "a number is needed",
              "Non-boolean argument": "True or False is needed"}
@@ -552,8 +570,8 @@ def _describe_flag_error(error):
 def _own_flags():
     """Names of the options of this script, without those that absl brings."""
     groups = flags.FLAGS.flags_by_module_dict().items()
-    names = [flag.name for module, group in groups if not module.startswith("absl") for flag in group if "." not in flag.name]
-    return sorted(dict.fromkeys(names))
+    names = {flag.name for module, group in groups if not module.startswith("absl") for flag in group}
+    return sorted(name for name in names if "." not in name)
 
 
 def _keep_printing():

@@ -16,12 +16,12 @@ from libs.metrics import suite
 # Dotted names, wherever they occur in a config, and what their number must satisfy.
 POSITIVE = ("train.batch_size", "train.n_steps", "train.accumulation", "train.keep_checkpoints", "optimizer.lr",
             "sample.sample_steps", "sample.n_samples", "sample.mini_batch_size", "metrics.sample_steps", "metrics.n_samples",
-            "train.validation_size", "dataset.resolution", "nnet.embed_dim", "nnet.depth", "nnet.num_heads", "nnet.mlp_ratio",
-            "nnet.patch_size")
+            "train.validation_size", "dataset.resolution", "nnet.embed_dim", "nnet.depth", "nnet.num_heads",
+            "nnet.mlp_ratio", "nnet.patch_size")
 NOT_NEGATIVE = ("seed", "train.log_interval", "train.eval_interval", "train.save_interval", "train.preview_interval",
                 "train.validation_interval", "train.workers", "train.grad_clip", "optimizer.weight_decay",
-                "lr_scheduler.warmup_steps", "sample.guidance", *(f"nnet.{key}" for key in (*config_options.SIDES,
-                                                                                             *config_options.CHANNELS)))
+                "lr_scheduler.warmup_steps", "sample.guidance",
+                *(f"nnet.{key}" for key in (*config_options.SIDES, *config_options.CHANNELS)))
 LOOP_SETTINGS = tuple(loop.SETTINGS)  # what every training reads of config.train
 LARGEST_SEED = 2**63 - 1  # that PyTorch takes
 PRECISIONS = ("", "auto", "no", "fp16", "bf16")

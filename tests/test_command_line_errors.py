@@ -11,11 +11,13 @@ from libs import cli, config_options, pipeline
 from tests.command_lines import config_of
 
 UVIT = "configs/phantom32_uvit_label.py"
-TINY = ("--config.train.n_steps=1", "--config.train.batch_size=2", "--config.train.eval_interval=0", "--config.train.preview_interval=0",
-        "--config.train.validation_split=", "--config.dataset.size=8", "--config.nnet.embed_dim=32", "--config.nnet.depth=2",
+TINY = ("--config.train.n_steps=1", "--config.train.batch_size=2", "--config.train.eval_interval=0",
+        "--config.train.preview_interval=0", "--config.train.validation_split=", "--config.dataset.size=8",
+        "--config.nnet.embed_dim=32", "--config.nnet.depth=2",
         "--config.nnet.num_heads=2", "--config.lr_scheduler.warmup_steps=0", "--config.train.workers=0",
         "--config.sample.sample_steps=1")
-SETTINGS = ("mode", "batch_size", "mixed_precision", "compile", "attention", "workers", "balanced", "weighting", "p_uncond", "ema_rate",
+SETTINGS = ("mode", "batch_size", "mixed_precision", "compile", "attention", "workers", "balanced",
+            "weighting", "p_uncond", "ema_rate",
             "ema_warmup", "grad_clip", "init", "validation_split", "validation_size")
 
 
@@ -36,39 +38,55 @@ def refusal(file, *options, settings=SETTINGS):
 
 
 @pytest.mark.parametrize("file, option, words", [
-    (UVIT, "optimizer.betas=0.9", "config.optimizer.betas is (0.9,); it must be two numbers in [0, 1), such as \"(0.9,0.99)\""),
-    (UVIT, "optimizer.betas=(0.9,0.9,0.9)", "it must be two numbers"), (UVIT, "optimizer.betas=abc", "it must be two numbers"),
-    (UVIT, "optimizer.betas=()", "it must be two numbers"), (UVIT, "optimizer.betas=(0.9,1.0)", "two numbers in [0, 1)"),
+    (UVIT, "optimizer.betas=0.9",
+     "config.optimizer.betas is (0.9,); it must be two numbers in [0, 1), such as \"(0.9,0.99)\""),
+    (UVIT, "optimizer.betas=(0.9,0.9,0.9)", "it must be two numbers"),
+    (UVIT, "optimizer.betas=abc", "it must be two numbers"),
+    (UVIT, "optimizer.betas=()", "it must be two numbers"),
+    (UVIT, "optimizer.betas=(0.9,1.0)", "two numbers in [0, 1)"),
     (UVIT, "optimizer.betas=('a','b')", "it must be two numbers"),
-    (UVIT, "sample.guidance_interval=0.5", "config.sample.guidance_interval is (0.5,); it must be (from, to)"),
+    (UVIT, "sample.guidance_interval=0.5",
+     "config.sample.guidance_interval is (0.5,); it must be (from, to)"),
     (UVIT, "dataset.cast=1.0", "factors of red, green and blue"),
-    ("configs/folder64_unet_label.py", "dataset.window=4095", "config.dataset.window is (4095,); it must be (low, high)"),
+    ("configs/folder64_unet_label.py", "dataset.window=4095",
+     "config.dataset.window is (4095,); it must be (low, high)"),
     ("configs/folder64_unet_label.py", "dataset.window=(0,1,2)", "(low, high) in raw grey levels"),
-    ("configs/phantom32_unet_label.py", "nnet.block_out_channels=64", "give as many widths as down_block_types"),
-    ("configs/phantom32_unet_label.py", "nnet.down_block_types=DownBlock2D", "down_block_types has 1 entries"),
+    ("configs/phantom32_unet_label.py", "nnet.block_out_channels=64",
+     "give as many widths as down_block_types"),
+    ("configs/phantom32_unet_label.py", "nnet.down_block_types=DownBlock2D",
+     "down_block_types has 1 entries"),
     (UVIT, "metrics.features=5", "it must be texts, such as \"('classifier',)\"")])
 def test_lists_of_another_length_or_kind(file, option, words):
     assert words in refusal(file, f"--config.{option}", settings=())
 
 
 @pytest.mark.parametrize("option, words", [
-    ("metrics.features=~/net,colour", "=~/net,colour is not a list: write it as --config.metrics.features=\"('~/net','colour')\""),
+    ("metrics.features=~/net,colour",
+     "=~/net,colour is not a list: write it as --config.metrics.features=\"('~/net','colour')\""),
     ("metrics.features=a b", "write it as --config.metrics.features=\"('a b',)\""),
     ("sample.guidance_interval=0.1,0.5x", "write it as --config.sample.guidance_interval=\"(A,B)\""),
     ("metrics.n_samples=1e3", "--config.metrics.n_samples=1e3: a whole number is needed"),
     ("optimizer.lr=", "--config.optimizer.lr=: a number is needed"),
     ("nnet.use_checkpoint=maybe", "--config.nnet.use_checkpoint=maybe: True or False is needed"),
-    ("train=5", "config.train is a section: set its options, --config.train.OPTION=VALUE; it has accumulation"),
+    ("train=5",
+     "config.train is a section: set its options, --config.train.OPTION=VALUE; it has accumulation"),
     ("dataset=folder", "config.dataset is a section"), ("sample", "config.sample is a section"),
-    ("seed=99999999999999999999", "config.seed is 99999999999999999999; it must be at most 9223372036854775807"),
+    ("seed=99999999999999999999",
+     "config.seed is 99999999999999999999; it must be at most 9223372036854775807"),
     ("train.mixed_precision=fp17", "config.train.mixed_precision is 'fp17'; known: auto, no, fp16, bf16"),
     ("nnet.patch_size=0", "config.nnet.patch_size is 0; it must be greater than 0"),
     ("nnet.img_size=-8", "config.nnet.img_size is -8; it must not be negative"),
+    ("seed=-1", "config.seed is -1; it must not be negative"),
     ("nnet.in_chans=-1", "config.nnet.in_chans is -1; it must not be negative"),
     ("dataset.name=", "data set name=''"), ("codec.name=kll", "kll")])
 def test_values_that_no_option_takes(option, words):
     text = refusal(UVIT, f"--config.{option}")
     assert words in text and "invalid literal" not in text and "overwrite the value" not in text
+
+
+def test_more_images_than_any_machine_makes(inside, trained):
+    done = inside("sample.py", f"--workdir={trained}", "--n_samples=99999999999999999999", fails=True)
+    assert done.stderr == "error: --n_samples=99999999999999999999: a whole number of at most 1000000000 is needed\n"
 
 
 def test_the_list_that_a_message_writes_is_one():
@@ -92,9 +110,12 @@ def test_two_configs():
 
 
 @pytest.mark.parametrize("content, words", [
-    ("x = 1\n", "it has no function get_config()"), ("import sys\nsys.exit(3)\n", "ends by itself (SystemExit: 3)"),
-    ("def get_config():\n    return {}['a']\n", "line 2: KeyError: 'a'"), ("import nowhere_at_all\n", "line 1: ModuleNotFoundError"),
-    ("def get_config():\n    return 1 / 0\n", "line 2: ZeroDivisionError"), ("def get_config(\n", "is no Python"),
+    ("x = 1\n", "it has no function get_config()"), ("import sys\nsys.exit(3)\n",
+                                                     "ends by itself (SystemExit: 3)"),
+    ("def get_config():\n    return {}['a']\n", "line 2: KeyError: 'a'"),
+    ("import nowhere_at_all\n", "line 1: ModuleNotFoundError"),
+    ("def get_config():\n    return 1 / 0\n", "line 2: ZeroDivisionError"),
+    ("def get_config(\n", "is no Python"),
     ("def get_config():\n    return 5\n", "get_config() returns no ConfigDict")])
 def test_configs_of_one_s_own(tmp_path, content, words):
     (tmp_path / "own.py").write_text(content)
@@ -102,8 +123,10 @@ def test_configs_of_one_s_own(tmp_path, content, words):
     assert text.startswith(f"--config={tmp_path / 'own.py'}") and words in text and "\n" not in text
 
 
-@pytest.mark.parametrize("file, words", [("README.md", "is not a Python file"), ("configs", "is a folder: name a file in it"),
-                                         ("phantom32_uvit_label", 'Did you mean "configs/phantom32_uvit_label.py"?')])
+@pytest.mark.parametrize("file, words", [("README.md", "is not a Python file"), ("configs",
+                                                                                 "is a folder: name a file in it"),
+                                         ("phantom32_uvit_label",
+                                          'Did you mean "configs/phantom32_uvit_label.py"?')])
 def test_what_is_no_config(file, words):
     assert words in refusal(file)
 
@@ -131,8 +154,10 @@ def test_prompts_in_another_encoding(inside, trained, tmp_path):
 
 def test_files_in_place_of_folders(inside, trained, tmp_path):
     (tmp_path / "file").write_text("x")
-    for name, *options in (("sample.py", f"--workdir={trained}", "--label=all", f"--config.sample.path={tmp_path / 'file'}"),
-                           ("scripts/export_images.py", f"--config={UVIT}", "--config.dataset.size=2", f"--output={tmp_path / 'file'}")):
+    for name, *options in (("sample.py", f"--workdir={trained}", "--label=all",
+                            f"--config.sample.path={tmp_path / 'file'}"),
+                           ("scripts/export_images.py", f"--config={UVIT}", "--config.dataset.size=2",
+                            f"--output={tmp_path / 'file'}")):
         done = inside(name, *options, fails=True)
         assert f"{tmp_path / 'file'} is a file where a folder is needed: choose another place, or take it away" in done.stderr
         assert "File exists'" not in done.stderr
@@ -184,20 +209,25 @@ def test_classes_are_listed_as_they_are_typed():
     with pytest.raises(ValueError) as error:
         pipeline.count_labels("m=1", classes)
     listed = re.search(r"known: (.*?); write", str(error.value))[1]
-    assert pipeline.count_labels(",".join(f"{name}=1" for name in ('"all"', '"a, b=c"', '"so ""x"""', "n")), classes) == [0, 1, 2, 3]
+    assert pipeline.count_labels(",".join(f"{name}=1" for name in ('"all"', '"a, b=c"', '"so ""x"""', "n")),
+                                 classes) == [0, 1, 2, 3]
     assert listed == '"all", "a, b=c", "so ""x""", n'
 
 
 def test_a_class_called_all_is_sampled_alone(inside, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     classes = (tmp_path / "run" / "classes.json").read_text()
-    (tmp_path / "run" / "classes.json").write_text(classes.replace("nevus", "all").replace("melanoma", "a, b=c"))
-    for label, names in (('"all"', ["all"]), ("all", ["a, b=c", "all", "angioma", "dermatofibroma"]), ("a, b=c", ["a, b=c"])):
+    (tmp_path / "run" / "classes.json").write_text(classes.replace("nevus", "all").replace("melanoma",
+                                                                                           "a, b=c"))
+    for label, names in (('"all"', ["all"]), ("all", ["a, b=c", "all", "angioma", "dermatofibroma"]),
+                         ("a, b=c", ["a, b=c"])):
         out = tmp_path / f"made{len(names)}{len(label)}"
-        inside("sample.py", f"--nnet_path={tmp_path / 'run'}", f"--workdir={tmp_path / 'run'}", f"--label={label}", "--n_samples=1",
+        inside("sample.py", f"--nnet_path={tmp_path / 'run'}", f"--workdir={tmp_path / 'run'}",
+               f"--label={label}", "--n_samples=1",
                f"--config.sample.path={out}")
         assert len(list(out.glob("0*.png"))) == len(names)
-    inside("sample.py", f"--workdir={tmp_path / 'run'}", '--counts="a, b=c"=2,all=1', f"--config.sample.path={tmp_path / 'counted'}")
+    inside("sample.py", f"--workdir={tmp_path / 'run'}", '--counts="a, b=c"=2,all=1',
+           f"--config.sample.path={tmp_path / 'counted'}")
     assert len(list((tmp_path / "counted").glob("0*.png"))) == 3
 
 

@@ -40,8 +40,8 @@ def export(folder, sampler, classes) -> Path:
         from libs.backbones.unet_sd import StableDiffusionUNet
         from libs.pipeline import exporting_sd
         if not isinstance(net, StableDiffusionUNet):
-            raise ValueError(f"diffusers has no network like {type(net).__name__}: only runs of unet_label, controlnet, unet_sd and "
-                             "pixart (config.nnet.name) become a pipeline. Sample this one with sample.py")
+            raise ValueError(f"diffusers has no network like {type(net).__name__}: only runs of unet_label, "
+                             "controlnet, unet_sd and pixart (config.nnet.name) become a pipeline. Sample this one with sample.py")
         return exporting_sd.export(folder, sampler, classes)
     if any(weight.dtype != torch.float32 for weight in net.parameters()):
         logging.warning("%s: the weights were rounded to sample with, and are written so; open the network in float32 to avoid it",

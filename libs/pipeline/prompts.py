@@ -41,7 +41,7 @@ def choose_labels(asked, classes, n, *, conditional):
 
 
 def _quoted(name):
-    """A class's name as --label and --counts take it: in double quotes where it holds a comma or means something else."""
+    """A class's name as --label and --counts take it: in double quotes where it would mean something else."""
     return '"' + name.replace('"', '""') + '"' if name == "all" or "," in name or '"' in name else name
 
 
