@@ -149,7 +149,7 @@ def test_prompts_in_another_encoding(inside, trained, tmp_path):
                                                "Save it as UTF-8, or give another file")
     done = inside("scripts/extract_test_prompt_feature.py", "--config=configs/mscoco_uvit_small.py",
                   f"--input_path={tmp_path / 'prompts.txt'}", fails=True)
-    assert f"{tmp_path / 'prompts.txt'} is not text in UTF-8" in done.stderr
+    assert f"error: {tmp_path / 'prompts.txt'}: not UTF-8 text (byte 1): save it as UTF-8" in done.stderr
 
 
 def test_files_in_place_of_folders(inside, trained, tmp_path):

@@ -263,7 +263,7 @@ class Faulty(Noise):
 
 @pytest.mark.parametrize("way, fault", [
     ("leave", r"a data worker died at step 0 \(exit code 0\)"),
-    ("hang", r"the data workers live, but made no batch for step 0 in 0.3 s.*Try workers=0"),
+    ("hang", r"the data workers live, but made no batch for step 0 in 0.3 s.*set workers=0"),
     ("raise", "a tensor of the wrong shape")])
 def test_workers_that_leave_hang_or_fail(way, fault, monkeypatch):
     monkeypatch.setattr(data.loader, "LOOK", 0.1)

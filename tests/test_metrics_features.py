@@ -112,7 +112,7 @@ def test_weights_that_would_run_code_or_do_not_fit_are_refused(tmp_path):
 
     path = tmp_path / "harmful.pth"
     path.write_bytes(pickle.dumps(Harmful()))
-    with pytest.raises(ValueError, match="cannot be read as weights"):
+    with pytest.raises(ValueError, match="cannot be read safely as weights"):
         extractor("torchvision:resnet18", weights=str(path))
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="does not hold the weights of this network"):

@@ -207,7 +207,7 @@ def test_a_run_whose_config_lacks_a_section(at_home, home, tmp_path, section, sc
     del content[section]
     saved.write_text(json.dumps(content))
     done = at_home(script, f"--workdir={tmp_path / 'run'}", fails=True)
-    assert done.stderr.startswith(f"error: {saved} has no config.{section}, which this script reads. Give the config")
+    assert f"error: {saved} has no config.{section}, which this script reads. Give the config" in done.stderr
 
 
 def test_a_flag_without_its_value(at_home):

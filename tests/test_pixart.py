@@ -270,7 +270,7 @@ def test_parts_that_do_not_belong_together(config, tmp_path):
 def test_the_scheduler_and_the_config_must_agree(config, folder, tmp_path):
     stable_diffusion.check(config)
     for section, key, value, message in [
-            ("schedule", "name", "cosine", "beta_schedule=linear.*name='linear'"), ("denoiser", "predicts", "v", "predict epsilon"),
+            ("schedule", "name", "cosine", "beta_schedule=linear.*--config.schedule.name=linear"), ("denoiser", "predicts", "v", "predict epsilon"),
             ("denoiser", "learned_var", True, "learned_var is True.*set it to False")]:
         wrong = copy.deepcopy(config)
         with wrong.unlocked():

@@ -21,6 +21,17 @@ TINY = ("--config=configs/phantom32_uvit_label.py", "--config.nnet.embed_dim=32"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
 
 
+@pytest.fixture(autouse=True)
+def signals_of_a_terminal():
+    """Signals as a program at a terminal meets them: what starts the tests, such as nohup or a job in the
+    background, may have Ctrl-C and a hangup ignored, which a program that it starts would inherit."""
+    before = {number: signal.signal(number, handler) for number, handler in (
+        (signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL))}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def start(folder, *options, **how):
     return subprocess.Popen([sys.executable, "train.py", *TINY, *options, f"--workdir={folder}"], cwd=ROOT, text=True,
                             **{"env": ENVIRONMENT, "stderr": subprocess.PIPE, "start_new_session": True, **how})

@@ -157,7 +157,7 @@ def test_the_scheduler_and_the_config_must_agree(config, folder, tmp_path, caplo
     said = json.loads(file.read_text()) | {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
     file.write_text(json.dumps(said))
     config.denoiser.predicts = "v"
-    with pytest.raises(ValueError, match="other noise levels.*name='linear'"):
+    with pytest.raises(ValueError, match="other noise levels.*--config.schedule.name=linear"):
         stable_diffusion.check(config)
     shutil.rmtree(other / "scheduler")
     with pytest.raises(FileNotFoundError, match="lacks scheduler/"):

@@ -259,7 +259,8 @@ def unlisted(found):
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
         below = os.path.relpath(place, found.root).replace(os.sep, "/")
         images += [posixpath.normpath(f"{below}/{name}") for name in files
-                  if name.lower().endswith(IMAGES) and not name.startswith(".")]
+                   if name.lower().endswith(IMAGES) and not name.startswith(".")
+                   and not name.lower().endswith(".npy")]  # beside a table: arrays of a feature store, rather
     return sorted((name for name in set(images) - known if not is_ignored(name, found.ignore_files)),
                   key=natural)
 

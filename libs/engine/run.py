@@ -391,6 +391,23 @@ def read_json(path, default):
     return files.read_json(path) if Path(path).is_file() else default
 
 
+def saved_config(folder):
+    """What the config.json of a run holds, as a dict; {} where there is none, or where it is damaged.
+
+    A damaged one is logged and not refused: for scripts that read a run, and were given a config by --config.
+    """
+    try:
+        content = read_json(Path(folder) / "config.json", {})
+        fault = "" if isinstance(content, dict) and all(isinstance(content.get(name, {}), dict) for name in fixed.SECTIONS) \
+            else f"{Path(folder) / 'config.json'} holds no sections: it is damaged"
+    except ValueError as error:
+        fault = str(error)
+    if fault:
+        logging.warning("%s. The config of the command line is used", fault)
+        return {}
+    return content
+
+
 def last_session(folder):
     """What run.json says of the last session of a run: command, precision, tf32, ...; {} where there is none."""
     sessions = read_json(Path(folder) / "run.json", {})

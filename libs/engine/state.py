@@ -17,6 +17,7 @@ import torch
 from libs import files
 from libs.engine import checkpoint, foreign, optim
 from libs.engine.finite import check_finite
+from libs.engine.run import read_json
 from libs.engine.frozen import frozen_of, hash_with_frozen
 
 MOST_START = 0.05  # share of an average that may be the weights that the training began with
@@ -134,8 +135,7 @@ class State:
         if found is None:
             return None
         folder, tensors, record = found
-        settings = self.run.folder / "config.json"
-        began_with = files.read_json(settings).get("optimizer", {}).get("name", "") if settings.is_file() else ""
+        began_with = read_json(self.run.folder / "config.json", {}).get("optimizer", {}).get("name", "")
         optim.check_moments(self.optimizer, {key.split(".", 1)[0] for key in tensors["optimizer"]}, folder, began_with)
         _load_into(self.module, tensors["nnet"], self.names, folder)
         _load_into(self.ema, tensors["nnet_ema"], self.names, folder)

@@ -174,7 +174,7 @@ def evaluate_run(config, workdir, nnet_path, seed, name, npz=""):
     ending += "" if trained.weights.get("averaged", True) else "_raw"
     rejection = run.main_first(lambda: open_filter(config, run.device))
     ending += f"_{rejection.words}" if rejection else ""
-    ending += _guided_otherwise(trained.sampler, config.sample, engine.read_json(Path(workdir) / "config.json", {}))
+    ending += _guided_otherwise(trained.sampler, config.sample, engine.saved_config(Path(workdir)))
     sides, unscored, warning = _sides(run, config, trained.dataset)
     result = evaluate(run, trained.sampler, config, trained.dataset, n=config.sample.n_samples, seed=seed, step=trained.step,
                       nnet=trained.source, prompts=trained.prompts, sides=sides, unscored=unscored, rejection=rejection,

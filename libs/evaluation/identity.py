@@ -62,7 +62,7 @@ def check_identity(home, now, config):
     if before is None:
         log_unknown(home, now)
         return
-    then, here = engine.read_json(home / "config.json", {}), json.loads(config.to_json_best_effort())
+    then, here = engine.saved_config(home), json.loads(config.to_json_best_effort())
     refuse(home, before, now, chosen=_chosen(then, here))
 
 
@@ -140,7 +140,7 @@ def _of_older_run(home, config):
 
 def _scale_of(home):
     """{'scale_factor': number} that a run's config.json gives; {} where it left that to the autoencoder."""
-    given = engine.read_json(home / "config.json", {}).get("codec", {}).get("scale_factor", 0.0)
+    given = engine.saved_config(home).get("codec", {}).get("scale_factor", 0.0)
     return {"scale_factor": given} if given else {}
 
 

@@ -133,7 +133,7 @@ def begin_with_lora(config, net):
     """
     weights, _, source = engine.load_weights(config.train.init)
     warn_of_average(source, advice="train it longer, or with --config.train.ema_warmup=True")
-    of_run = engine.read_json(source.parent.parent / "config.json", {}).get("nnet", {})  # where it is a checkpoint of ours
+    of_run = engine.saved_config(source.parent.parent).get("nnet", {})  # where it is a checkpoint of ours
     said = {"lora_alpha": of_run.get("lora_alpha", 8.0) or of_run["lora_rank"],
             "use_rslora": of_run.get("use_rslora", False)} if of_run.get("lora_rank") else {}
     stable_diffusion.check_adapter(config, engine.adapter_settings(source) or said)
@@ -163,7 +163,7 @@ def base_weights(config, classes, codec):
     if known and config.train.mode == "cond" and list(known) != list(classes):
         raise ValueError(f"{source} was trained on the classes {list(known)}, the data have {list(classes)}: give the data those "
                          "classes, in this order, by config.dataset.classes")
-    before = engine.read_json(home / "config.json", {}) if home else {}
+    before = engine.saved_config(home) if home else {}
     now = json.loads(config.to_json_best_effort())
     for section in ("schedule", "denoiser", "codec", "nnet"):
         for key, value in before.get(section, {}).items():
