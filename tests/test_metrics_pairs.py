@@ -185,8 +185,8 @@ def test_warnings_say_when_images_are_few():
     assert "few for a Fréchet" in metrics.sample_size_warning(500, 64)
     assert metrics.sample_size_warning(2048, 64) == ""
     said = metrics.warnings(3, 8, feature="a", real=0, classes=False)
-    assert len(said) == 3 and "no kid, pr, dc" in said[1] and "no class probabilities" in said[2]
-    assert any("too few for pr" in each for each in metrics.warnings(3, 8, feature="a", real=100))
+    assert len(said) == 3 and "no KID, precision and recall, density and coverage" in said[1] and "no class probabilities" in said[2]
+    assert any("too few for precision and recall" in each for each in metrics.warnings(3, 8, feature="a", real=100))
     assert metrics.warnings(20_000, 8, feature="a", names=("fd", "kid")) == []
 
 
@@ -223,7 +223,7 @@ def test_kid_of_subsets_stands_beside_kid_where_asked():
     assert many["high"] - many["low"] == pytest.approx(one["high"] - one["low"])
     assert "kid_subsets" not in metrics.suite.NAMES
     metrics.check_names(("fd", "kid_subsets"))
-    assert "too few for kid_subsets" in metrics.warnings(1, 6, feature="a", names=("kid_subsets",), real=9)[0]
+    assert "too few for KID over subsets" in metrics.warnings(1, 6, feature="a", names=("kid_subsets",), real=9)[0]
 
 
 def test_only_inception_is_called_fid_and_statistics_allow_nothing_else():

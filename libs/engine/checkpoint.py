@@ -95,6 +95,15 @@ def verify(folder):
             raise ValueError(f"checkpoint {folder} is damaged: the content of {name} has changed since it was written")
 
 
+def is_whole(folder):
+    """Whether a checkpoint folder is as its manifest says."""
+    try:
+        verify(folder)
+    except ValueError:
+        return False
+    return True
+
+
 def read_manifest(folder):
     """{file name: {'bytes', 'sha256'}} of a checkpoint folder; ValueError if the manifest itself is damaged."""
     try:

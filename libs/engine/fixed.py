@@ -12,6 +12,10 @@ FREE = ("use_checkpoint", "decode_batch", "path", "subfolder", "any_size", "atte
 AS_GIVEN = ("num_classes", "img_size", "image_size", "input_size", "sample_size", "in_chans", "in_channels",
             "out_channels", "channels", "conditioning_channels", "scale_factor", "lora_alpha")
 
+# What options of config.dataset give where those are 0.
+OF_DATA = {"resolution": ("img_size", "image_size", "input_size", "sample_size"),
+           "channels": ("in_chans", "in_channels", "out_channels", "channels")}
+
 
 def differences(before, now):
     """The fixed settings in which two configs differ: a list of (option, value before, value now), as plain dicts of JSON.
@@ -29,12 +33,22 @@ def differences(before, now):
 
 def check(before, now, folder):
     """Raise ValueError where a run with weights in `folder` would go on with other fixed settings; names options and values."""
-    differing = differences(before, now)
+    differing = _by_data(differences(before, now), before, now)
     if differing:
         lines = "; ".join(f"`--config.{option}={_typed(new)}`, which was {_typed(old)}" for option, old, new in differing)
         back = " ".join(f"--config.{option}={_typed(old)}" for option, old, _ in differing)
         raise ValueError(f"{folder} holds weights that were trained with other settings: {lines}. They decide what "
                          f"the weights mean and stay for the life of a run. Set {back}, or give another --workdir")
+
+
+def _by_data(differing, before, now):
+    """The differences, with the option of config.dataset in place of the sizes and channels that follow from it."""
+    for key, following in OF_DATA.items():
+        old, new = ((config.get("dataset") or {}).get(key) for config in (before, now))
+        rest = [each for each in differing if each[0].rsplit(".", 1)[-1] not in following]
+        if len(rest) < len(differing) and old and new and old != new:
+            differing = [(f"dataset.{key}", old, new), *rest]
+    return differing
 
 
 def _of(before, now, path):

@@ -343,8 +343,8 @@ def _is_best(state, scores, metric, judged=()):
     # Every process holds the same numbers: evaluation ends with a gather, not with an opinion of rank 0.
     judged = list(judged) or sorted(scores)
     if state.best and state.best["judged_by"] != judged:
-        logging.warning("the best checkpoint so far was judged by other scores (%s); the search begins anew",
-                        ", ".join(state.best["judged_by"]))
+        logging.warning("the best checkpoint so far was judged by other scores (%s) than now (%s); the search begins anew",
+                        ", ".join(state.best["judged_by"]), ", ".join(judged))
         state.best = {}
     if math.isfinite(scores[metric]) and scores[metric] < state.best.get("value", math.inf):
         state.best = {"step": state.step, "metric": metric, "value": scores[metric], "judged_by": judged}

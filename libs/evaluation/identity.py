@@ -35,7 +35,8 @@ def record_identity(run, codec, encoder=None):
     if run.resumes:
         if before is None:
             refuse(run.folder, {"codec": _scale_of(run.folder)}, now)
-            log_unknown(run.folder, now)
+            log_unknown(run.folder, now, recorded=True)
+            run.record(IDENTITY, now)
         else:
             refuse(run.folder, before, now)
             run.record(IDENTITY, before)
@@ -66,13 +67,14 @@ def check_identity(home, now, config):
     refuse(home, before, now, chosen=_chosen(then, here))
 
 
-def log_unknown(home, now):
-    """Say of a run of latents that it does not say its autoencoder."""
+def log_unknown(home, now, recorded=False):
+    """Say of a run of latents that it does not say its autoencoder; `recorded`: it does from now on."""
     parts = {"autoencoder": now["codec"]["name"] != "Pixels", "text encoder": bool(now["encoder"])}
     if any(parts.values()):
         what = " and ".join(name for name, used in parts.items() if used)
-        logging.info("%s is older than %s: this run does not say its %s, so that another one would not be "
-                     "noticed", home, IDENTITY, what)
+        end = ("whether it is the one that the run began with is not known. The present one is recorded as the "
+               "training goes on" if recorded else "so that another one would not be noticed")
+        logging.info("%s is older than %s: this run does not say its %s, %s", home, IDENTITY, what, end)
 
 
 def refuse(home, before, now, chosen=()):

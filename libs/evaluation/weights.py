@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from libs import engine
+from libs.engine import checkpoint
 from libs.engine.checkpoint import MANIFEST, steps
 
 AVERAGE, RAW = WEIGHTS = ("average", "raw")
@@ -95,7 +96,7 @@ def log_newer(path, source, step):
     if source.resolve() == asked or not (source / MANIFEST).is_file():
         return
     newest = max(steps(source.parent), default=step)
-    if newest > step:
+    if newest > step and checkpoint.is_whole(source.parent / f"{newest}.ckpt"):  # a damaged one was named in the log
         logging.info("step %d has the best score of this run and is used; for the newest weights: "
                      "--nnet_path=%s", step,
                      shlex.quote(str(source.parent / f"{newest}.ckpt")))

@@ -14,6 +14,12 @@ FEWEST = {
     "pr": (4, 4),
     "dc": (2, 6),
 }  # generated, real: k + 1 for neighbourhoods
+IN_WORDS = {
+    "kid": "KID",
+    "kid_subsets": "KID over subsets",
+    "pr": "precision and recall",
+    "dc": "density and coverage",
+}
 
 
 def frechet_name(feature):
@@ -188,18 +194,22 @@ def warnings(n, dims, *, feature, names=NAMES, real=None, limit=10_000, classes=
     pairwise = [name for name in names if name in ("kid", "kid_subsets", "pr", "dc")]
     if real == 0 and pairwise:
         said.append(
-            f"{feature}: only mean and covariance of the real images are known, so no {', '.join(pairwise)}"
+            f"{feature}: only mean and covariance of the real images are known, so no {_in_words(pairwise)}"
         )
     elif real is not None:
         few = [name for name in pairwise if not _enough(name, n, real)]
         said.append(
-            f"{feature}: {n} generated and {real} real images are too few for {', '.join(few)}" if few else ""
+            f"{feature}: {n} generated and {real} real images are too few for {_in_words(few)}" if few else ""
         )
     if ("pr" in names or "dc" in names) and max(n, real or 0) > limit:
         said.append(f"{feature}: neighbours were sought among {limit} images at most")
     if "is" in names and not classes:
         said.append(f"{feature} gives no class probabilities, so no Inception score")
     return [sentence for sentence in said if sentence]
+
+
+def _in_words(names):
+    return ", ".join(IN_WORDS[name] for name in names)
 
 
 def _enough(name, n, real):

@@ -72,10 +72,17 @@ def _plain(config):
     return config
 
 
+# Options of config.dataset by which the images of --input_path are read, as those of the training were.
+INPUT_OPTIONS = ("window", "upscale", "crop", "unlisted_files", "follow_links", "ignore_files", "mask_like_files",
+                 "doubled_files")
+
+
 def open_images(config, path, shape):
     """(the images to carry, as the network takes them, and where they come from)."""
     if path:
-        own = {name: config.dataset[name] for name in ("window", "upscale") if name in config.dataset}
+        own = {name: config.dataset[name] for name in INPUT_OPTIONS if name in config.dataset}
+        if own.get("crop") == "random":  # of a training: an image has one result
+            own.pop("crop")
         return data.get("folder", path=path, channels=shape[0], resolution=shape[1], **own), Path(path)
     source = Path(config.dataset.get("path", "") or config.dataset.name)
     dataset = data.at_hand(config.dataset)
