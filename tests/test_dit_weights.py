@@ -251,7 +251,7 @@ def test_a_training_from_other_weights_resumes_and_is_sampled(file, tmp_path, ca
     assert trained.step == 3 and images.shape == (2, 3, 16, 16) and len(weights[table]) == classes + 1
     # a run of another size is no resume, and its own checkpoint tells its size
     config.nnet.input_size, config.train.n_steps, config.dataset.resolution = 8, 4, 8
-    with pytest.raises(ValueError, match="`--config.nnet.input_size=8`, which was 16. .*another --workdir"):
+    with pytest.raises(ValueError, match="`--config.dataset.resolution=8`, which was 16. .*another --workdir"):
         train_dit.train(config, str(tmp_path / "run"))
     config.train.init, config.train.init_without = str(tmp_path / "run"), ()
     with pytest.raises(ValueError, match=r"input_size=16 in place of 8.*init_without=\"\('pos_embed',\)\""):

@@ -61,6 +61,7 @@ def at(page, number):
     """Wait for the page of the image of this number."""
     from playwright.sync_api import expect
     expect(page).to_have_title(f"Image {number} of 6")
+    page.wait_for_load_state("load")  # the title is there before the script that listens for keys
 
 
 def keys(page, *names):
